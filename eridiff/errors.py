@@ -1,0 +1,72 @@
+"""Errors that a user can act on.
+
+EridiffError
+├── ConfigError    a key of params.yaml or local.yaml is unknown, of a wrong type, or does not fit another
+├── DataError      a picture, a caption or a table is missing, unreadable or contradicts another
+├── BaseError      weights are missing, of another kind, or not the ones that the pointer names
+├── StoreError     the store cannot be read or written, or an entry in it is damaged
+├── TrainError     training cannot start or go on
+└── ExportError    the exported file would not load everywhere at the trained strength
+"""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+
+
+class EridiffError(Exception):
+    """A mistake that the user can mend: names the file or field, the value, the choices, the way out."""
+
+
+class ConfigError(EridiffError):
+    """A key of params.yaml or local.yaml is unknown, of a wrong type, or does not fit another."""
+
+
+class DataError(EridiffError):
+    """A picture, a caption or a table is missing, unreadable or contradicts another."""
+
+
+class BaseError(EridiffError):
+    """Weights are missing, of another kind, or not the ones that the pointer names."""
+
+
+class StoreError(EridiffError):
+    """The store cannot be read or written, or an entry in it is damaged."""
+
+
+class TrainError(EridiffError):
+    """Training cannot start or go on."""
+
+
+class ExportError(EridiffError):
+    """The exported file would not load everywhere at the trained strength."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the nearest known name and all choices, as the end of an error message."""
+    choices = sorted(known)
+    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return f"{hint} Known: {', '.join(choices) if choices else '(none)'}."
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a stage or command: a user's mistake ends it with one message and exit code 1.
+
+    A stage ended by a signal must exit non-zero: DVC would otherwise commit half a result.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except EridiffError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,80 @@
+"""Where things are on this machine: the checkout, local.yaml, the store. Nothing here changes a result."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from eridiff.config import Section, read_yaml, validate
+from eridiff.errors import ConfigError
+
+
+class LocalConfig(Section):
+    """Settings of one machine (`local.yaml`, untracked). None of them changes a byte of a result."""
+
+    store: str | None = None
+    """Folder of the store. The environment variable ERIDIFF_STORE wins; default: ~/.cache/eridiff/store."""
+    device: str | None = None
+    """Where models run: `cuda`, `cuda:1`, `cpu`. The environment variable ERIDIFF_DEVICE wins."""
+    bases: dict[str, str] = Field(default_factory=dict)
+    """Base name -> folder that holds its weights on this machine."""
+    model_folders: tuple[str, ...] = ()
+    """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower, the same numbers."""
+    preview_every: Annotated[int, Field(ge=0)] = 0
+    """Draw the sample prompts every N training steps into runs/previews (0: never)."""
+    state_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between two states from which a killed training resumes."""
+
+
+def find_upward(name: str, start: Path | None = None) -> Path | None:
+    """The nearest folder at or above `start` (default: the current one) that holds `name`."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / name).exists():
+            return folder
+    return None
+
+
+def checkout_root(start: Path | None = None) -> Path:
+    """The checkout's top folder, found upward from the current one: a project lies in projects/NAME.
+
+    Raises: ConfigError where no folder above is a checkout.
+    """
+    folder = find_upward("eridiff/families", start)
+    if folder is None:
+        raise ConfigError(f"{start or Path.cwd()} is not inside an eridiff checkout: run this from the checkout.")
+    return folder
+
+
+def bases_dir() -> Path:
+    """The folder of base pointers, shared by the checkout's own pipeline and every project."""
+    return checkout_root() / "data" / "bases"
+
+
+def load_local() -> LocalConfig:
+    """Read the nearest local.yaml at or above the current folder; all defaults where there is none.
+
+    Upward, so that the checkout's file also holds in projects and in `dvc exp` workspaces, which lie
+    inside the checkout and see no untracked file.
+    """
+    folder = find_upward("local.yaml")
+    if folder is None:
+        return LocalConfig()
+    path = folder / "local.yaml"
+    return validate(LocalConfig, read_yaml(path) or {}, where=path.name, prefix="")
+
+
+def store_root() -> Path:
+    """The store's folder: ERIDIFF_STORE, else local.yaml's `store`, else the user's cache folder."""
+    chosen = os.environ.get("ERIDIFF_STORE") or load_local().store
+    if chosen:
+        return Path(chosen).expanduser()
+    return user_cache() / "store"
+
+
+def user_cache() -> Path:
+    """This user's cache folder of eridiff."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eridiff"

@@ -1,0 +1,251 @@
+"""The content-addressed store: one folder of entries that projects, experiments and machines may share.
+
+    STORE/FORMAT                      'eridiff-store 1'
+    STORE/KIND/entries/ab/KEY.safetensors    an entry just encoded, not yet in a shard
+    STORE/KIND/shards/ID.safetensors         many entries; ID is a digest of the keys and checksums in it
+    STORE/pixels/ID.tsv                      file digest <tab> pixel digest, one immutable file a batch
+    STORE/runs/TRAIN_KEY/                    state from which a killed training resumes
+
+KIND is `latents` or `texts`. A key is the digest of everything that the value depends on; these parts stand
+beside the tensors, so that any difference can be named. Entries and shards have one format: safetensors, the
+tensors named KEY.NAME, and in the metadata a checksum and the parts of each key. Files are written to a
+temporary name and renamed, never changed: any number of processes may fill one store.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eridiff.errors import DataError, StoreError
+from eridiff.files import atomic_write, canonical_json, digest_json, link_or_copy, write_text
+from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
+
+FORMAT = "eridiff-store 1\n"
+SHARD_BYTES = 64 << 20
+Parts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an entry lies: the file, its checksum, and the parts of its key."""
+
+    path: Path
+    checksum: str
+    parts: Parts
+    size: int
+
+
+def entry_key(parts: Parts) -> str:
+    """The key of an entry: the digest of everything that its value depends on."""
+    return digest_json(parts)
+
+
+def checksum(tensors: Mapping[str, RawTensor]) -> str:
+    """Checksum of one entry's tensors, by which a reader finds damage."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name}\0{tensors[name].dtype}\0{list(tensors[name].shape)}\0".encode())
+        digest.update(tensors[name].data)
+    return digest.hexdigest()
+
+
+def shard_metadata(entries: Mapping[str, tuple[str, Parts]]) -> dict[str, str]:
+    """The metadata of an entry or shard file: key -> (checksum, parts); parts equal in all are written once."""
+    all_parts = [parts for _, parts in entries.values()]
+    shared = {k: v for k, v in all_parts[0].items() if all(k in p and p[k] == v for p in all_parts)}
+    own = {
+        key: {"sum": total, "parts": {k: v for k, v in parts.items() if k not in shared}}
+        for key, (total, parts) in entries.items()
+    }
+    return {"eridiff": canonical_json({"format": 1, "shared": shared, "entries": own})}
+
+
+def read_catalogue(file: TensorFile) -> dict[str, Location]:
+    """The entries of one entry or shard file, from its header alone.
+
+    Raises: StoreError where the file is none of the store's.
+    """
+    try:
+        record = json.loads(file.metadata["eridiff"])
+        shared, entries = record["shared"], record["entries"]
+    except (KeyError, ValueError):
+        raise StoreError(f"{file.path} is no shard of an eridiff store.") from None
+    sizes: dict[str, int] = dict.fromkeys(entries, 0)
+    for name in file.header:
+        sizes[name.split(".", 1)[0]] += file.size(name)
+    return {
+        key: Location(file.path, entry["sum"], {**shared, **entry["parts"]}, sizes[key])
+        for key, entry in entries.items()
+    }
+
+
+def read_entry(file: TensorFile, key: str, expected: str) -> dict[str, RawTensor]:
+    """The tensors of one entry, checked.
+
+    Raises: StoreError that names the file where the bytes are not those that were written.
+    """
+    tensors = {name.split(".", 1)[1]: file.raw(name) for name in file.names if name.startswith(f"{key}.")}
+    if checksum(tensors) != expected:
+        raise StoreError(
+            f"{file.path} is damaged: entry {key[:12]} does not match its checksum. Remove the file, and the "
+            "stage's out, and run `dvc repro`."
+        )
+    return tensors
+
+
+class Store:
+    """One kind of entries in a store; reads the catalogue once, when first asked."""
+
+    def __init__(self, root: Path, kind: str) -> None:
+        self.root = root
+        self.folder = root / kind
+        self._catalogue: dict[str, Location] | None = None
+        _check_format(root)
+
+    @property
+    def catalogue(self) -> dict[str, Location]:
+        """Every key in the store and where its entry lies; shards in sorted order, the first wins."""
+        if self._catalogue is None:
+            self._catalogue = {}
+            files = sorted(self.folder.glob("shards/*.safetensors"))
+            files += sorted(self.folder.glob("entries/*/*.safetensors"))
+            for path in files:
+                self._add(path)
+        return self._catalogue
+
+    def _add(self, path: Path) -> None:
+        """Add a file's entries to the catalogue. A file that another process moved meanwhile is skipped."""
+        assert self._catalogue is not None
+        try:
+            entries = read_catalogue(TensorFile(path))
+        except FileNotFoundError:
+            return
+        except DataError as error:
+            raise StoreError(f"{error} Remove it: what it held is encoded again.") from None
+        for key, location in entries.items():
+            self._catalogue.setdefault(key, location)
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that the store lacks, sorted, each once."""
+        return sorted(set(keys) - set(self.catalogue))
+
+    def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+        """Add one entry, atomically. What is there already is kept: an entry never changes."""
+        if key in self.catalogue:
+            return
+        total = checksum(tensors)
+        path = self.folder / "entries" / key[:2] / f"{key}.safetensors"
+        named = {f"{key}.{name}": tensor for name, tensor in tensors.items()}
+        try:
+            write_tensors(path, named, shard_metadata({key: (total, parts)}))
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror}.") from None
+        self.catalogue[key] = Location(path, total, parts, sum(len(t.data) for t in tensors.values()))
+
+    def get(self, key: str) -> dict[str, RawTensor]:
+        """The tensors of one entry, checked against its checksum."""
+        location = self.catalogue[key]
+        return read_entry(TensorFile(location.path), key, location.checksum)
+
+    def adopt(self, shards: Iterable[Path]) -> int:
+        """Take in shards that lie elsewhere (a stage's own earlier output); returns how many keys were new."""
+        before = len(self.catalogue)
+        for path in shards:
+            file = TensorFile(path)
+            entries = read_catalogue(file)
+            if set(entries) <= set(self.catalogue):
+                continue
+            for key, location in entries.items():
+                read_entry(file, key, location.checksum)
+            target = self._shard_path({key: location.checksum for key, location in entries.items()})
+            link_or_copy(path, target)
+            self._add(target)
+        return len(self.catalogue) - before
+
+    def publish(self, keys: Iterable[str], out: Path) -> dict[str, str]:
+        """Fill the folder `out` with hardlinked shards that hold exactly these keys; returns key -> file name.
+
+        The shards are a function of the set of keys: one, or split into 16 by the next digit of the key
+        wherever one would be larger than SHARD_BYTES.
+        """
+        sizes = {key: self.catalogue[key].size for key in set(keys)}
+        placed: dict[str, str] = {}
+        for prefix, members in sorted(split_keys(sizes).items()):
+            name = f"shard-{prefix or 'all'}.safetensors"
+            link_or_copy(self._shard(members), out / name)
+            placed |= dict.fromkeys(members, name)
+        return placed
+
+    def _shard(self, keys: list[str]) -> Path:
+        """The store's shard of exactly these keys; written if there is none, its loose entries then removed."""
+        entries = {key: self.catalogue[key] for key in keys}
+        path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
+        if not path.exists():
+            tensors: dict[str, RawTensor] = {}
+            files = {entry.path: TensorFile(entry.path) for entry in entries.values()}
+            for key, entry in entries.items():
+                read = read_entry(files[entry.path], key, entry.checksum)
+                tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
+            write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()}))
+        for key, entry in entries.items():
+            if entry.path.parent.parent.name == "entries":
+                entry.path.unlink(missing_ok=True)
+                self.catalogue[key] = Location(path, entry.checksum, entry.parts, entry.size)
+        return path
+
+    def _shard_path(self, checksums: Mapping[str, str]) -> Path:
+        return self.folder / "shards" / f"{digest_json(dict(checksums))}.safetensors"
+
+
+def split_keys(sizes: Mapping[str, int], prefix: str = "") -> dict[str, list[str]]:
+    """Prefix -> sorted keys, each group at most SHARD_BYTES unless it is a single entry."""
+    keys = sorted(sizes)
+    if not keys:
+        return {}
+    if len(keys) == 1 or sum(sizes.values()) <= SHARD_BYTES:
+        return {prefix: keys}
+    groups: dict[str, list[str]] = {}
+    for digit in "0123456789abcdef":
+        part = {key: sizes[key] for key in keys if key.startswith(prefix + digit)}
+        groups |= split_keys(part, prefix + digit)
+    return groups
+
+
+class PixelDigests:
+    """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "pixels"
+        self.known: dict[str, str] = {}
+        for path in sorted(self.folder.glob("*.tsv")):
+            for line in path.read_text("utf-8").splitlines():
+                file_digest, pixel_digest = line.split("\t")
+                self.known[file_digest] = pixel_digest
+
+    def learn(self, digests: Mapping[str, str]) -> None:
+        """Remember new digests in one immutable file, named by its content."""
+        new = {key: value for key, value in digests.items() if key not in self.known}
+        if new:
+            text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
+            write_text(self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.tsv", text)
+            self.known |= new
+
+
+def _check_format(root: Path) -> None:
+    """Make the store's marker, or refuse a folder that is something else."""
+    marker = root / "FORMAT"
+    try:
+        found = marker.read_text("utf-8") if marker.exists() else None
+        if found is None:
+            with atomic_write(marker) as file:
+                file.write(FORMAT.encode())
+    except OSError as error:
+        raise StoreError(
+            f"the store {root} cannot be used: {error.strerror}. Choose another with ERIDIFF_STORE or `store:` "
+            "in local.yaml."
+        ) from None
+    if found is not None and found != FORMAT:
+        raise StoreError(f"{marker} says {found.strip()!r}; this eridiff reads {FORMAT.strip()!r}.")

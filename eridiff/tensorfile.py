@@ -1,0 +1,159 @@
+"""safetensors files, written by one function so that equal tensors give equal bytes.
+
+The library writes metadata in the order of a hash map that differs from process to process; here the header
+is canonical: metadata first, keys sorted, tensors in the order of (item size descending, name). The files are
+ordinary safetensors. Reading needs no torch; a tensor is a dtype, a shape and bytes until torch asks for it.
+"""
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from eridiff.errors import DataError
+from eridiff.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_SIZE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_SIZE |= {"F8_E4M3": 1, "F8_E5M2": 1}
+TORCH_NAMES = {"F64": "float64", "I64": "int64", "F32": "float32", "I32": "int32", "F16": "float16"}
+TORCH_NAMES |= {"BF16": "bfloat16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+TORCH_NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+MAX_HEADER_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as it lies in a file: dtype by its safetensors name, shape, little-endian bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+    def torch(self) -> "torch.Tensor":
+        """A torch tensor with a copy of the data, on the CPU."""
+        import torch
+
+        dtype = getattr(torch, TORCH_NAMES[self.dtype])
+        if not self.data:
+            return torch.empty(self.shape, dtype=dtype)
+        return torch.frombuffer(bytearray(self.data), dtype=dtype).reshape(self.shape)
+
+
+def raw_tensor(tensor: "torch.Tensor") -> RawTensor:
+    """The bytes of a torch tensor (any device, any strides)."""
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    names = {getattr(torch, value): key for key, value in TORCH_NAMES.items()}
+    data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return RawTensor(names[tensor.dtype], tuple(tensor.shape), data)
+
+
+def raw_tensors(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, RawTensor]:
+    """`raw_tensor` over a mapping."""
+    return {name: raw_tensor(tensor) for name, tensor in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; the bytes are a function of the arguments alone."""
+    with atomic_write(path) as file:
+        write_tensors_to(file, tensors, metadata)
+
+
+def write_tensors_to(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+    """`write_tensors` into an open file; tensor data is streamed, never joined in memory."""
+    names = sorted(tensors, key=lambda name: (-ITEM_SIZE[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + len(tensor.data)
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # data starts aligned to 8 bytes, so that it can be mapped
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in names:
+        file.write(tensors[name].data)
+
+
+class TensorFile:
+    """A safetensors file, memory-mapped: the header at once, each tensor's bytes when asked for.
+
+    Raises: DataError where the file is truncated or is no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            self.header, self._start = _read_header(file, path, size)
+        self.metadata: dict[str, str] = self.header.pop("__metadata__", {})
+        ends = [info["data_offsets"][1] for info in self.header.values()]
+        if self._start + max(ends, default=0) != size:
+            raise DataError(
+                f"{path} is damaged: {size} bytes, but its header speaks of {self._start + max(ends, default=0)}."
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.header
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, sorted."""
+        return sorted(self.header)
+
+    @cached_property
+    def _map(self) -> memoryview:
+        with open(self.path, "rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def raw(self, name: str) -> RawTensor:
+        """One tensor as a view of the mapped file."""
+        info = self.header[name]
+        begin, end = info["data_offsets"]
+        data = self._map[self._start + begin : self._start + end]
+        return RawTensor(info["dtype"], tuple(info["shape"]), data)
+
+    def size(self, name: str) -> int:
+        """Bytes of one tensor."""
+        begin, end = self.header[name]["data_offsets"]
+        return int(end - begin)
+
+
+def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The header as a dict and the offset at which tensor data starts."""
+    first = file.read(8)
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else MAX_HEADER_BYTES
+    if length >= min(MAX_HEADER_BYTES, size):
+        raise DataError(f"{path} is no whole safetensors file ({size} bytes).")
+    try:
+        header = json.loads(file.read(length))
+    except ValueError:
+        raise DataError(f"{path} is damaged: its header cannot be read.") from None
+    return header, 8 + length
+
+
+def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
+    """All tensors of a safetensors file, on the CPU."""
+    file = TensorFile(path)
+    return {name: file.raw(name).torch() for name in file.names}
+
+
+def digest_tensors(tensors: Mapping[str, RawTensor]) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes: what a set of weights is, whatever file holds it."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
