@@ -1,0 +1,120 @@
+"""Families: one folder each, found by its name; this file is the protocol that a folder's family.py fulfils.
+
+A family is three files: family.py (latents, objective, LoRA targets, loading, text, predict), keys.py (two-way
+key tables) and workflow.py (the ComfyUI graph). Modules are the implementation: no class, no registry.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from eridiff.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
+
+    from eridiff.sources import ModelSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Where each crop of a batch comes from: what a denoiser may be told about its picture's geometry."""
+
+    original: Sequence[tuple[int, int]]  # (width, height) of the whole picture
+    crop: Sequence[tuple[int, int]]  # (left, top) of the crop in the resized picture
+    target: tuple[int, int]  # (width, height) of the bucket
+
+
+class Family(Protocol):
+    """What every eridiff/families/NAME/family.py defines at module level."""
+
+    OBJECTIVE: Literal["ddpm", "flow"]
+    PIPELINE: str  # class name in diffusers, by which a model folder is recognised
+    PARTS: Mapping[str, tuple[str, ...]]  # part -> components (folders of diffusers' layout)
+    DENOISER: str  # component that is trained, and the prefix of its LoRA keys
+    SIDE_MULTIPLE: int  # sides of pictures must be multiples of this many pixels
+    PATCH: int  # latent pixels a side of one image token
+    TARGETS: Mapping[str, str]  # preset name -> regular expression over full module names
+    SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]]  # name in params -> (diffusers class, config changes)
+    MAX_TOKENS: tuple[int, ...]  # choices of text.max_tokens; the first is the default
+    GUIDANCE: bool  # whether the denoiser may take an embedded guidance value
+    VAE_ENCODE: int  # raised by hand when encode_latents gives other values
+    TEXT_ENCODE: int  # raised by hand when encode_text gives other values
+
+    def dead_modules(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+        """Full names of a denoiser's modules that never get a gradient -> reason; from the denoiser's config."""
+
+    def load_vae(self, source: "ModelSource", dtype: "torch.dtype") -> "nn.Module":
+        """The VAE, frozen, in eval mode, on the CPU."""
+
+    def load_text_encoders(self, source: "ModelSource", dtype: "torch.dtype") -> "TextEncoders":
+        """Tokenizers and text encoders, frozen, on the CPU."""
+
+    def load_denoiser(self, source: "ModelSource", dtype: "torch.dtype") -> "nn.Module":
+        """The denoiser, on the CPU."""
+
+    def load_pipeline(self, source: "ModelSource", dtype: "torch.dtype", scheduler: str) -> "DiffusionPipeline":
+        """The whole pipeline with a scheduler of SCHEDULERS, on the CPU."""
+
+    def encode_text(self, encoders: "TextEncoders", captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:
+        """Captions -> named embeddings with batch first, equal to the pipeline's encode_prompt."""
+
+    def tokens_lost(self, encoders: "TextEncoders", caption: str, max_tokens: int) -> int:
+        """How many tokens of a caption no encoder sees: 0 where at least one encoder takes it whole."""
+
+    def predict(
+        self,
+        denoiser: "nn.Module",
+        noisy_latents: "Tensor",
+        level: "Tensor",
+        text: Mapping[str, "Tensor"],
+        sizes: Sizes,
+        guidance: float,
+    ) -> "Tensor":
+        """The denoiser's answer [B, C, H, W] for noisy latents at timesteps (ddpm) or sigmas (flow) [B]."""
+
+
+@dataclass(frozen=True)
+class TextEncoders:
+    """Tokenizers and encoders by their component names."""
+
+    tokenizers: Mapping[str, Any]
+    encoders: Mapping[str, "nn.Module"]
+
+    def to(self, device: "torch.device") -> "TextEncoders":
+        """Move the encoders to a device."""
+        for encoder in self.encoders.values():
+            encoder.to(device)
+        return self
+
+
+def family_names() -> list[str]:
+    """Names of all families: the folders beside this file."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/family.py"))
+
+
+def load_family(name: str) -> Family:
+    """The module eridiff.families.NAME.family.
+
+    Raises: ConfigError for an unknown family, with those that exist.
+    """
+    if name not in family_names():
+        raise ConfigError(f"params.yaml: model.family is '{name}', which is no family.{did_you_mean(name, family_names())}")
+    return cast(Family, importlib.import_module(f"eridiff.families.{name}.family"))
+
+
+def load_keys(name: str) -> "Keys":
+    """The module eridiff.families.NAME.keys."""
+    load_family(name)
+    return cast(Keys, importlib.import_module(f"eridiff.families.{name}.keys"))
+
+
+class Keys(Protocol):
+    """What every eridiff/families/NAME/keys.py defines at module level."""
+
+    def canonical(self, component: str, name: str) -> str:
+        """The canonical name of a tensor of a component's file, so that equal weights have equal digests."""

@@ -1,0 +1,1 @@
+"""SDXL: UNet, CLIP-L and OpenCLIP-G, denoising diffusion."""

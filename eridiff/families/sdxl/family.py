@@ -1,0 +1,131 @@
+"""SDXL (Podell et al. 2023): UNet over 4-channel latents, told of sizes and crops through time_ids.
+
+Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, P pooled width.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers
+from eridiff.families import Sizes, TextEncoders
+from eridiff.schedulers import Spec, make_scheduler
+from eridiff.sources import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+OBJECTIVE: Literal["ddpm", "flow"] = "ddpm"
+PIPELINE = "StableDiffusionXLPipeline"
+PARTS = {
+    "vae": ("vae",),
+    "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    "denoiser": ("unet", "scheduler"),
+}
+DENOISER = "unet"
+SIDE_MULTIPLE = 8  # the VAE's factor
+PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used for the shift of flows
+MAX_TOKENS = (77,)
+GUIDANCE = False
+VAE_ENCODE = 1
+TEXT_ENCODE = 1
+
+_BLOCK = r".*\.attentions\.\d+\.transformer_blocks\.\d+\."
+TARGETS = {
+    "attention": _BLOCK + r"attn[12]\.(to_q|to_k|to_v|to_out\.0)",
+    "all-linear": (
+        r".*\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
+        r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)))"
+    ),
+}
+SCHEDULERS: dict[str, Spec] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
+    """None: every linear module of the UNet gets a gradient."""
+    return {}
+
+
+def load_vae(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
+    """The VAE, frozen, in eval mode, on the CPU."""
+    from diffusers import AutoencoderKL
+
+    return load_component(AutoencoderKL, source, "vae", dtype)
+
+
+def load_text_encoders(source: ModelSource, dtype: "torch.dtype") -> TextEncoders:
+    """CLIP-L and OpenCLIP-G with their tokenizers, on the CPU."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    return TextEncoders(
+        tokenizers=load_tokenizers({"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}, source),
+        encoders={name: load_component(kind, source, name, dtype) for name, kind in kinds.items()},
+    )
+
+
+def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
+    """The UNet, frozen, on the CPU."""
+    from diffusers import UNet2DConditionModel
+
+    return load_component(UNet2DConditionModel, source, "unet", dtype)
+
+
+def load_pipeline(source: ModelSource, dtype: "torch.dtype", scheduler: str) -> Any:
+    """StableDiffusionXLPipeline with a scheduler of SCHEDULERS, on the CPU."""
+    from diffusers import StableDiffusionXLPipeline
+
+    text = load_text_encoders(source, dtype)
+    return StableDiffusionXLPipeline(
+        vae=load_vae(source, dtype),
+        unet=load_denoiser(source, dtype),
+        scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
+        **text.tokenizers,
+        **text.encoders,
+        add_watermarker=False,
+    )
+
+
+def encode_text(encoders: TextEncoders, captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:
+    """prompt_embeds [B, 77, D] (both hidden_states[-2] joined) and pooled_prompt_embeds [B, P] (of OpenCLIP-G)."""
+    hidden, first = join_hidden_states(encoders.encoders.values(), encoders.tokenizers.values(), captions)
+    return {"prompt_embeds": hidden, "pooled_prompt_embeds": first[1]}
+
+
+def tokens_lost(encoders: TextEncoders, caption: str, max_tokens: int) -> int:
+    """Tokens beyond CLIP's 77, which no encoder sees."""
+    return count_lost(encoders.tokenizers["tokenizer"], caption, 77)
+
+
+def predict(
+    denoiser: "nn.Module",
+    noisy_latents: "Tensor",
+    level: "Tensor",
+    text: Mapping[str, "Tensor"],
+    sizes: Sizes,
+    guidance: float,
+) -> "Tensor":
+    """The UNet's answer [B, C, H, W] at timesteps `level` [B]."""
+    conditions = {"text_embeds": text["pooled_prompt_embeds"], "time_ids": time_ids(sizes, noisy_latents)}
+    answer: Tensor = denoiser(
+        noisy_latents, level, text["prompt_embeds"], added_cond_kwargs=conditions, return_dict=False
+    )[0]
+    return answer
+
+
+def time_ids(sizes: Sizes, like: "Tensor") -> "Tensor":
+    """[B, 6] = (original h, w, crop top, left, target h, w), fp32 until the embedding: bf16 makes 1023 1024."""
+    import torch
+
+    width, height = sizes.target
+    rows = [
+        (original[1], original[0], crop[1], crop[0], height, width)
+        for original, crop in zip(sizes.original, sizes.crop, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float32, device=like.device)
