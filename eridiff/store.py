@@ -38,6 +38,24 @@ class Location:
     size: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheCounts:
+    """What a caching stage did, for its closing line."""
+
+    what: str
+    samples: int
+    encoded: int
+    shards_written: int
+    seconds: float
+
+    def line(self) -> str:
+        """The stage's closing line."""
+        reused = self.samples - self.encoded
+        shards = f"{self.shards_written} shard{'' if self.shards_written == 1 else 's'} written"
+        samples = f"{self.samples} samples, {self.encoded} encoded, {reused} reused"
+        return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s"
+
+
 def entry_key(parts: Parts) -> str:
     """The key of an entry: the digest of everything that its value depends on."""
     return digest_json(parts)
@@ -102,6 +120,7 @@ class Store:
     def __init__(self, root: Path, kind: str) -> None:
         self.root = root
         self.folder = root / kind
+        self.shards_written = 0
         self._catalogue: dict[str, Location] | None = None
         _check_format(root)
 
@@ -190,6 +209,7 @@ class Store:
                 read = read_entry(files[entry.path], key, entry.checksum)
                 tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
             write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()}))
+            self.shards_written += 1
         for key, entry in entries.items():
             if entry.path.parent.parent.name == "entries":
                 entry.path.unlink(missing_ok=True)

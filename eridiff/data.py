@@ -1,0 +1,188 @@
+"""The training set: the four tables joined, batches planned, tensors read from the caches.
+
+One row names a picture's latents and its captions, so a batch cannot pair one picture's latents with another's
+caption, whatever is shuffled. Which samples a step sees is a function of the seed and the step alone.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eridiff.errors import DataError
+from eridiff.families import Sizes
+from eridiff.noise import uniform
+from eridiff.store import Location, read_catalogue, read_entry
+from eridiff.tables import Row
+from eridiff.tensorfile import RawTensor, TensorFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture: its bucket, the keys of its latents (by flip) and of its caption variants."""
+
+    path: str
+    bucket: tuple[int, int]
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    repeats: int
+    latent_keys: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch, all of one bucket."""
+
+    mean: Tensor  # [B, C, H, W] raw posterior
+    std: Tensor  # [B, C, H, W]
+    text: dict[str, Tensor]  # name -> [B, ...]
+    sizes: Sizes
+    paths: list[str]
+    captions: list[str]
+    indices: list[int]  # of each sample in the global batch
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        text = {name: tensor.to(device) for name, tensor in self.text.items()}
+        return Batch(**{**vars(self), "mean": self.mean.to(device), "std": self.std.to(device), "text": text})
+
+
+class Cache:
+    """Entries of one cache folder by key, mapped from its shards and checked when read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _entries(self) -> dict[str, tuple[TensorFile, Location]]:
+        files = [TensorFile(path) for path in sorted(self.folder.glob("*.safetensors"))]
+        return {key: (file, location) for file in files for key, location in read_catalogue(file).items()}
+
+    def read(self, key: str) -> dict[str, RawTensor]:
+        """The tensors of one entry.
+
+        Raises: DataError where the folder lacks it, StoreError where it is damaged.
+        """
+        if key not in self._entries:
+            raise DataError(f"{self.folder} lacks entry {key[:12]}: remove the folder and run `dvc repro`.")
+        file, location = self._entries[key]
+        return read_entry(file, key, location.checksum)
+
+
+def join_tables(captions: list[Row], buckets: list[Row], latents: list[Row]) -> list[Sample]:
+    """Samples sorted by path: every picture that has a bucket, with its latents and captions.
+
+    Raises: DataError where a picture has no latents or no caption.
+    """
+    variants = {row["path"]: tuple(row["variants"]) for row in captions}
+    keys: dict[str, dict[int, str]] = {}
+    for row in latents:
+        keys.setdefault(row["path"], {})[row["flip"]] = row["key"]
+    samples = []
+    for row in sorted(buckets, key=lambda row: str(row["path"])):
+        path = row["path"]
+        if path not in keys or path not in variants:
+            raise DataError(f"{path} has a bucket but no latents or no caption: run `dvc repro`.")
+        samples.append(
+            Sample(
+                path=path,
+                bucket=(row["bucket_w"], row["bucket_h"]),
+                original=(row["original_w"], row["original_h"]),
+                crop=(row["crop_left"], row["crop_top"]),
+                repeats=row["repeats"],
+                latent_keys=tuple(key for _, key in sorted(keys[path].items())),
+                texts=variants[path],
+            )
+        )
+    return samples
+
+
+def plan_batches(samples: Sequence[Sample], batch_size: int, count: int, seed: int) -> list[list[int]]:
+    """Sample numbers of each micro-batch; a longer plan begins with a shorter one.
+
+    Every batch is of one bucket and full. Each bucket deals from its own endless shuffled deck (every picture
+    as often as its repeats), so a small bucket drops nothing; epochs are shuffled decks of buckets.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    for number, sample in enumerate(samples):
+        members.setdefault(sample.bucket, []).extend([number] * sample.repeats)
+    hands: dict[tuple[int, int], list[int]] = {bucket: [] for bucket in members}
+    rounds = dict.fromkeys(members, 0)
+    plan: list[list[int]] = []
+    epoch = 0
+    while len(plan) < count:
+        deck = [bucket for bucket, numbers in sorted(members.items()) for _ in range(0, len(numbers), batch_size)]
+        _shuffle(deck, f"buckets:{seed}:{epoch}")
+        for bucket in deck:
+            while len(hands[bucket]) < batch_size:
+                fresh = list(members[bucket])
+                _shuffle(fresh, f"samples:{seed}:{bucket}:{rounds[bucket]}")
+                hands[bucket] += fresh
+                rounds[bucket] += 1
+            plan.append(hands[bucket][:batch_size])
+            del hands[bucket][:batch_size]
+        epoch += 1
+    return plan[:count]
+
+
+def _shuffle(items: list[int] | list[tuple[int, int]], purpose: str) -> None:
+    """Shuffle in place, as a function of `purpose`."""
+    random.Random(hashlib.sha256(purpose.encode()).digest()).shuffle(items)
+
+
+class TrainingSet:
+    """Batches by (step, micro-batch), read from the caches."""
+
+    def __init__(
+        self, samples: list[Sample], text_keys: dict[str, str], latents: Cache, texts: Cache, seed: int, dropout: float
+    ) -> None:
+        self.samples = samples
+        self.text_keys = text_keys
+        self.latents = latents
+        self.texts = texts
+        self.seed = seed
+        self.dropout = dropout
+
+    def batch(self, numbers: list[int], step: int, first_index: int) -> Batch:
+        """The samples of one micro-batch; first_index is the place of its first sample in the global batch.
+
+        Caption variant, dropout and mirror image are draws by (seed, step, index).
+        """
+        chosen = [self.samples[number] for number in numbers]
+        indices = list(range(first_index, first_index + len(numbers)))
+        flips = self._choose(step, indices, "flip", [len(sample.latent_keys) for sample in chosen])
+        variants = self._choose(step, indices, "caption", [len(sample.texts) for sample in chosen])
+        dropped = uniform(self.seed, step, indices, "dropout") < self.dropout
+        captions = [
+            "" if drop else sample.texts[variant]
+            for sample, variant, drop in zip(chosen, variants, dropped.tolist(), strict=True)
+        ]
+        latents = [self.latents.read(sample.latent_keys[flip]) for sample, flip in zip(chosen, flips, strict=True)]
+        texts = [self.texts.read(self.text_keys[caption]) for caption in captions]
+        mean = torch.stack([entry["mean"].torch() for entry in latents])
+        std = [entry["std"].torch() if "std" in entry else torch.zeros_like(mean[0]) for entry in latents]
+        names = [name for name in texts[0] if name != "tokens_lost"]
+        return Batch(
+            mean=mean,
+            std=torch.stack(std),
+            text={name: torch.stack([entry[name].torch() for entry in texts]) for name in names},
+            sizes=Sizes(
+                original=[sample.original for sample in chosen],
+                crop=[sample.crop for sample in chosen],
+                target=chosen[0].bucket,
+            ),
+            paths=[sample.path for sample in chosen],
+            captions=captions,
+            indices=indices,
+        )
+
+    def _choose(self, step: int, indices: list[int], purpose: str, counts: list[int]) -> list[int]:
+        """One of `count` choices for each sample."""
+        draws = uniform(self.seed, step, indices, purpose).tolist()
+        return [int(draw * count) for draw, count in zip(draws, counts, strict=True)]
