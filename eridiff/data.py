@@ -6,10 +6,11 @@ caption, whatever is shuffled. Which samples a step sees is a function of the se
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -136,6 +137,18 @@ def _shuffle(items: list[int] | list[tuple[int, int]], purpose: str) -> None:
     random.Random(hashlib.sha256(purpose.encode()).digest()).shuffle(items)
 
 
+class DataParams(Protocol):
+    """What of the train params decides which samples a step sees."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of every draw."""
+
+    @property
+    def caption_dropout(self) -> float:
+        """Share of samples that get the empty caption."""
+
+
 class TrainingSet:
     """Batches by (step, micro-batch), read from the caches."""
 
@@ -186,3 +199,18 @@ class TrainingSet:
         """One of `count` choices for each sample."""
         draws = uniform(self.seed, step, indices, purpose).tolist()
         return [int(draw * count) for draw, count in zip(draws, counts, strict=True)]
+
+
+def open_training_set(
+    tables: Mapping[str, tuple[list[Row], dict[str, object]]], latents: Path, texts: Path, params: "DataParams"
+) -> TrainingSet:
+    """Join the tables (captions, buckets, latents, text) over the two cache folders.
+
+    Raises: DataError where there is nothing to train on, or a caption has no embedding.
+    """
+    samples = join_tables(tables["captions"][0], tables["buckets"][0], tables["latents"][0])
+    text_keys = {row["text"]: row["key"] for row in tables["text"][0]}
+    lacking = sorted({text for sample in samples for text in sample.texts} - set(text_keys))
+    if lacking or not samples:
+        raise DataError(f"{f'caption {lacking[0]!r} has no embedding' if lacking else 'no samples'}: run `dvc repro`.")
+    return TrainingSet(samples, text_keys, Cache(latents), Cache(texts), params.seed, params.caption_dropout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from eridiff.config import Section
-from eridiff.errors import DataError
+from eridiff.errors import ConfigError, DataError
 from eridiff.images import crop_picture, load_pixels, pixel_digest
 from eridiff.progress import track
 from eridiff.store import CacheCounts, Parts, PixelDigests, Store, entry_key
@@ -68,15 +68,21 @@ def plan_samples(
     params: LatentParams,
     vae: Mapping[str, str],
     version: int,
+    side_multiple: int,
     pictures: Path,
     pixels: PixelDigests,
 ) -> list[Sample]:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
     vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
-    Raises: DataError where a picture is gone, differs from its digest, or cannot be decoded.
+    Raises: ConfigError where a bucket's sides do not fit the family,
+    DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
     rows = list(rows)
+    odd = next((row for row in rows if row["bucket_w"] % side_multiple or row["bucket_h"] % side_multiple), None)
+    if odd is not None:
+        size = f"{odd['bucket_w']} x {odd['bucket_h']}"
+        raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
     learn_pixels([(row["path"], row["file_digest"]) for row in rows], pictures, pixels)
     samples = []
     for row in rows:

@@ -11,7 +11,6 @@ from pydantic import Field
 from eridiff.config import Section
 from eridiff.errors import ConfigError, TrainError, did_you_mean
 from eridiff.files import canonical_json
-from eridiff.noise import generator
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def add_adapter(denoiser: "nn.Module", params: LoraParams, modules: list[str], s
 def _initial(name: str, parameter: "Tensor", seed: int) -> "Tensor":
     """The value of one adapter tensor before the first step, fp32 on the CPU."""
     import torch
+
+    from eridiff.noise import generator  # here, so that the export stage starts without torch
 
     value = torch.zeros(parameter.shape, dtype=torch.float32)
     if ".lora_A." in name:

@@ -24,7 +24,11 @@ class LocalConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower, the same numbers."""
     preview_every: Annotated[int, Field(ge=0)] = 0
-    """Draw the sample prompts every N training steps into runs/previews (0: never)."""
+    """Draw the preview prompts every N training steps into runs/previews (0: never)."""
+    preview_prompts: tuple[str, ...] = ()
+    """What previews draw."""
+    preview_steps: Annotated[int, Field(ge=1)] = 20
+    """Sampling steps of a preview."""
     state_every: Annotated[int, Field(ge=1)] = 50
     """Steps between two states from which a killed training resumes."""
 

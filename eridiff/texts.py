@@ -154,3 +154,12 @@ def cache_texts(
         seconds=time.monotonic() - start,
     )
     return index, counts
+
+
+def report_lost(index: Iterable[Row]) -> list[str]:
+    """One line for each caption that is longer than the encoders' limit: nothing is cut off in silence."""
+    return [
+        f"text: {row['tokens_lost']} tokens beyond the limit are lost of {row['text']!r}"
+        for row in index
+        if row["tokens_lost"]
+    ]

@@ -42,6 +42,7 @@ class Family(Protocol):
     SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]]  # name in params -> (diffusers class, config changes)
     MAX_TOKENS: tuple[int, ...]  # choices of text.max_tokens; the first is the default
     GUIDANCE: bool  # whether the denoiser may take an embedded guidance value
+    NEGATIVE: bool  # whether the pipeline takes a negative prompt
     VAE_ENCODE: int  # raised by hand when encode_latents gives other values
     TEXT_ENCODE: int  # raised by hand when encode_text gives other values
 
@@ -57,8 +58,10 @@ class Family(Protocol):
     def load_denoiser(self, source: "ModelSource", dtype: "torch.dtype") -> "nn.Module":
         """The denoiser, on the CPU."""
 
-    def load_pipeline(self, source: "ModelSource", dtype: "torch.dtype", scheduler: str) -> "DiffusionPipeline":
-        """The whole pipeline with a scheduler of SCHEDULERS, on the CPU."""
+    def load_pipeline(
+        self, source: "ModelSource", dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+    ) -> "DiffusionPipeline":
+        """The whole pipeline with a scheduler of SCHEDULERS, on the CPU; around a denoiser that is there already."""
 
     def encode_text(self, encoders: "TextEncoders", captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:
         """Captions -> named embeddings with batch first, equal to the pipeline's encode_prompt."""

@@ -29,6 +29,7 @@ SIDE_MULTIPLE = 16  # the VAE's factor times the packing
 PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256
 GUIDANCE = True
+NEGATIVE = False  # guidance is embedded
 VAE_ENCODE = 1
 TEXT_ENCODE = 1
 
@@ -78,14 +79,16 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
     return load_component(FluxTransformer2DModel, source, "transformer", dtype)
 
 
-def load_pipeline(source: ModelSource, dtype: "torch.dtype", scheduler: str) -> Any:
+def load_pipeline(
+    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+) -> Any:
     """FluxPipeline with a scheduler of SCHEDULERS, on the CPU."""
     from diffusers import FluxPipeline
 
     text = load_text_encoders(source, dtype)
     return FluxPipeline(
         vae=load_vae(source, dtype),
-        transformer=load_denoiser(source, dtype),
+        transformer=load_denoiser(source, dtype) if denoiser is None else denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
         **text.tokenizers,
         **text.encoders,

@@ -27,6 +27,7 @@ SIDE_MULTIPLE = 16  # the VAE's factor times the patch
 PATCH = 2
 MAX_TOKENS = (256, 77, 154, 512)  # T5's part; the pipeline's default first
 GUIDANCE = False
+NEGATIVE = True
 VAE_ENCODE = 1
 TEXT_ENCODE = 1
 
@@ -79,14 +80,16 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
     return load_component(SD3Transformer2DModel, source, "transformer", dtype)
 
 
-def load_pipeline(source: ModelSource, dtype: "torch.dtype", scheduler: str) -> Any:
+def load_pipeline(
+    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+) -> Any:
     """StableDiffusion3Pipeline with a scheduler of SCHEDULERS, on the CPU."""
     from diffusers import StableDiffusion3Pipeline
 
     text = load_text_encoders(source, dtype)
     return StableDiffusion3Pipeline(
         vae=load_vae(source, dtype),
-        transformer=load_denoiser(source, dtype),
+        transformer=load_denoiser(source, dtype) if denoiser is None else denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
         **text.tokenizers,
         **text.encoders,

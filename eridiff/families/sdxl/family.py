@@ -27,6 +27,7 @@ SIDE_MULTIPLE = 8  # the VAE's factor
 PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used for the shift of flows
 MAX_TOKENS = (77,)
 GUIDANCE = False
+NEGATIVE = True
 VAE_ENCODE = 1
 TEXT_ENCODE = 1
 
@@ -77,14 +78,16 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
     return load_component(UNet2DConditionModel, source, "unet", dtype)
 
 
-def load_pipeline(source: ModelSource, dtype: "torch.dtype", scheduler: str) -> Any:
+def load_pipeline(
+    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+) -> Any:
     """StableDiffusionXLPipeline with a scheduler of SCHEDULERS, on the CPU."""
     from diffusers import StableDiffusionXLPipeline
 
     text = load_text_encoders(source, dtype)
     return StableDiffusionXLPipeline(
         vae=load_vae(source, dtype),
-        unet=load_denoiser(source, dtype),
+        unet=load_denoiser(source, dtype) if denoiser is None else denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
         **text.tokenizers,
         **text.encoders,

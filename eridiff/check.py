@@ -1,0 +1,121 @@
+"""The whole of params.yaml, checked at once: every section, and what the sections say of each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eridiff.buckets import BucketParams
+from eridiff.captions import CaptionParams
+from eridiff.config import ModelParams, Section, read_yaml, validate
+from eridiff.draw import check_draw
+from eridiff.errors import ConfigError, EridiffError, did_you_mean
+from eridiff.export import ExportParams
+from eridiff.families import Family, load_family
+from eridiff.latents import LatentParams
+from eridiff.sample import SampleParams
+from eridiff.sources import PARTS, pointers_of
+from eridiff.texts import TextParams, choose_max_tokens
+from eridiff.train import TrainParams, kept_steps, refuse_other_objective
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelParams,
+    "captions": CaptionParams,
+    "buckets": BucketParams,
+    "latents": LatentParams,
+    "text": TextParams,
+    "train": TrainParams,
+    "sample": SampleParams,
+    "export": ExportParams,
+}
+
+
+def check_params(path: Path) -> None:
+    """Check params.yaml as a whole: names and types, then the base's pointers, then what must fit together.
+
+    Raises: ConfigError or BaseError that lists every mistake of the first kind found.
+    """
+    sections = load_all(path)
+    model = sections["model"]
+    assert isinstance(model, ModelParams)
+    family = load_family(model.family)
+    pointers_of(model.base, PARTS, model.family)
+    _collect([lambda rule=rule: rule(sections, family) for rule in RULES])  # type: ignore[misc]
+
+
+def load_all(path: Path) -> dict[str, Any]:
+    """Every section of params.yaml by name, validated.
+
+    Raises: ConfigError that lists every unknown, missing or wrong key.
+    """
+    params = read_yaml(path)
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"{path} has no sections. Known: {', '.join(SECTIONS)}.")
+    sections: dict[str, Any] = {}
+
+    def load(name: str) -> None:
+        if name not in params:
+            raise ConfigError(f"{path}: section '{name}' is missing.")
+        sections[name] = validate(SECTIONS[name], params[name], where=str(path), prefix=name)
+
+    def refuse(name: str) -> None:
+        raise ConfigError(f"{path}: unknown section '{name}'.{did_you_mean(name, SECTIONS)}")
+
+    unknown = [lambda name=name: refuse(str(name)) for name in params if name not in SECTIONS]  # type: ignore[misc]
+    _collect([*unknown, *(lambda name=name: load(name) for name in SECTIONS)])  # type: ignore[misc]
+    return sections
+
+
+def _collect(checks: list[Any]) -> None:
+    """Run all checks, then raise their errors as one."""
+    messages = []
+    for check in checks:
+        try:
+            check()
+        except EridiffError as error:
+            messages.append(str(error))
+    if messages:
+        raise ConfigError("\n       ".join(messages))
+
+
+def _check_objective(sections: Mapping[str, Any], family: Family) -> None:
+    refuse_other_objective(family, sections["train"])
+
+
+def _check_targets(sections: Mapping[str, Any], family: Family) -> None:
+    targets = sections["train"].lora.targets
+    if targets not in family.TARGETS:
+        raise ConfigError(f"params.yaml: train.lora.targets is '{targets}'.{did_you_mean(targets, family.TARGETS)}")
+
+
+def _check_text(sections: Mapping[str, Any], family: Family) -> None:
+    choose_max_tokens(sections["text"], family)
+
+
+def _check_buckets(sections: Mapping[str, Any], family: Family) -> None:
+    step = sections["buckets"].step
+    if step % family.SIDE_MULTIPLE:
+        raise ConfigError(f"params.yaml: buckets.step is {step}: it must be a multiple of {family.SIDE_MULTIPLE}.")
+
+
+def _check_sample(sections: Mapping[str, Any], family: Family) -> None:
+    sample = sections["sample"]
+    check_draw(sample, family, sample.prompts, "params.yaml: sample")
+    if sample.ema and sections["train"].ema_decay is None:
+        raise ConfigError("params.yaml: sample.ema is true, but train.ema_decay is null: no average is trained.")
+
+
+def _check_checkpoints(sections: Mapping[str, Any], family: Family) -> None:
+    train, export = sections["train"], sections["export"]
+    kept = kept_steps(train)
+    named = [(f"sample.checkpoints[{i}]", step) for i, step in enumerate(sections["sample"].checkpoints)]
+    for key, step in [*named, ("export.checkpoint", export.checkpoint)]:
+        if isinstance(step, int) and step not in kept:
+            raise ConfigError(
+                f"params.yaml: {key} is {step}, but with train.steps {train.steps}, save_every {train.save_every} and "
+                f"keep {train.keep} the kept checkpoints are {', '.join(map(str, kept))}."
+            )
+    if export.ema and train.ema_decay is None:
+        raise ConfigError("params.yaml: export.ema is true, but train.ema_decay is null: no average is trained.")
+
+
+RULES = (_check_objective, _check_targets, _check_text, _check_buckets, _check_sample, _check_checkpoints)

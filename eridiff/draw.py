@@ -1,0 +1,87 @@
+"""One picture from a pipeline: prompt and seed in, image out. Used by the sample stage and by previews."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from eridiff.config import Section
+from eridiff.errors import ConfigError
+from eridiff.families import Family
+
+
+class Prompt(Section):
+    """A prompt to draw."""
+
+    prompt: str
+    """What to draw. `[trigger]` stands for captions.trigger."""
+    negative: str | None = None
+    """What to keep away from, where the family has classifier-free guidance."""
+
+
+class DrawParams(Section):
+    """How a picture is drawn."""
+
+    scheduler: str = "euler"
+    """Sampler by name, from the family's list (`check` names them)."""
+    steps: Annotated[int, Field(ge=1)] = 30
+    """Sampling steps."""
+    guidance_scale: Annotated[float, Field(ge=0)] = 5.0
+    """Classifier-free guidance, or the embedded guidance of families that have one."""
+    size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (1024, 1024)
+    """(width, height) in pixels."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of the whole pipeline."""
+
+
+def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], where: str) -> None:
+    """Refuse what the family cannot draw.
+
+    Raises: ConfigError that names the key.
+    """
+    wrong = [side for side in params.size if side % family.SIDE_MULTIPLE]
+    if wrong:
+        raise ConfigError(f"{where}.size is {list(params.size)}: sides must be multiples of {family.SIDE_MULTIPLE}.")
+    if params.max_tokens is not None and params.max_tokens not in family.MAX_TOKENS:
+        choices = ", ".join(map(str, sorted(family.MAX_TOKENS)))
+        raise ConfigError(f"{where}.max_tokens is {params.max_tokens}, which this family does not take. Known: {choices}.")
+    negative = next((p.negative for p in prompts if p.negative is not None), None)
+    if negative is not None and not family.NEGATIVE:
+        raise ConfigError(
+            f"{where}.prompts has the negative prompt {negative!r}, but this family has an embedded guidance and "
+            "takes none: remove it."
+        )
+
+
+def draw(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt, seed: int) -> Any:
+    """One PIL image; the first noise is drawn on the CPU from the seed."""
+    import torch
+
+    arguments: Mapping[str, Any] = {
+        "prompt": prompt.prompt,
+        "num_inference_steps": params.steps,
+        "guidance_scale": params.guidance_scale,
+        "width": params.size[0],
+        "height": params.size[1],
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    if family.NEGATIVE:
+        arguments = {**arguments, "negative_prompt": prompt.negative}
+    if len(family.MAX_TOKENS) > 1:
+        arguments = {**arguments, "max_sequence_length": params.max_tokens or family.MAX_TOKENS[0]}
+    with torch.inference_mode():
+        return pipeline(**arguments).images[0]
+
+
+def fill_trigger(prompts: tuple[Prompt, ...], trigger: str | None, where: str) -> tuple[Prompt, ...]:
+    """Put the trigger word in for `[trigger]`.
+
+    Raises: ConfigError where there is none.
+    """
+    if trigger is None and any("[trigger]" in prompt.prompt for prompt in prompts):
+        raise ConfigError(f"{where} has '[trigger]' in a prompt, but captions.trigger is null.")
+    return tuple(
+        prompt.model_copy(update={"prompt": prompt.prompt.replace("[trigger]", trigger or "")}) for prompt in prompts
+    )

@@ -1,0 +1,117 @@
+"""Digests of files, remembered on this machine: a file that did not change is not read again.
+
+A digest counts while path, size, modification time and inode are the ones it was taken with. The cache is a
+convenience: nothing depends on it, and where it cannot be used every digest is taken anew.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from eridiff.files import digest_file
+from eridiff.progress import say
+from eridiff.project import user_cache
+
+SETTLED_SECONDS = 2.0  # a file younger than this may change again within the clock's grain
+BATCH = 500
+SECONDS_BETWEEN_COMMITS = 1.0
+BUSY_SECONDS = 10.0
+
+CREATE = """
+create table if not exists digests (
+    path blob, what text, size integer, mtime_ns integer, inode integer, digest text, primary key (path, what)
+)
+"""
+SELECT = "select digest from digests where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?"
+INSERT = "insert or replace into digests values (?, ?, ?, ?, ?, ?)"
+
+Record = tuple[bytes, str, int, int, int, str]
+
+
+class FileDigests:
+    """Remembered digests in one SQLite file, shared by processes; use it as a context manager, in one thread."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Open the cache. path: default `digests.sqlite` in the user's cache folder."""
+        self._path = path or user_cache() / "digests.sqlite"
+        self._pending: list[Record] = []
+        self._committed = time.monotonic()
+        self._connection: sqlite3.Connection | None = None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
+            self._connection.execute(CREATE)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def __enter__(self) -> Self:
+        """Return the cache itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep what was computed, also when the block failed."""
+        self.close()
+
+    def sha256(self, path: Path) -> str:
+        """sha256 (hex) of a file's bytes."""
+        return self.remember(path, "sha256", lambda: digest_file(path))
+
+    def remember(self, path: Path, what: str, compute: Callable[[], str]) -> str:
+        """Some digest of a file, computed only if it is not remembered. what: its name, with its version."""
+        before = path.stat()
+        name = os.fsencode(os.path.abspath(path))
+        state = (name, what, before.st_size, before.st_mtime_ns, before.st_ino)
+        known = self._look_up(state)
+        if known is not None:
+            return known
+        digest = compute()
+        after = path.stat()
+        unchanged = state[2:] == (after.st_size, after.st_mtime_ns, after.st_ino)
+        if unchanged and time.time() - after.st_mtime > SETTLED_SECONDS:
+            self._pending.append((*state, digest))
+        late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS
+        if late or len(self._pending) >= BATCH:
+            self._commit()
+        return digest
+
+    def close(self) -> None:
+        """Write what is pending and close the file."""
+        self._commit()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _look_up(self, state: tuple[bytes, str, int, int, int]) -> str | None:
+        if self._connection is None:
+            return None
+        try:
+            row = self._connection.execute(SELECT, state).fetchone()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return None
+        return str(row[0]) if row else None
+
+    def _commit(self) -> None:
+        """One transaction for many digests: each would cost a disk sync."""
+        self._committed = time.monotonic()
+        if self._connection is None or not self._pending:
+            return
+        try:
+            self._connection.execute("begin immediate")
+            self._connection.executemany(INSERT, self._pending)
+            self._connection.execute("commit")
+        except sqlite3.Error as error:
+            self._give_up(error)
+        self._pending.clear()
+
+    def _give_up(self, error: Exception) -> None:
+        say(f"warning: {self._path} is not used ({error}): digests are taken anew. Remove it if it is damaged.")
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,338 @@
+"""The folder of pictures: which pictures it holds, how often each counts, and the caption of each.
+
+A caption comes from a file beside the picture (`cat.txt` or `cat.caption` for `cat.png`) or from a row of
+`metadata.jsonl`, `.csv` or `.parquet` at or above it. Nothing is dropped in silence: what is neither a picture
+nor a caption is returned by name, and what contradicts itself is an error that names all offenders of its kind.
+"""
+
+import csv
+import io
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from eridiff.errors import DataError
+from eridiff.filedigests import FileDigests
+from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header
+from eridiff.progress import track
+
+SIDECAR_SUFFIXES = (".txt", ".caption")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
+MAX_REPEATS = 1000
+MAX_NAMED = 10
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture of the folder. path: relative, posix; width, height: as stored; caption: raw, None without one."""
+
+    path: str
+    file_digest: str
+    width: int
+    height: int
+    orientation: int
+    repeats: int
+    caption: str | None
+    caption_source: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ignored:
+    """A file of the folder that is not used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A caption as found. source: its file, with the line or row."""
+
+    picture: str
+    text: str
+    source: str
+
+
+def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], list[Ignored]]:
+    """Read the folder: pictures and ignored files, each sorted by path.
+
+    Raises: DataError for a missing or empty folder, unreadable pictures or captions, and contradictions.
+    """
+    files, ignored = _walk(folder)
+    paths = [path for path in files if _suffix(path) in PICTURE_SUFFIXES]
+    ignored += [Ignored(path=path, reason=reason) for path in files if (reason := _why_unused(path))]
+    sidecars, orphans = _sidecars(folder, files, paths)
+    ignored = sorted([*ignored, *orphans], key=lambda item: item.path)
+    if not paths:
+        raise DataError(_no_pictures(folder, ignored))
+    captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths)], folder)
+    repeats = _all_repeats(folder, paths)
+    headers = _all_headers(folder, paths)  # before any digest: a damaged file is named within seconds
+    pictures = []
+    for path in track(paths, what="digests", total=len(paths), unit="pictures"):
+        header, caption = headers[path], captions.get(path)
+        picture = Picture(
+            path=path,
+            file_digest=digests.sha256(folder / path),
+            width=header.width,
+            height=header.height,
+            orientation=header.orientation,
+            repeats=repeats[path],
+            caption=caption.text if caption else None,
+            caption_source=caption.source if caption else None,
+        )
+        pictures.append(picture)
+    return pictures, ignored
+
+
+def listing(lines: Sequence[str]) -> str:
+    """Up to ten lines, indented under a message, then how many more there are."""
+    more = [f"and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []
+    return "".join(f"\n       {line}" for line in [*lines[:MAX_NAMED], *more])
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).with_suffix("").as_posix()
+
+
+def _walk(folder: Path) -> tuple[list[str], list[Ignored]]:
+    """All files, relative and sorted, less hidden ones and DVC's own; links to folders are not followed."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: make it and put the pictures there, or run `dvc pull` or `dvc checkout`.")
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Check the folder's permissions.")
+
+    files: list[str] = []
+    links: list[Ignored] = []
+    for top, folders, names in os.walk(folder, onerror=refuse):
+        here = Path(top).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if (Path(top) / name).is_symlink():
+                links.append(Ignored(path=(here / name).as_posix(), reason="a link to a folder: copy the folder here"))
+        files += [(here / name).as_posix() for name in names if name[0] != "." and not name.endswith(".dvc")]
+    odd = [ascii(path) for path in files if not _is_unicode(path)]
+    if odd:
+        raise DataError(f"{folder}: names that are no UTF-8. Rename these files:{listing(odd)}")
+    return sorted(files), links
+
+
+def _is_unicode(path: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def _why_unused(path: str) -> str | None:
+    """Why a file is neither a picture nor able to hold captions; None where it is one of them."""
+    suffix = _suffix(path)
+    if suffix in PICTURE_SUFFIXES or suffix in SIDECAR_SUFFIXES or PurePosixPath(path).name in METADATA_NAMES:
+        return None
+    if suffix in UNREAD_SUFFIXES:
+        return f"{suffix} pictures are not read: save it as PNG or JPEG"
+    if suffix in TABLE_SUFFIXES:
+        return f"captions are read from {', '.join(METADATA_NAMES)} and from no table of another name"
+    return "neither a picture nor a caption"
+
+
+def _no_pictures(folder: Path, ignored: Sequence[Ignored]) -> str:
+    found = f" It holds only:{listing([f'{item.path} ({item.reason})' for item in ignored])}" if ignored else ""
+    return f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put some there.{found}"
+
+
+def _all_headers(folder: Path, paths: Sequence[str]) -> dict[str, PictureHeader]:
+    headers, problems = {}, []
+    for path in track(paths, what="headers", total=len(paths), unit="pictures"):
+        try:
+            headers[path] = read_header(folder / path)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError(f"{_count(problems, 'picture')} of {folder} cannot be used:{listing(problems)}")
+    return headers
+
+
+def _all_repeats(folder: Path, paths: Sequence[str]) -> dict[str, int]:
+    """How often each picture counts: N where the nearest folder `N_name` says so, else 1."""
+    repeats, wrong = {}, set()
+    for path in paths:
+        repeats[path] = 1
+        parents = [parent for parent in PurePosixPath(path).parents if re.match("[0-9]+_", parent.name)]
+        if parents:
+            repeats[path] = int(parents[0].name.split("_")[0])
+        if not 1 <= repeats[path] <= MAX_REPEATS:
+            wrong.add(f"{folder / parents[0]}: {repeats[path]} repeats")
+    if wrong:
+        raise DataError(
+            f"a folder `N_name` counts each of its pictures N times, and N must be 1 to {MAX_REPEATS}. "
+            f"Rename these folders, such as `name_N`, or take them away:{listing(sorted(wrong))}"
+        )
+    return repeats
+
+
+def _one_each(captions: Iterable[Caption], folder: Path) -> dict[str, Caption]:
+    """Picture -> its only caption."""
+    by_picture: dict[str, list[Caption]] = {}
+    for caption in captions:
+        by_picture.setdefault(caption.picture, []).append(caption)
+    twice = [
+        f"{folder / path}: {' and '.join(sorted(caption.source for caption in found))}"
+        for path, found in sorted(by_picture.items())
+        if len(found) > 1
+    ]
+    if twice:
+        raise DataError(f"pictures with more than one caption. Keep one source for each:{listing(twice)}")
+    return {path: found[0] for path, found in by_picture.items()}
+
+
+def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple[list[Caption], list[Ignored]]:
+    """Captions that stand in files beside their picture, and such files without a picture."""
+    by_stem: dict[str, list[str]] = {}
+    for path in paths:
+        by_stem.setdefault(_stem(path), []).append(path)
+    captions, orphans, shared, problems = [], [], [], []
+    for path in [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]:
+        owners = by_stem.get(_stem(path), [])
+        if not owners:
+            orphans.append(Ignored(path=path, reason="a caption file without a picture of its name"))
+        elif len(owners) > 1:
+            shared.append(f"{folder / path}: {' and '.join(owners)}")
+        else:
+            try:
+                text = _decode((folder / path).read_bytes(), folder / path)
+                captions.append(Caption(picture=owners[0], text=text, source=path))
+            except DataError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{folder / path}: cannot be read ({error.strerror}). Check its permissions.")
+    if shared:
+        raise DataError(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
+    if problems:
+        raise DataError(f"{_count(problems, 'caption file')} of {folder} cannot be read:{listing(problems)}")
+    return captions, orphans
+
+
+def _decode(data: bytes, path: Path) -> str:
+    """UTF-8 text, with or without a byte order mark."""
+    start = len(BOM) if data.startswith(BOM) else 0
+    try:
+        return data[start:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = start + error.start
+        kind = " (it looks like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise DataError(f"{path}: byte {at} (0x{data[at]:02X}) is no UTF-8{kind}. Save the file as UTF-8.") from None
+
+
+def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str]) -> list[Caption]:
+    """Captions that stand in metadata files; a row's file_name is relative to the folder of its file."""
+    known, captions, problems, missing = set(paths), [], [], []
+    for path in [path for path in files if PurePosixPath(path).name in METADATA_NAMES]:
+        for where, row in _rows(folder / path):
+            problem = row if isinstance(row, str) else _row_problem(row)
+            if isinstance(row, str) or problem:
+                problems.append(f"{folder / path}{where}: {problem}")
+                continue
+            picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), row["file_name"]))
+            text = row["text"] if "text" in row else row["caption"]
+            if picture not in known:
+                missing.append(f"{folder / path}{where}: {row['file_name']!r}")
+            elif text is not None:
+                captions.append(Caption(picture=picture, text=text, source=f"{path}{where}"))
+    if problems:
+        raise DataError(f"captions that cannot be read. Mend these:{listing(problems)}")
+    if missing:
+        raise DataError(
+            "captions of pictures that do not exist (file_name is relative to the folder of the metadata file). "
+            f"Add the pictures, or remove these rows:{listing(missing)}"
+        )
+    return captions
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any] | str]]:
+    """(place, row) of each row of a metadata file; in place of a row that cannot be read, what is wrong."""
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".parquet":
+            return _parquet_rows(data)
+        text = _decode(data, path)
+        return _jsonl_rows(text) if path.suffix == ".jsonl" else _csv_rows(text)
+    except OSError as error:
+        return [("", f"cannot be read ({error.strerror or error})")]
+    except DataError as error:
+        return [("", str(error).removeprefix(f"{path}: "))]
+
+
+def _row_problem(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row's columns; None where it can be used."""
+    columns = ", ".join(row) or "none"
+    texts = [name for name in ("text", "caption") if name in row]
+    if "file_name" not in row or not texts:
+        return f"needs the columns file_name and text (or caption); it has: {columns}"
+    if len(texts) > 1:
+        return "has the columns text and caption; keep one of them"
+    if not isinstance(row["file_name"], str):
+        return f"file_name is {row['file_name']!r}, not a name"
+    if not isinstance(row[texts[0]], str | None):
+        return f"{texts[0]} is {row[texts[0]]!r}, not a text"
+    return None
+
+
+def _jsonl_rows(text: str) -> list[tuple[str, dict[str, Any] | str]]:
+    rows: list[tuple[str, dict[str, Any] | str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            row = f"no JSON ({error}); each line is one object"
+        rows.append((f" line {number}", row if isinstance(row, dict | str) else f"{row!r} is no object"))
+    return rows
+
+
+def _csv_rows(text: str) -> list[tuple[str, dict[str, Any] | str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[str, dict[str, Any] | str]] = []
+    try:
+        header = next(reader, [])
+        problem = _row_problem(dict.fromkeys(header, ""))
+        if problem:
+            return [("", problem)]
+        for fields in reader:
+            place = f" line {reader.line_num}"
+            if len(fields) == len(header):
+                rows.append((place, dict(zip(header, fields, strict=True))))
+            elif fields:
+                rows.append((place, f"{len(fields)} fields for {len(header)} columns: put a caption with commas in quotes"))
+    except csv.Error as error:
+        rows.append((f" line {reader.line_num}", f"no CSV ({error})"))
+    return rows
+
+
+def _parquet_rows(data: bytes) -> list[tuple[str, dict[str, Any] | str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        return [("", f"no Parquet ({error})")]
+    problem = _row_problem(dict.fromkeys(table.column_names, ""))
+    if problem:
+        return [("", problem)]
+    return [(f" row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
+
+
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

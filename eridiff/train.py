@@ -1,0 +1,290 @@
+"""Training: the step in plain sight, and the loop around it.
+
+Legend: B batch, C H W channels and sides of latents. Every draw is a function of (seed, step, index).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from eridiff.config import Section
+from eridiff.data import Batch, TrainingSet, plan_batches
+from eridiff.errors import ConfigError, TrainError
+from eridiff.families import Family
+from eridiff.lora import LoraParams, add_adapter, target_modules
+from eridiff.noise import normal, uniform
+from eridiff.objectives import Ddpm, DdpmParams, Flow, FlowParams, Objective, elementwise_loss
+from eridiff.optim import MovingAverage, OptimParams, learning_rate, make_optimizer
+from eridiff.precision import DTYPES, fix_threads, use_deterministic_kernels
+from eridiff.progress import say
+from eridiff.runstate import load_state, save_state
+from eridiff.sources import ModelSource
+from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
+
+
+class TrainParams(Section):
+    """How the LoRA is trained."""
+
+    steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps. Not part of the state's key under a constant schedule: more can be added later."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Pictures a micro-batch, all of one bucket."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a step."""
+    seed: int = 0
+    """Seed of every draw: order, noise, timesteps, captions, adapters."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of the frozen base. Adapters, noise and loss are fp32."""
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of samples that are trained with the empty caption."""
+    guidance: float | None = None
+    """Embedded guidance, where the family's denoiser takes one; null: 1.0."""
+    loss: Literal["mse", "huber", "smooth_l1"] = "mse"
+    """Loss of each element."""
+    huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    """Where huber and smooth_l1 turn from squares to absolute values."""
+    save_every: Annotated[int, Field(ge=1)] = 250
+    """Steps between two checkpoints; the last step is always one."""
+    keep: Annotated[int, Field(ge=1)] = 4
+    """How many of the latest checkpoints are kept."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the adapters, saved beside each checkpoint; null: none."""
+    deterministic: bool = False
+    """Kernels that give the same bits on each run of the same hardware; slower on a GPU."""
+    lora: LoraParams = Field(default_factory=LoraParams)
+    """The adapter."""
+    optimizer: OptimParams = Field(default_factory=OptimParams)
+    """How the adapters are moved."""
+    ddpm: DdpmParams | None = None
+    """Options of families that are trained by denoising diffusion."""
+    flow: FlowParams | None = None
+    """Options of families that are trained by rectified flow."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """All that a step needs."""
+
+    params: TrainParams
+    family: Family
+    objective: Objective
+    denoiser: nn.Module
+    adapters: dict[str, Tensor]
+    scaling_factor: float
+    shift_factor: float
+    device: torch.device
+
+
+def train_step(run: Run, batch: Batch, step: int) -> Tensor:
+    """Draw, mix, predict, compare: one micro-batch. Adds to the adapters' gradients; returns the loss, fp32.
+
+    The loss is the mean over C, H, W, then weighted, then the mean over the batch and the micro-batches.
+    """
+    params, shape = run.params, batch.mean.shape[1:]
+
+    def draw(purpose: str, *shape: int) -> Tensor:
+        return normal(params.seed, step, batch.indices, shape, purpose).to(run.device)
+
+    raw = batch.mean.float() + batch.std.float() * draw("posterior", *shape)
+    latents = (raw - run.shift_factor) * run.scaling_factor  # raw latents => training space
+
+    num_tokens = shape[1] * shape[2] // run.family.PATCH**2
+    level = run.objective.draw_level(uniform(params.seed, step, batch.indices, "level"), num_tokens).to(run.device)
+    offset, perturbation = draw("offset", shape[0], 1, 1), draw("perturbation", *shape)
+    mixed = run.objective.mix(latents, draw("noise", *shape), level, offset, perturbation)
+
+    dtype = DTYPES[params.precision]
+    text = {name: tensor.to(dtype) for name, tensor in batch.text.items()}
+    guidance = 1.0 if params.guidance is None else params.guidance
+    model_pred = run.family.predict(run.denoiser, mixed.noisy_latents.to(dtype), level, text, batch.sizes, guidance)
+
+    loss_BCHW = elementwise_loss(params.loss, params.huber_delta, model_pred, mixed.target)
+    loss = (loss_BCHW.mean(dim=(1, 2, 3)) * mixed.loss_weight).mean() / params.accumulation
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def refuse_other_objective(family: Family, params: TrainParams) -> None:
+    """Refuse options of the objective that the family is not trained by.
+
+    Raises: ConfigError that names the section and the way out.
+    """
+    other = "flow" if family.OBJECTIVE == "ddpm" else "ddpm"
+    if getattr(params, other) is not None:
+        raise ConfigError(
+            f"params.yaml: train.{other} is set, but this family is trained by {family.OBJECTIVE}: use "
+            f"train.{family.OBJECTIVE}, or remove it."
+        )
+    if params.guidance is not None and not family.GUIDANCE:
+        raise ConfigError("params.yaml: train.guidance is set, but this family's denoiser takes none: remove it.")
+
+
+def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainParams) -> Objective:
+    """The family's objective over the base's noise schedule."""
+    refuse_other_objective(family, params)
+    if family.OBJECTIVE == "ddpm":
+        return Ddpm(scheduler, params.ddpm or DdpmParams())
+    return Flow(scheduler, params.flow or FlowParams())
+
+
+def prepare_run(
+    params: TrainParams,
+    family: Family,
+    source: ModelSource,
+    latent_facts: Mapping[str, Any],
+    device: torch.device,
+    gradient_checkpointing: bool,
+) -> Run:
+    """Load the denoiser, add the adapters, move both to the device.
+
+    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says.
+    """
+    fix_threads(device)
+    use_deterministic_kernels(params.deterministic)
+    objective = make_objective(family, source.config("scheduler"), params)
+    denoiser = family.load_denoiser(source, DTYPES[params.precision]).to(device)
+    dead = family.dead_modules(source.config(family.DENOISER))
+    modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
+    adapters = add_adapter(denoiser, params.lora, modules, params.seed)
+    if gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    return Run(
+        params=params,
+        family=family,
+        objective=objective,
+        denoiser=denoiser,
+        adapters=adapters,
+        scaling_factor=float(latent_facts["scaling_factor"]),
+        shift_factor=float(latent_facts["shift_factor"] or 0.0),
+        device=device,
+    )
+
+
+Table = dict[str, list[float]]  # column -> value of each step, from step 1
+Preview = Callable[[int], None]
+
+
+def train(
+    run: Run, data: TrainingSet, state: Path, state_every: int, preview: Preview | None = None
+) -> tuple[Table, float]:
+    """Train to the last step, from the state if there is one; checkpoints are left in the state's folder.
+
+    Returns the table of losses and the seconds that the steps took.
+    Raises: TrainError where the loss is no longer finite.
+    """
+    params = run.params
+    optimizer = make_optimizer(params.optimizer, run.adapters.values())
+    average = MovingAverage(run.adapters, params.ema_decay) if params.ema_decay is not None else None
+    groups: dict[str, dict[str, Tensor]] = {"adapters": run.adapters}
+    if average is not None:
+        groups["average"] = average.tensors
+    done, table = _resume(state, params.steps, groups, optimizer)
+    plan = plan_batches(data.samples, params.batch_size, params.steps * params.accumulation, params.seed)
+    meter = _Meter(done, params.steps)
+    for step in range(done + 1, params.steps + 1):
+        losses = _optimizer_step(run, data, optimizer, plan, step)
+        if average is not None:
+            average.update(run.adapters)
+        for name, value in losses.items():
+            table.setdefault(name, []).append(value)
+        _refuse_nonfinite(losses, step)
+        if step % params.save_every == 0 or step == params.steps:
+            _save_adapters(state, step, groups)
+        if step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
+            save_state(state, step, groups, optimizer, table)
+        if preview is not None:
+            preview(step)
+        meter.show(step, losses["loss"])
+    return table, time.monotonic() - meter.start
+
+
+def _resume(
+    state: Path, steps: int, groups: dict[str, dict[str, Tensor]], optimizer: torch.optim.Optimizer
+) -> tuple[int, Table]:
+    """Take up the state, unless it is past the last step asked for: then begin again."""
+    fresh = {group: {name: t.detach().clone() for name, t in named.items()} for group, named in groups.items()}
+    empty = optimizer.state_dict()
+    done, table = load_state(state, groups, optimizer)
+    if done > steps:
+        say(f"train: the kept state is at step {done}, past the {steps} asked for: starting again")
+        for group, named in groups.items():
+            for name, tensor in named.items():
+                tensor.data.copy_(fresh[group][name])
+        optimizer.load_state_dict(empty)
+        return 0, {}
+    if done:
+        say(f"train: resuming after step {done} of {steps}")
+    return done, table
+
+
+def _optimizer_step(
+    run: Run, data: TrainingSet, optimizer: torch.optim.Optimizer, plan: list[list[int]], step: int
+) -> dict[str, float]:
+    """All micro-batches of one step and the optimizer's move; returns the step's row of the loss table."""
+    params = run.params
+    loss = torch.zeros((), device=run.device)
+    first = (step - 1) * params.accumulation
+    for micro in range(params.accumulation):
+        batch = data.batch(plan[first + micro], step, micro * params.batch_size)
+        loss += train_step(run, batch.to(run.device), step)
+    norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
+    rate = learning_rate(params.optimizer, step, params.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate}
+
+
+def _refuse_nonfinite(losses: dict[str, float], step: int) -> None:
+    if not all(torch.isfinite(torch.tensor(value)) for value in losses.values()):
+        raise TrainError(
+            f"step {step}: the loss is {losses['loss']} and the gradients' norm {losses['grad_norm']}. Nothing of "
+            "this step is kept. Try a lower train.optimizer.lr, or train.precision fp32."
+        )
+
+
+def checkpoint_path(state: Path, group: str, step: int) -> Path:
+    """Where the adapters (or their average) of a step lie in the state's folder."""
+    return state / "checkpoints" / f"{group}-{step:06d}.safetensors"
+
+
+def _save_adapters(state: Path, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
+    for group, tensors in groups.items():
+        write_tensors(checkpoint_path(state, group, step), raw_tensors(tensors), {})
+
+
+def kept_steps(params: TrainParams) -> list[int]:
+    """Steps whose checkpoints are put out: the latest `keep` of those saved."""
+    saved = sorted({*range(params.save_every, params.steps + 1, params.save_every), params.steps})
+    return saved[-params.keep :]
+
+
+def load_adapters(state: Path, group: str, step: int) -> dict[str, Tensor]:
+    """The adapters (or their average) of a saved step."""
+    return load_tensors(checkpoint_path(state, group, step))
+
+
+class _Meter:
+    """Loss, rate and time left, in a line every few seconds."""
+
+    def __init__(self, done: int, steps: int) -> None:
+        self.first, self.steps = done, steps
+        self.start = self.last = time.monotonic()
+        self.average: float | None = None
+
+    def show(self, step: int, loss: float) -> None:
+        self.average = loss if self.average is None else 0.95 * self.average + 0.05 * loss
+        now = time.monotonic()
+        if now - self.last < 5 and step < self.steps:
+            return
+        rate = (step - self.first) / (now - self.start)
+        left = (self.steps - step) / rate
+        say(f"train: step {step}/{self.steps}, loss {self.average:.4f}, {rate:.2f} steps/s, {left:.0f} s left")
+        self.last = now

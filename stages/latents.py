@@ -1,0 +1,48 @@
+"""latents: bucketed crops -> raw VAE posteriors, by way of the store."""
+
+from pathlib import Path
+from typing import Any
+
+from eridiff.config import ModelParams, load_section
+from eridiff.earlier import earlier_shards
+from eridiff.errors import run_main
+from eridiff.families import load_family, load_keys
+from eridiff.latents import INDEX_COLUMNS, LatentParams, cache_latents, plan_samples
+from eridiff.progress import say
+from eridiff.project import store_root
+from eridiff.runlog import record_run
+from eridiff.sources import find_source, pointers_of
+from eridiff.store import PixelDigests
+from eridiff.tables import read_table, write_table
+
+
+def main() -> None:
+    """Read data/buckets, data/raw and the VAE; write data/latents."""
+    model = load_section(ModelParams, "model")
+    params = load_section(LatentParams, "latents")
+    family = load_family(model.family)
+    pointer = pointers_of(model.base, ["vae"], model.family)["vae"]
+    vae = pointer.components["vae"]
+    rows, _ = read_table(Path("data/buckets/buckets.parquet"))
+    pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
+
+    def load() -> Any:
+        from eridiff.precision import DTYPES, choose_device
+
+        device = choose_device(allow_cpu=model.allow_cpu)
+        source = find_source([pointer], load_keys(model.family).canonical)
+        return family.load_vae(source, DTYPES[params.dtype]), device
+
+    pixels = PixelDigests(root)
+    samples = plan_samples(rows, params, vae.identity(), family.VAE_ENCODE, family.SIDE_MULTIPLE, pictures, pixels)
+    index, counts = cache_latents(
+        samples, params, load, root, lambda: earlier_shards("latents", str(out)), pictures, out
+    )
+    facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
+    write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
+    record_run("latents", counts=vars(counts))
+    say(counts.line())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,30 @@
+"""sample: the base with and without the LoRA, at the same seeds, in a labelled grid."""
+
+from pathlib import Path
+
+from eridiff.config import ModelParams, load_section
+from eridiff.errors import run_main
+from eridiff.families import load_family, load_keys
+from eridiff.precision import choose_device
+from eridiff.progress import say
+from eridiff.runlog import record_run
+from eridiff.sample import SampleParams, draw_samples
+from eridiff.sources import find_source, pointers_of
+
+
+def main() -> None:
+    """Read data/lora and the whole base; write data/samples."""
+    model = load_section(ModelParams, "model")
+    params = load_section(SampleParams, "sample")
+    family = load_family(model.family)
+    device = choose_device(allow_cpu=model.allow_cpu)
+    pointers = pointers_of(model.base, family.PARTS, model.family)
+    source = find_source(pointers.values(), load_keys(model.family).canonical)
+    out = Path("data/samples")
+    draw_samples(params, family, source, device, Path("data/lora"), out)
+    record_run("sample", device=device, scheduler=params.scheduler)
+    say(f"sample: {len(list(out.glob('images/*.png')))} pictures, {out}/grid.png")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,50 @@
+"""train: cached latents and embeddings -> LoRA checkpoints. The step itself is eridiff/train.py: train_step."""
+
+from pathlib import Path
+
+from eridiff.checkpoint import make_lineage, put_out, train_key
+from eridiff.config import ModelParams, load_section
+from eridiff.data import open_training_set
+from eridiff.errors import run_main
+from eridiff.families import load_family, load_keys
+from eridiff.pipeline import read_stages
+from eridiff.precision import choose_device
+from eridiff.previews import make_previewer
+from eridiff.progress import say
+from eridiff.project import load_local, store_root
+from eridiff.runlog import record_run
+from eridiff.runstate import hold
+from eridiff.sources import find_source, pointers_of
+from eridiff.tables import read_table
+from eridiff.train import TrainParams, prepare_run, train
+
+INPUTS = {
+    "captions": Path("data/captions/captions.parquet"),
+    "buckets": Path("data/buckets/buckets.parquet"),
+    "latents": Path("data/latents/index.parquet"),
+    "text": Path("data/text/index.parquet"),
+}
+
+
+def main() -> None:
+    """Read the caches and the denoiser; write data/lora and data/loss.tsv."""
+    model, params, local = load_section(ModelParams, "model"), load_section(TrainParams, "train"), load_local()
+    family = load_family(model.family)
+    pointer = pointers_of(model.base, ["denoiser"], model.family)["denoiser"]
+    device = choose_device(allow_cpu=model.allow_cpu)
+    tables = {name: read_table(path) for name, path in INPUTS.items()}
+    data = open_training_set(tables, Path("data/latents"), Path("data/text"), params)
+    lineage = make_lineage(model.family, pointer, params, INPUTS, *tables["captions"], tables["buckets"][0])
+    state = store_root() / "runs" / train_key(params, pointer, INPUTS, read_stages(Path())["train"])
+    with hold(state):
+        source = find_source([pointer], load_keys(model.family).canonical)
+        run = prepare_run(params, family, source, tables["latents"][1], device, local.gradient_checkpointing)
+        previewer = make_previewer(local, model, params.precision, run.denoiser, data.samples[0].bucket)
+        table, seconds = train(run, data, state, local.state_every, previewer)
+        written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))
+    record_run("train", device=device, seconds=seconds, precision=params.precision, state=state)
+    say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    run_main(main)
