@@ -98,8 +98,8 @@ ALPHABET = [chr(c) for c in [*range(0x21, 0x7F), *range(0xA1, 0x100)] if c != 0x
 
 README = """# {base.folder.name}
 
-A model of the {base.family} family in diffusers layout with **random weights**: it loads, trains and samples like
-the real one, in seconds on a CPU, and its pictures are noise. Made by `data/make_bases.py`, seeded.
+A model of the {base.family} family in diffusers layout with **random weights**: it loads, trains and samples
+like the real one, in seconds on a CPU, and its pictures are noise. Made by `data/make_bases.py`, seeded.
 
 Licence: Apache-2.0, as the rest of this repository. The CLIP vocabulary is the first {merges:,} merges of
 OpenAI CLIP's, under the MIT licence in LICENSE-CLIP.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from eridiff.errors import ExportError
 from eridiff.floats import Array
 
 Config = Mapping[str, Any]
@@ -87,9 +88,20 @@ def join(row: Row, trained: Mapping[str, Factors]) -> Factors | None:
     for index, (part, top) in enumerate(zip(row.parts, _tops(row), strict=True)):
         if part in present:
             columns = slice(index * rank, (index + 1) * rank)
+            _check_shape(part, present[part], (row.heights[index], rank, inputs))
             down[columns] = present[part].down
             up[top : top + row.heights[index], columns] = present[part].up
     return Factors(down, row.reorder(up), count * first.alpha)
+
+
+def _check_shape(module: str, factors: Factors, expected: tuple[int, int, int]) -> None:
+    """Raises: ExportError where a joined part is not [outputs, rank, inputs] as the denoiser's config says."""
+    shape = (*factors.up.shape, factors.down.shape[1])
+    if shape != expected:
+        raise ExportError(
+            f"the adapter of {module} has (outputs, rank, inputs) {shape}; by the denoiser's config and the other "
+            f"adapters it must be {expected}: the checkpoint is damaged or was trained on another base."
+        )
 
 
 def split(row: Row, joined: Factors) -> dict[str, Factors]:

@@ -5,29 +5,24 @@ A caption comes from a file beside the picture (`cat.txt` or `cat.caption` for `
 nor a caption is returned by name, and what contradicts itself is an error that names all offenders of its kind.
 """
 
-import csv
-import io
-import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from eridiff.errors import DataError
 from eridiff.filedigests import FileDigests
 from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header
+from eridiff.metadata import METADATA_NAMES, read_metadata, read_text
 from eridiff.progress import track
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
 MAX_REPEATS = 1000
 MAX_NAMED = 10
-BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +205,9 @@ def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple
             shared.append(f"{folder / path}: {' and '.join(owners)}")
         else:
             try:
-                text = _decode((folder / path).read_bytes(), folder / path)
-                captions.append(Caption(picture=owners[0], text=text, source=path))
+                captions.append(Caption(picture=owners[0], text=read_text(folder / path), source=path))
             except DataError as error:
                 problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{folder / path}: cannot be read ({error.strerror}). Check its permissions.")
     if shared:
         raise DataError(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
     if problems:
@@ -223,32 +215,24 @@ def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple
     return captions, orphans
 
 
-def _decode(data: bytes, path: Path) -> str:
-    """UTF-8 text, with or without a byte order mark."""
-    start = len(BOM) if data.startswith(BOM) else 0
-    try:
-        return data[start:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = start + error.start
-        kind = " (it looks like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise DataError(f"{path}: byte {at} (0x{data[at]:02X}) is no UTF-8{kind}. Save the file as UTF-8.") from None
-
-
 def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str]) -> list[Caption]:
     """Captions that stand in metadata files; a row's file_name is relative to the folder of its file."""
-    known, captions, problems, missing = set(paths), [], [], []
+    known, captions = set(paths), []
+    problems: list[str] = []
+    missing: list[str] = []
     for path in [path for path in files if PurePosixPath(path).name in METADATA_NAMES]:
-        for where, row in _rows(folder / path):
-            problem = row if isinstance(row, str) else _row_problem(row)
-            if isinstance(row, str) or problem:
-                problems.append(f"{folder / path}{where}: {problem}")
-                continue
-            picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), row["file_name"]))
-            text = row["text"] if "text" in row else row["caption"]
+        try:
+            rows, wrong = read_metadata(folder / path)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        problems += [f"{folder / path}{problem}" for problem in wrong]
+        for row in rows:
+            picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), row.file_name))
             if picture not in known:
-                missing.append(f"{folder / path}{where}: {row['file_name']!r}")
-            elif text is not None:
-                captions.append(Caption(picture=picture, text=text, source=f"{path}{where}"))
+                missing.append(f"{folder / path}{row.place}: {row.file_name!r}")
+            elif row.text is not None:
+                captions.append(Caption(picture=picture, text=row.text, source=f"{path}{row.place}"))
     if problems:
         raise DataError(f"captions that cannot be read. Mend these:{listing(problems)}")
     if missing:
@@ -257,81 +241,6 @@ def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str])
             f"Add the pictures, or remove these rows:{listing(missing)}"
         )
     return captions
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any] | str]]:
-    """(place, row) of each row of a metadata file; in place of a row that cannot be read, what is wrong."""
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".parquet":
-            return _parquet_rows(data)
-        text = _decode(data, path)
-        return _jsonl_rows(text) if path.suffix == ".jsonl" else _csv_rows(text)
-    except OSError as error:
-        return [("", f"cannot be read ({error.strerror or error})")]
-    except DataError as error:
-        return [("", str(error).removeprefix(f"{path}: "))]
-
-
-def _row_problem(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with a row's columns; None where it can be used."""
-    columns = ", ".join(row) or "none"
-    texts = [name for name in ("text", "caption") if name in row]
-    if "file_name" not in row or not texts:
-        return f"needs the columns file_name and text (or caption); it has: {columns}"
-    if len(texts) > 1:
-        return "has the columns text and caption; keep one of them"
-    if not isinstance(row["file_name"], str):
-        return f"file_name is {row['file_name']!r}, not a name"
-    if not isinstance(row[texts[0]], str | None):
-        return f"{texts[0]} is {row[texts[0]]!r}, not a text"
-    return None
-
-
-def _jsonl_rows(text: str) -> list[tuple[str, dict[str, Any] | str]]:
-    rows: list[tuple[str, dict[str, Any] | str]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            row = f"no JSON ({error}); each line is one object"
-        rows.append((f" line {number}", row if isinstance(row, dict | str) else f"{row!r} is no object"))
-    return rows
-
-
-def _csv_rows(text: str) -> list[tuple[str, dict[str, Any] | str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[str, dict[str, Any] | str]] = []
-    try:
-        header = next(reader, [])
-        problem = _row_problem(dict.fromkeys(header, ""))
-        if problem:
-            return [("", problem)]
-        for fields in reader:
-            place = f" line {reader.line_num}"
-            if len(fields) == len(header):
-                rows.append((place, dict(zip(header, fields, strict=True))))
-            elif fields:
-                rows.append((place, f"{len(fields)} fields for {len(header)} columns: put a caption with commas in quotes"))
-    except csv.Error as error:
-        rows.append((f" line {reader.line_num}", f"no CSV ({error})"))
-    return rows
-
-
-def _parquet_rows(data: bytes) -> list[tuple[str, dict[str, Any] | str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        return [("", f"no Parquet ({error})")]
-    problem = _row_problem(dict.fromkeys(table.column_names, ""))
-    if problem:
-        return [("", problem)]
-    return [(f" row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
 
 
 def _count(things: Sequence[object], noun: str) -> str:

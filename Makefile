@@ -1,0 +1,8 @@
+# The four words. TORCH=cpu|cuda chooses the build of torch (auto: cuda where an NVIDIA driver is found).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= auto
+ARGS ?=
+
+.PHONY: setup check test repro
+setup check test repro:
+	@$(PYTHON) -m eridiff $@ --torch $(TORCH) $(ARGS)

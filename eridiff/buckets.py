@@ -1,0 +1,188 @@
+"""Buckets: sizes of equal area and different shape, and how each picture is resized and cropped for its own.
+
+All sizes are (width, height) in pixels of the upright picture. Everything is integers and exact fractions, so
+that a plan is the same on every machine.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from eridiff.config import Section
+from eridiff.errors import DataError
+from eridiff.tables import Row
+
+BUCKET_COLUMNS = {"path": "str", "file_digest": "str"} | dict.fromkeys(
+    (
+        "repeats", "bucket_w", "bucket_h", "resize_w", "resize_h", "crop_left", "crop_top", "original_w",
+        "original_h",
+    ),
+    "int",
+)  # fmt: skip
+MAX_NAMED = 10
+
+Size = tuple[int, int]
+LeftOut = tuple[str, str]  # path, reason
+
+
+class BucketParams(Section):
+    """Which sizes pictures are trained at."""
+
+    resolution: Annotated[int, Field(ge=64)]
+    """Square root of the largest area of a bucket in pixels: 1024 for buckets up to 1024 x 1024, 832 x 1216..."""
+    step: Annotated[int, Field(ge=8, multiple_of=8, validate_default=True)] = 64
+    """Sides are multiples of this."""
+    max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
+    """The longest bucket's long side over its short side. Longer pictures are cropped to that shape."""
+    upscale: bool = False
+    """Enlarge pictures that are smaller than their bucket; else they are left out and named in the report."""
+    crop: Literal["center", "top"] = "center"
+    """Which part of a picture is kept where it is too tall: the middle, or the top (heads). Too wide: the middle."""
+
+    @field_validator("step")
+    @classmethod
+    def _one_square_fits(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("resolution", value):
+            raise ValueError(f"a square of this side has more pixels than resolution {info.data['resolution']} allows")
+        return value
+
+
+def bucket_sizes(params: BucketParams) -> list[Size]:
+    """All bucket sizes, sorted: for each side the longest other side that area and aspect permit.
+
+    A size is left out where one at least as large in both sides is as elongated: 512x1024 beside 704x1408.
+    """
+    step, area, aspect = params.step, params.resolution**2, Fraction(str(params.max_aspect))
+    found: set[Size] = set()
+    for short in range(step, params.resolution + 1, step):
+        longest = min(Fraction(area, short), aspect * short)
+        long = int(longest) // step * step
+        found |= {(short, long), (long, short)}
+    return sorted(size for size in found if not any(_outdoes(other, size) for other in found))
+
+
+def plan_buckets(image_rows: Iterable[Row], params: BucketParams) -> tuple[list[Row], list[LeftOut]]:
+    """Rows of buckets.parquet and the pictures left out, both by path.
+
+    Raises: DataError where every picture is left out.
+    """
+    sizes, rows, left_out = bucket_sizes(params), [], []
+    for image in sorted(image_rows, key=lambda row: str(row["path"])):
+        original = upright_size(image)
+        bucket = nearest_bucket(original, sizes)
+        if not params.upscale and (original[0] < bucket[0] or original[1] < bucket[1]):
+            left_out.append((image["path"], f"{_text(original)} is smaller than its bucket {_text(bucket)}"))
+            continue
+        resize = cover(original, bucket)
+        left, top = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
+        row = {name: image[name] for name in ("path", "file_digest", "repeats")}
+        row |= {"bucket_w": bucket[0], "bucket_h": bucket[1], "resize_w": resize[0], "resize_h": resize[1]}
+        row |= {"crop_left": left, "crop_top": 0 if params.crop == "top" else top}
+        row |= {"original_w": original[0], "original_h": original[1]}
+        rows.append(row)
+    if not rows:
+        raise DataError(_all_left_out(left_out))
+    return rows, left_out
+
+
+def upright_size(image: Row) -> Size:
+    """Size as seen: EXIF orientations 5 to 8 lie on their side."""
+    width, height = image["width"], image["height"]
+    return (height, width) if image["orientation"] >= 5 else (width, height)
+
+
+def nearest_bucket(original: Size, sizes: Sequence[Size]) -> Size:
+    """The size whose aspect is nearest by ratio (least |log|); of equals the larger, then the first in order."""
+    width, height = original
+
+    def distance(size: Size) -> tuple[Fraction, int, Size]:
+        ratio = Fraction(width * size[1], height * size[0])
+        return max(ratio, 1 / ratio), -size[0] * size[1], size
+
+    return min(sizes, key=distance)
+
+
+def cover(original: Size, bucket: Size) -> Size:
+    """The size to which a picture is resized: one side equals the bucket's, the other is at least as long.
+
+    The other side is rounded to the nearest pixel, halves up.
+    """
+    (width, height), (bucket_w, bucket_h) = original, bucket
+    if bucket_w * height >= bucket_h * width:  # the picture is taller than its bucket
+        return bucket_w, (2 * height * bucket_w + width) // (2 * width)
+    return (2 * width * bucket_h + height) // (2 * height), bucket_h
+
+
+def crop_loss(row: Row) -> float:
+    """Share of a picture, in percent, that its crop cuts off."""
+    return 100 * (1 - row["bucket_w"] * row["bucket_h"] / (row["resize_w"] * row["resize_h"]))
+
+
+def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
+    """Markdown: how many pictures each bucket holds and what cropping costs; pictures left out, by name."""
+    lines = ["# Buckets", "", f"{len(rows)} pictures used, {len(left_out)} left out.", ""]
+    lines += ["| bucket | pictures | with repeats | mean crop loss |", "|---|---|---|---|"]
+    counts = Counter((row["bucket_w"], row["bucket_h"]) for row in rows)
+    for size, count in sorted(counts.items()):
+        own = [row for row in rows if (row["bucket_w"], row["bucket_h"]) == size]
+        repeats, loss = sum(row["repeats"] for row in own), sum(map(crop_loss, own)) / count
+        lines.append(f"| {_text(size)} | {count} | {repeats} | {loss:.1f} % |")
+    lines += ["", "## Cropped most", "", *_cropped_most(rows), "", "## Left out", ""]
+    if left_out:
+        hint = "Use larger pictures, lower `buckets.resolution`, or set `buckets.upscale: true`."
+        lines += [hint, "", "| picture | reason |", "|---|---|"]
+        lines += [f"| {_cell(path)} | {reason} |" for path, reason in left_out]
+    else:
+        lines.append("No picture.")
+    return "\n".join(lines) + "\n"
+
+
+def summary(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
+    """The stage's last line, and one for each picture left out."""
+    buckets = len({(row["bucket_w"], row["bucket_h"]) for row in rows})
+    first = f"buckets: {len(rows)} pictures in {buckets} buckets, {len(left_out)} left out"
+    return "\n".join([first, *(f"left out: {path}: {reason}" for path, reason in left_out)])
+
+
+def _cropped_most(rows: Sequence[Row]) -> list[str]:
+    most = sorted((row for row in rows if crop_loss(row) >= 0.05), key=lambda row: (-crop_loss(row), row["path"]))
+    if not most:
+        return ["Nothing is cut off."]
+    lines = ["| picture | size | bucket | crop loss |", "|---|---|---|---|"]
+    for row in most[:MAX_NAMED]:
+        size, bucket = (row["original_w"], row["original_h"]), (row["bucket_w"], row["bucket_h"])
+        lines.append(f"| {_cell(row['path'])} | {_text(size)} | {_text(bucket)} | {crop_loss(row):.1f} % |")
+    return lines
+
+
+def _outdoes(other: Size, size: Size) -> bool:
+    """Whether another size is at least as wide and tall, and elongated as much the same way."""
+    if other == size or other[0] < size[0] or other[1] < size[1]:
+        return False
+    wider = other[0] * size[1] - other[1] * size[0]  # sign: is the other's width/height the greater
+    return wider == 0 or (wider > 0) == (size[0] > size[1]) and size[0] != size[1]
+
+
+def _all_left_out(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "there are no pictures to put into buckets: run `dvc repro captions`."
+    lines = [f"{path}: {reason}" for path, reason in left_out[:MAX_NAMED]]
+    if len(left_out) > MAX_NAMED:
+        lines.append(f"and {len(left_out) - MAX_NAMED} more")
+    names = "".join(f"\n       {line}" for line in lines)
+    return (
+        "every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale to true:"
+        f"{names}"
+    )
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|")

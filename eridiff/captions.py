@@ -1,0 +1,186 @@
+"""Captions: clean-up rules, the trigger word, and the variants that training draws from.
+
+A caption passes the rules that params switch on, in the order of RULES, whatever their order in params. The
+trigger is put in front where it is missing, before the last rules, so that it does not stand twice.
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from eridiff.captionrules import RULES, RuleName
+from eridiff.config import Section
+from eridiff.errors import DataError
+from eridiff.files import digest_json
+from eridiff.pictures import Ignored, Picture, listing
+from eridiff.tables import Row
+
+IMAGE_COLUMNS = {
+    "path": "str", "file_digest": "str", "width": "int", "height": "int", "orientation": "int", "repeats": "int",
+}  # fmt: skip
+CAPTION_COLUMNS = {"path": "str", "raw": "str", "clean": "str", "variants": "strs", "rules": "strs"}
+
+HARMLESS: tuple[RuleName, ...] = ("html_tags", "html_entities", "unicode", "whitespace", "punctuation")
+AFTER_TRIGGER: tuple[RuleName, ...] = ("duplicate_tags", "punctuation")
+
+HIDDEN = "\ufdd0"  # stands for the trigger while rules run; Unicode reserves it for such uses
+NOTHING = " \t\r\n,;.:!?-"  # a caption of these alone says nothing
+
+
+def _plain_words(value: str) -> str:
+    if value != value.strip() or not value or re.search(r"[,\n\r\t]", value):
+        raise ValueError("must be a word or words, without commas and without spaces at the ends")
+    return value
+
+
+Words = Annotated[str, AfterValidator(_plain_words)]
+
+
+class CaptionParams(Section):
+    """How captions are cleaned and varied."""
+
+    trigger: Words | None = None
+    """Word that must stand in each caption: put in front, with a comma, where it is missing (case counts)."""
+    class_word: Words | None = None
+    """What the pictures show, such as `toy`. A picture without a caption gets `trigger class_word`."""
+    prefix: str = ""
+    """Text in front of each caption, as it stands: write the space or comma at its end."""
+    suffix: str = ""
+    """Text after each caption, as it stands: write the space or comma at its start."""
+    rules: tuple[RuleName, ...] = HARMLESS
+    """Clean-up rules. They run in one fixed order, whatever the order here: html_tags (removed), html_entities
+    (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are not
+    in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace (lines
+    joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
+    variants: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Versions of each caption, among which training draws. Each is encoded once."""
+    shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
+    """Put the comma-separated tags of each version in another order. Needed for more than one version."""
+    keep_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tags at the start that are not shuffled; the trigger counts as one where it stands in front."""
+    seed: int = 0
+    """Seed of the orders."""
+
+    @field_validator("shuffle_tags")
+    @classmethod
+    def _versions_differ(cls, value: bool, info: ValidationInfo) -> bool:
+        if info.data.get("variants", 1) > 1 and not value:
+            raise ValueError(f"all {info.data['variants']} variants would be equal; set it to true, or variants to 1")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """A caption after the rules. rules_fired: what changed it, `trigger` and `class_word` included."""
+
+    text: str
+    variants: tuple[str, ...]
+    rules_fired: tuple[str, ...]
+
+
+def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
+    """Apply the rules, the trigger, prefix and suffix. text is empty where nothing says what the picture is."""
+    text, fired = _apply([name for name in RULES if name not in AFTER_TRIGGER], raw or "", params)
+    missing = params.trigger is not None and not _whole_word(params.trigger).search(params.prefix + text + params.suffix)
+    trigger = [params.trigger] if params.trigger and missing else []
+    if not text.strip(NOTHING):
+        words = [*trigger, *filter(None, [params.class_word])]
+        fired += ["trigger"] * bool(trigger) + ["class_word"] * (params.class_word is not None)
+        text, late = " ".join(words), []
+    else:
+        fired += ["trigger"] * bool(trigger)
+        hide = None if trigger else params.trigger  # one just put in front may replace a tag in another case
+        text, late = _apply(AFTER_TRIGGER, ", ".join([*trigger, text]), params.model_copy(update={"trigger": hide}))
+    if not text and not (params.trigger and not missing):
+        return Cleaned(text="", variants=(), rules_fired=tuple([*fired, *late]))
+    variants = tuple(params.prefix + variant + params.suffix for variant in caption_variants(text, params))
+    return Cleaned(text=params.prefix + text + params.suffix, variants=variants, rules_fired=(*fired, *late))
+
+
+def _apply(names: Iterable[RuleName], text: str, params: CaptionParams) -> tuple[str, list[str]]:
+    """Those of the named rules that params switch on; the trigger's letters are out of their reach."""
+    trigger = _whole_word(params.trigger) if params.trigger else None
+    text = trigger.sub(HIDDEN, text) if trigger else text
+    fired: list[str] = []
+    for name in names:
+        if name in params.rules:
+            before, text = text, RULES[name](text)
+            fired += [name] * (text != before)
+    return text.replace(HIDDEN, params.trigger or ""), fired
+
+
+def _whole_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+
+
+def caption_variants(text: str, params: CaptionParams) -> tuple[str, ...]:
+    """Up to `variants` different orders of a caption's tags; fewer where its tags have no more orders.
+
+    A function of seed and text alone: other captions have no part in it, and more variants add to those before.
+    """
+    if not params.shuffle_tags:
+        return (text,)
+    tags = [tag.strip() for tag in text.split(",") if tag.strip()]
+    kept, free = tags[: params.keep_tokens], tags[params.keep_tokens :]
+    wanted = min(params.variants, math.factorial(min(len(free), 10)))
+    generator = random.Random(int(digest_json([params.seed, text]), 16))
+    found: dict[str, None] = {}
+    for _ in range(100 * wanted):  # an end also where equal tags leave fewer orders
+        order = sorted(free, key=lambda _: generator.random())  # random() is what Python keeps stable
+        found[", ".join([*kept, *order])] = None
+        if len(found) == wanted:
+            break
+    return tuple(found)
+
+
+def images_rows(pictures: Iterable[Picture]) -> list[Row]:
+    """Rows of images.parquet, by path: everything about the files, nothing about captions."""
+    ordered = sorted(pictures, key=lambda picture: picture.path)
+    return [{name: getattr(picture, name) for name in IMAGE_COLUMNS} for picture in ordered]
+
+
+def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Row]:
+    """Rows of captions.parquet, by path: everything about captions, nothing about the files' bytes.
+
+    Raises: DataError that names the pictures of which nothing says what they show.
+    """
+    rows: list[Row] = []
+    for picture in sorted(pictures, key=lambda picture: picture.path):
+        clean = clean_caption(picture.caption, params)
+        rows.append({
+            "path": picture.path, "raw": picture.caption or "", "clean": clean.text,
+            "variants": list(clean.variants), "rules": list(clean.rules_fired),
+        })  # fmt: skip
+    silent = [f"{row['path']}" + (f" ({row['raw']!r})" if row["raw"] else "") for row in rows if not row["variants"]]
+    if silent:
+        raise DataError(
+            "pictures without a caption, or with one of which the rules leave nothing. Add a caption (such as "
+            f"{silent[0].split(' (')[0].rsplit('.', 1)[0]}.txt), or set captions.trigger:{listing(silent)}"
+        )
+    return rows
+
+
+def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[Ignored]) -> str:
+    """What the stage did, in lines: pictures, rules and how often each fired, repeats, ignored files."""
+    counts = Counter(rule for row in rows for rule in row["rules"])
+    order = [*RULES, "trigger", "class_word"]
+    fired = ", ".join(f"{rule} {counts[rule]}" for rule in order if counts[rule])
+    lines = [f"captions: {len(pictures)} pictures; {fired or 'no rule changed anything'}"]
+    repeats = Counter((_repeat_folder(picture), picture.repeats) for picture in pictures if picture.repeats > 1)
+    lines += [f"repeats: {folder}: {number} pictures, each {n} times" for (folder, n), number in sorted(repeats.items())]
+    copies: dict[str, list[str]] = {}
+    for picture in pictures:
+        copies.setdefault(picture.file_digest, []).append(picture.path)
+    lines += [f"same picture: {', '.join(paths)}" for paths in copies.values() if len(paths) > 1]
+    return "\n".join([*lines, *(f"ignored: {item.path}: {item.reason}" for item in ignored)])
+
+
+def _repeat_folder(picture: Picture) -> str:
+    parents = picture.path.split("/")[:-1]
+    return next(name for name in reversed(parents) if name.startswith(f"{picture.repeats}_"))

@@ -1,0 +1,40 @@
+"""The command line: `eridiff why`, `eridiff base add`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eridiff.errors import run_main
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA training that recomputes only what changed.")
+base_app = typer.Typer(no_args_is_help=True, help="Bases: pointers to model weights.")
+app.add_typer(base_app, name="base")
+
+
+@base_app.command("add")
+def base_add(
+    name: Annotated[str, typer.Argument(help="Name of the base, as in model.base.")],
+    folder: Annotated[Path, typer.Argument(help="Model folder in diffusers' layout.")],
+) -> None:
+    """Make the pointers of a base: what its weights are, wherever they lie."""
+    from eridiff.bases import add_base
+
+    for path in add_base(name, folder):
+        typer.echo(f"written: {path}")
+
+
+@app.command()
+def why(
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say what the next `dvc repro` would run, because of what, and what it would encode."""
+    from eridiff.why import explain, render
+
+    prediction = explain(Path.cwd())
+    typer.echo(prediction.to_json() if json_output else render(prediction))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 1."""
+    run_main(lambda: app(standalone_mode=True))

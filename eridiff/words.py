@@ -1,0 +1,111 @@
+"""The four words that run everything: setup, check, test, repro. Python's standard library only.
+
+`make WORD` calls `python -m eridiff WORD`, so both do the same.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "eridiff-setup.txt"
+TORCH = "torch==2.13.0"
+# PyTorch's own index of CPU builds: the wheel on PyPI brings several GB of CUDA libraries.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+SIZES = {"cpu": "about 2 GB, one to five minutes", "cuda": "about 8 GB, five to twenty minutes"}
+
+
+def refuse_platform() -> None:
+    """Linux and WSL2 with Python 3.11 or later; anything else is refused with a sentence."""
+    if sys.platform == "win32":
+        sys.exit("error: eridiff does not run on native Windows. Install WSL2 (`wsl --install`) and run it there.")
+    if sys.version_info < (3, 11):
+        sys.exit(f"error: eridiff needs Python 3.11 or later; this is {sys.version.split()[0]}. Install python3.11.")
+
+
+def choose_torch(wanted: str) -> str:
+    """`cpu` or `cuda`; `auto` is cuda where the NVIDIA driver's tool is found."""
+    if wanted == "auto":
+        return "cuda" if shutil.which("nvidia-smi") or Path("/usr/lib/wsl/lib/nvidia-smi").exists() else "cpu"
+    return wanted
+
+
+def setup(torch: str) -> None:
+    """Make .venv and install into it, once; again where pyproject.toml or constraints.txt changed."""
+    build = choose_torch(torch)
+    digest = hashlib.sha256(build.encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        digest.update((ROOT / name).read_bytes())
+    if STAMP.exists() and STAMP.read_text() == digest.hexdigest():
+        return
+    print(f"setup: installing into .venv with torch for {build}: {SIZES[build]}", flush=True)
+    start = time.monotonic()
+    if not (VENV / "bin" / "python").exists():
+        run([sys.executable, "-m", "venv", str(VENV)], "python3's venv module is missing: apt install python3-venv")
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
+    pip += [] if sys.stdout.isatty() else ["--quiet"]
+    index = ["--extra-index-url", CPU_INDEX, "--retries", "1"] if build == "cpu" else []
+    run([*pip, TORCH, *index], "torch could not be installed")
+    run([*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"], "the packages could not be installed")
+    STAMP.write_text(digest.hexdigest())
+    print(f"setup: done in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def run(command: list[str], failed: str) -> None:
+    """Run one command in the checkout; a failure ends with its exit code and one sentence."""
+    code = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+    if code:
+        print(f"error: {failed} (exit code {code}).", file=sys.stderr)
+        sys.exit(code)
+
+
+def environment() -> dict[str, str]:
+    """The environment with .venv in front: `dvc` starts stages, and experiments start `dvc`, by name."""
+    paths = [str(VENV / "bin"), os.environ.get("PATH", "")]
+    return {**os.environ, "PATH": os.pathsep.join(paths), "VIRTUAL_ENV": str(VENV), "DVC_NO_ANALYTICS": "1"}
+
+
+def check() -> None:
+    """Lint, format, types, and the documents that are generated."""
+    tool = str(VENV / "bin" / "python")
+    run([tool, "-m", "ruff", "check", "."], "ruff found faults")
+    run([tool, "-m", "ruff", "format", "--check", "."], "`ruff format .` would change files")
+    run([tool, "-m", "mypy"], "mypy found faults")
+    print("check: all well", flush=True)
+
+
+def test(arguments: list[str]) -> None:
+    """Run the tests; arguments go to pytest."""
+    run([str(VENV / "bin" / "python"), "-m", "pytest", *arguments], "tests failed")
+
+
+def repro(arguments: list[str]) -> None:
+    """Run the pipeline; arguments go to `dvc repro`."""
+    os.chdir(ROOT)
+    dvc = str(VENV / "bin" / "dvc")
+    os.execve(dvc, [dvc, "repro", *arguments], environment())
+
+
+WORDS = ("setup", "check", "test", "repro")
+
+
+def main() -> None:
+    """Run one of the four words."""
+    refuse_platform()
+    parser = argparse.ArgumentParser(prog="python -m eridiff", description=__doc__)
+    parser.add_argument("word", choices=WORDS)
+    parser.add_argument("--torch", choices=("auto", "cpu", "cuda"), default=os.environ.get("TORCH", "auto"))
+    arguments, rest = parser.parse_known_args()
+    setup(arguments.torch)
+    if arguments.word == "check":
+        check()
+    elif arguments.word == "test":
+        test(rest or ["-m", "not e2e and not gpu"])
+    elif arguments.word == "repro":
+        repro(rest)

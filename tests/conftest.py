@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DVC_NO_ANALYTICS"] = "1"
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs in the checkout, with a store and caches of its own and no settings of this machine."""
+    place = tmp_path_factory.mktemp("machine")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
+    monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")
+    for name in ("ERIDIFF_MODELS",):
+        monkeypatch.delenv(name, raising=False)
