@@ -32,7 +32,7 @@ class BucketParams(Section):
     """Which sizes pictures are trained at."""
 
     resolution: Annotated[int, Field(ge=64)]
-    """Square root of the largest area of a bucket in pixels: 1024 for buckets up to 1024 x 1024, 832 x 1216..."""
+    """Square root of the largest area of a bucket in pixels: 1024 permits 1024x1024, 832x1216..."""
     step: Annotated[int, Field(ge=8, multiple_of=8, validate_default=True)] = 64
     """Sides are multiples of this."""
     max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
@@ -40,13 +40,13 @@ class BucketParams(Section):
     upscale: bool = False
     """Enlarge pictures that are smaller than their bucket; else they are left out and named in the report."""
     crop: Literal["center", "top"] = "center"
-    """Which part of a picture is kept where it is too tall: the middle, or the top (heads). Too wide: the middle."""
+    """What is kept of a picture too tall: the middle, or the top (heads). Of one too wide: the middle."""
 
     @field_validator("step")
     @classmethod
     def _one_square_fits(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("resolution", value):
-            raise ValueError(f"a square of this side has more pixels than resolution {info.data['resolution']} allows")
+            raise ValueError(f"must be at most resolution ({info.data['resolution']})")
         return value
 
 
@@ -95,7 +95,7 @@ def upright_size(image: Row) -> Size:
 
 
 def nearest_bucket(original: Size, sizes: Sequence[Size]) -> Size:
-    """The size whose aspect is nearest by ratio (least |log|); of equals the larger, then the first in order."""
+    """The size of nearest aspect by ratio (least |log|); of equals the larger, then the first in order."""
     width, height = original
 
     def distance(size: Size) -> tuple[Fraction, int, Size]:
@@ -118,7 +118,8 @@ def cover(original: Size, bucket: Size) -> Size:
 
 def crop_loss(row: Row) -> float:
     """Share of a picture, in percent, that its crop cuts off."""
-    return 100 * (1 - row["bucket_w"] * row["bucket_h"] / (row["resize_w"] * row["resize_h"]))
+    kept: float = row["bucket_w"] * row["bucket_h"] / (row["resize_w"] * row["resize_h"])
+    return 100 * (1 - kept)
 
 
 def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
@@ -148,7 +149,8 @@ def summary(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
 
 
 def _cropped_most(rows: Sequence[Row]) -> list[str]:
-    most = sorted((row for row in rows if crop_loss(row) >= 0.05), key=lambda row: (-crop_loss(row), row["path"]))
+    cropped = [row for row in rows if crop_loss(row) >= 0.05]
+    most = sorted(cropped, key=lambda row: (-crop_loss(row), row["path"]))
     if not most:
         return ["Nothing is cut off."]
     lines = ["| picture | size | bucket | crop loss |", "|---|---|---|---|"]
@@ -163,7 +165,7 @@ def _outdoes(other: Size, size: Size) -> bool:
     if other == size or other[0] < size[0] or other[1] < size[1]:
         return False
     wider = other[0] * size[1] - other[1] * size[0]  # sign: is the other's width/height the greater
-    return wider == 0 or (wider > 0) == (size[0] > size[1]) and size[0] != size[1]
+    return wider == 0 or (size[0] != size[1] and (wider > 0) == (size[0] > size[1]))
 
 
 def _all_left_out(left_out: Sequence[LeftOut]) -> str:
@@ -174,8 +176,8 @@ def _all_left_out(left_out: Sequence[LeftOut]) -> str:
         lines.append(f"and {len(left_out) - MAX_NAMED} more")
     names = "".join(f"\n       {line}" for line in lines)
     return (
-        "every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale to true:"
-        f"{names}"
+        "every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale "
+        f"to true:{names}"
     )
 
 

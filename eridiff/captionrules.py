@@ -1,4 +1,4 @@
-"""The clean-up rules of captions: functions from text to text, each under the name by which params switch it on."""
+"""The clean-up rules of captions: functions from text to text, by the names that params switch on."""
 
 import html
 import re
@@ -15,11 +15,18 @@ FILE_SUFFIXES = "png|jpe?g|jfif|webp|gif|bmp|tiff?|heic|heif|avif|psd|dng|cr[23]
 CAMERAS = "IMG|DSC|DSCN|DSCF|DCIM|PXL|VID|MVI|MG|GOPR|DJI|CIMG|SAM|WA|Screenshot|Photo"
 VERSIONS = "v[0-9]+|final|copy"
 FILE_NAME = re.compile(
-    rf"""\S+\.(?:{FILE_SUFFIXES})                            # cat.png, C:\\pictures\\cat.png
-    | _?(?:{CAMERAS})[-_]?[0-9]{{3,}}[\w-]* | P[0-9]{{7}}    # IMG_2031, DSC01234, PXL_20240131_123456, P1010234
-    | \w+_(?:{VERSIONS})(?:_(?:{VERSIONS}|[0-9]+))*         # file_name_v2, cat_final_2""",
+    rf"""\S+\.(?:{FILE_SUFFIXES})             # cat.png, C:\\pictures\\cat.png
+    | _?(?:{CAMERAS})[-_]?[0-9]{{3,}}[\w-]* | P[0-9]{{7}}  # IMG_2031, DSC01234, P1010234
+    | \w+_(?:{VERSIONS})(?:_(?:{VERSIONS}|[0-9]+))*    # file_name_v2, cat_final_2""",
     re.VERBOSE | re.IGNORECASE,
 )
+BLOCK_TAG = re.compile(r"</?(?:br|hr|p|div|li|ul|ol|tr|table|h[1-6])(?:\s[^<>]*)?/?>", re.IGNORECASE)
+INLINE_TAG = re.compile(  # with attributes or none: `<a cat>` is no tag
+    r"</?(?:a|b|i|u|s|em|strong|small|big|sub|sup|span|font|code|pre|img|td|th|tbody|center|mark|body|html)"
+    r"(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>",
+    re.IGNORECASE,
+)
+ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
 PLAIN = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
@@ -31,14 +38,12 @@ PLAIN = {
 def html_tags(text: str) -> str:
     """Remove tags of HTML; `<br>` and the ends of blocks become newlines. `<3` and `<lora:x:1>` stay."""
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"<(?:br|hr)\b[^<>]*>|</?(?:p|div|li|ul|ol|tr|h[1-6])(?:\s[^<>]*)?/?>", "\n", text, flags=re.I)
-    inline = "a|b|i|u|s|em|strong|small|big|sub|sup|span|font|code|pre|img|td|th|table|tbody|center|mark|body|html"
-    return re.sub(rf"</?(?:{inline})(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>", "", text, flags=re.I)
+    return INLINE_TAG.sub("", BLOCK_TAG.sub("\n", text))
 
 
 def html_entities(text: str) -> str:
     """Replace entities by their letters: `&amp;` => `&`. One level; a bare `&` stays."""
-    return re.sub(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);", lambda found: html.unescape(found[0]), text)
+    return ENTITY.sub(lambda found: html.unescape(found[0]), text)
 
 
 def unicode(text: str) -> str:
@@ -64,7 +69,7 @@ def underscores(text: str) -> str:
 
 
 def whitespace(text: str) -> str:
-    """One line, single spaces. Lines are joined by a space in prose and after punctuation, else by a comma."""
+    """One line, single spaces. Lines join by a space in prose and after punctuation, else by a comma."""
     lines = [" ".join(line.split()) for line in text.splitlines()]
     lines = [line for line in lines if line]
     prose = bool(lines) and lines[-1][-1] in ".!?"
@@ -75,8 +80,8 @@ def whitespace(text: str) -> str:
 def duplicate_tags(text: str) -> str:
     """Drop tags that stand already, in whatever case; the first is kept."""
     tags = text.split(",")
-    first = {tag.strip().casefold(): number for number, tag in reversed(list(enumerate(tags)))}
-    kept = [tag for number, tag in enumerate(tags) if not tag.strip() or first[tag.strip().casefold()] == number]
+    names = [tag.strip().casefold() for tag in tags]
+    kept = [tag for place, tag in enumerate(tags) if not names[place] or names.index(names[place]) == place]
     return text if len(kept) == len(tags) else ",".join(kept)
 
 
@@ -95,7 +100,7 @@ def _plain_letter(letter: str) -> str:
     kind = unicodedata.category(letter)
     if kind == "Zs":
         return " "
-    return "" if kind in ("Cf", "Cc") else letter  # invisible: zero-width, direction marks, soft hyphen, controls
+    return "" if kind in ("Cf", "Cc") else letter  # zero-width, direction marks, soft hyphen, controls
 
 
 def _is_latin(line: str) -> bool:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -22,7 +23,8 @@ from eridiff.pictures import Ignored, Picture, listing
 from eridiff.tables import Row
 
 IMAGE_COLUMNS = {
-    "path": "str", "file_digest": "str", "width": "int", "height": "int", "orientation": "int", "repeats": "int",
+    "path": "str", "file_digest": "str",
+    "width": "int", "height": "int", "orientation": "int", "repeats": "int",
 }  # fmt: skip
 CAPTION_COLUMNS = {"path": "str", "raw": "str", "clean": "str", "variants": "strs", "rules": "strs"}
 
@@ -54,10 +56,10 @@ class CaptionParams(Section):
     suffix: str = ""
     """Text after each caption, as it stands: write the space or comma at its start."""
     rules: tuple[RuleName, ...] = HARMLESS
-    """Clean-up rules. They run in one fixed order, whatever the order here: html_tags (removed), html_entities
-    (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are not
-    in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace (lines
-    joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
+    """Clean-up rules. They run in this order, whatever their order here: html_tags (removed), html_entities
+    (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
+    not in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace
+    (lines joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
     variants: Annotated[int, Field(ge=1, le=1000)] = 1
     """Versions of each caption, among which training draws. Each is encoded once."""
     shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
@@ -71,7 +73,9 @@ class CaptionParams(Section):
     @classmethod
     def _versions_differ(cls, value: bool, info: ValidationInfo) -> bool:
         if info.data.get("variants", 1) > 1 and not value:
-            raise ValueError(f"all {info.data['variants']} variants would be equal; set it to true, or variants to 1")
+            raise ValueError(
+                f"{info.data['variants']} variants would be equal. Set it to true, or variants to 1"
+            )
         return value
 
 
@@ -85,34 +89,42 @@ class Cleaned:
 
 
 def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
-    """Apply the rules, the trigger, prefix and suffix. text is empty where nothing says what the picture is."""
-    text, fired = _apply([name for name in RULES if name not in AFTER_TRIGGER], raw or "", params)
-    missing = params.trigger is not None and not _whole_word(params.trigger).search(params.prefix + text + params.suffix)
-    trigger = [params.trigger] if params.trigger and missing else []
-    if not text.strip(NOTHING):
-        words = [*trigger, *filter(None, [params.class_word])]
-        fired += ["trigger"] * bool(trigger) + ["class_word"] * (params.class_word is not None)
-        text, late = " ".join(words), []
+    """Apply the rules, trigger, prefix and suffix. No variants where nothing says what the picture shows."""
+    text, fired = _apply([name for name in RULES if name not in AFTER_TRIGGER], (raw or "").strip(), params)
+    there = _holds(params.prefix + text + params.suffix, params.trigger)
+    trigger = [params.trigger] if params.trigger and not there else []
+    fired += ["trigger"] * len(trigger)
+    if text.strip(NOTHING):
+        text, late = _apply(AFTER_TRIGGER, ", ".join([*trigger, text]), params, hide=there)
+        fired += late
     else:
-        fired += ["trigger"] * bool(trigger)
-        hide = None if trigger else params.trigger  # one just put in front may replace a tag in another case
-        text, late = _apply(AFTER_TRIGGER, ", ".join([*trigger, text]), params.model_copy(update={"trigger": hide}))
-    if not text and not (params.trigger and not missing):
-        return Cleaned(text="", variants=(), rules_fired=tuple([*fired, *late]))
+        text = " ".join([*trigger, *filter(None, [params.class_word])])
+        fired += ["class_word"] * (params.class_word is not None)
+    if not text and not there:
+        return Cleaned(text="", variants=(), rules_fired=tuple(fired))
     variants = tuple(params.prefix + variant + params.suffix for variant in caption_variants(text, params))
-    return Cleaned(text=params.prefix + text + params.suffix, variants=variants, rules_fired=(*fired, *late))
+    return Cleaned(text=params.prefix + text + params.suffix, variants=variants, rules_fired=tuple(fired))
 
 
-def _apply(names: Iterable[RuleName], text: str, params: CaptionParams) -> tuple[str, list[str]]:
-    """Those of the named rules that params switch on; the trigger's letters are out of their reach."""
-    trigger = _whole_word(params.trigger) if params.trigger else None
-    text = trigger.sub(HIDDEN, text) if trigger else text
+def _apply(
+    names: Iterable[RuleName], text: str, params: CaptionParams, *, hide: bool = True
+) -> tuple[str, list[str]]:
+    """Those of the named rules that params switch on. hide: keep the trigger out of their reach.
+
+    One that was just put in front is not hidden: it replaces a tag that is the same but for case.
+    """
+    if hide and params.trigger:
+        text = _whole_word(params.trigger).sub(HIDDEN, text)
     fired: list[str] = []
     for name in names:
         if name in params.rules:
             before, text = text, RULES[name](text)
             fired += [name] * (text != before)
     return text.replace(HIDDEN, params.trigger or ""), fired
+
+
+def _holds(text: str, trigger: str | None) -> bool:
+    return trigger is not None and _whole_word(trigger).search(text) is not None
 
 
 def _whole_word(word: str) -> re.Pattern[str]:
@@ -122,7 +134,7 @@ def _whole_word(word: str) -> re.Pattern[str]:
 def caption_variants(text: str, params: CaptionParams) -> tuple[str, ...]:
     """Up to `variants` different orders of a caption's tags; fewer where its tags have no more orders.
 
-    A function of seed and text alone: other captions have no part in it, and more variants add to those before.
+    A function of seed and text alone: no other caption has a part in it. More variants keep those before.
     """
     if not params.shuffle_tags:
         return (text,)
@@ -157,11 +169,13 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
             "path": picture.path, "raw": picture.caption or "", "clean": clean.text,
             "variants": list(clean.variants), "rules": list(clean.rules_fired),
         })  # fmt: skip
-    silent = [f"{row['path']}" + (f" ({row['raw']!r})" if row["raw"] else "") for row in rows if not row["variants"]]
+    silent = [
+        row["path"] + (f": {row['raw'][:60]!r}" if row["raw"] else "") for row in rows if not row["variants"]
+    ]
     if silent:
         raise DataError(
-            "pictures without a caption, or with one of which the rules leave nothing. Add a caption (such as "
-            f"{silent[0].split(' (')[0].rsplit('.', 1)[0]}.txt), or set captions.trigger:{listing(silent)}"
+            "pictures without a caption, or with one of which the rules leave nothing. Add a caption to each "
+            f"(cat.txt for cat.png), or set captions.trigger or captions.class_word:{listing(silent)}"
         )
     return rows
 
@@ -172,8 +186,11 @@ def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[I
     order = [*RULES, "trigger", "class_word"]
     fired = ", ".join(f"{rule} {counts[rule]}" for rule in order if counts[rule])
     lines = [f"captions: {len(pictures)} pictures; {fired or 'no rule changed anything'}"]
-    repeats = Counter((_repeat_folder(picture), picture.repeats) for picture in pictures if picture.repeats > 1)
-    lines += [f"repeats: {folder}: {number} pictures, each {n} times" for (folder, n), number in sorted(repeats.items())]
+    folders = Counter(_repeat_folder(picture) for picture in pictures if picture.repeats > 1)
+    for (folder, times), count in sorted(folders.items()):
+        lines.append(
+            f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}"
+        )
     copies: dict[str, list[str]] = {}
     for picture in pictures:
         copies.setdefault(picture.file_digest, []).append(picture.path)
@@ -181,6 +198,5 @@ def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[I
     return "\n".join([*lines, *(f"ignored: {item.path}: {item.reason}" for item in ignored)])
 
 
-def _repeat_folder(picture: Picture) -> str:
-    parents = picture.path.split("/")[:-1]
-    return next(name for name in reversed(parents) if name.startswith(f"{picture.repeats}_"))
+def _repeat_folder(picture: Picture) -> tuple[str, int]:
+    return PurePosixPath(picture.path).parent.as_posix(), picture.repeats

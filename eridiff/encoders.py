@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch.dtype") -> "nn.Module":
     """A frozen model of class `kind` (diffusers or transformers) in eval mode, on the CPU."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a stage's own lines say what goes on
     model: nn.Module = kind.from_pretrained(
         source.folders[component], dtype=dtype, local_files_only=True, use_safetensors=True
     )

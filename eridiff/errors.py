@@ -10,6 +10,8 @@ EridiffError
 """
 
 import difflib
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -52,6 +54,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(choices) if choices else '(none)'}."
 
 
+def quiet_libraries() -> None:
+    """Keep the libraries' advice about optional packages out of a stage's lines; their errors stay.
+
+    By environment and before they are imported: nothing heavy is imported for it.
+    """
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a stage or command: a user's mistake ends it with one message and exit code 1.
 
@@ -62,6 +74,7 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, stop)
+    quiet_libraries()
     try:
         main()
     except EridiffError as error:

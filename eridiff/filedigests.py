@@ -33,7 +33,7 @@ Record = tuple[bytes, str, int, int, int, str]
 
 
 class FileDigests:
-    """Remembered digests in one SQLite file, shared by processes; use it as a context manager, in one thread."""
+    """Remembered digests in one SQLite file that processes share: a context manager, for one thread."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Open the cache. path: default `digests.sqlite` in the user's cache folder."""
@@ -111,7 +111,7 @@ class FileDigests:
         self._pending.clear()
 
     def _give_up(self, error: Exception) -> None:
-        say(f"warning: {self._path} is not used ({error}): digests are taken anew. Remove it if it is damaged.")
+        say(f"warning: {self._path} is not used ({error}); files are read anew. Remove it if it is damaged.")
         if self._connection is not None:
             self._connection.close()
             self._connection = None

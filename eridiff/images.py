@@ -70,7 +70,7 @@ class PictureHeader:
 def read_header(path: Path) -> PictureHeader:
     """Read size and orientation; no pixel is decoded.
 
-    Raises: DataError that names the file where it is missing, empty, damaged, no picture, animated or too large.
+    Raises: DataError that names a file that is missing, empty, damaged, no picture, animated or too large.
     """
     try:
         with open(path, "rb") as file:
@@ -95,7 +95,9 @@ def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
     except OSError as error:
         raise _unreadable(path, error) from None
     if expected_digest is not None and hashlib.sha256(data).hexdigest() != expected_digest:
-        raise DataError(f"{path}: changed since the captions stage ran. Run `dvc repro`, which reads it anew.")
+        raise DataError(
+            f"{path}: changed since the captions stage ran: run `dvc repro`, which reads it anew."
+        )
     file = io.BytesIO(data)
     image = _open(file, path)
     orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else _orientation(image, file)
@@ -141,7 +143,7 @@ def crop_picture(
     return np.ascontiguousarray(pixels_HWC[:, ::-1] if flip else pixels_HWC)
 
 
-def _quiet() -> warnings.catch_warnings:  # type: ignore[type-arg]
+def _quiet() -> warnings.catch_warnings:
     """Silence Pillow's remarks on odd metadata and large sizes: what matters is an error here."""
     return warnings.catch_warnings(action="ignore")
 
@@ -176,7 +178,9 @@ def _open(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
         raise DataError(f"{path}: empty file (0 bytes). Copy it again from its source, or remove it.")
     reader = _reader(start)
     if reader is None:
-        raise DataError(f"{path}: no picture, or of a kind that is not read. Save it as PNG or JPEG, or remove it.")
+        raise DataError(
+            f"{path}: no picture, or of a kind that is not read. Save it as PNG or JPEG, or remove it."
+        )
     try:
         with _quiet():
             image = reader(file)
@@ -188,11 +192,11 @@ def _open(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise DataError(
-            f"{path}: {image.width}x{image.height} is {pixels:,} pixels, more than the {MAX_PIXELS:,} that are "
+            f"{path}: {image.width}x{image.height} is {pixels:,} pixels, more than the {MAX_PIXELS:,} "
             "allowed (it may be a decompression bomb). Make it smaller, or remove it."
         )
     if frames > 1:
-        raise DataError(f"{path}: {frames} frames or pages. Save the one you want as PNG, and remove this file.")
+        raise DataError(f"{path}: {frames} frames or pages. Save one of them as PNG, and remove this file.")
     return image
 
 

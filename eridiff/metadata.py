@@ -1,143 +1,141 @@
-"""Captions in text files and in `metadata.jsonl`, `metadata.csv` and `metadata.parquet`: files => rows or problems."""
+"""What an exported file says of itself: modelspec, the `ss_*` keys that other programs read, and the lineage.
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+Everything comes from the checkpoint and the export's params: no clock, no path, no commit.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from eridiff.errors import DataError
+from eridiff.families import Keys
+from eridiff.files import CHUNK_BYTES, canonical_json
+from eridiff.tensorfile import RawTensor, write_tensors
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-TEXT_COLUMNS = ("text", "caption")
-BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetadataRow:
-    """One caption of a metadata file. place: ` line 3` or ` row 3`; text: None where the row holds none."""
-
-    place: str
-    file_name: str
-    text: str | None
+LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
 
-Found = tuple[list[MetadataRow], list[str]]  # rows, and problems as ` line 3: what is wrong`
+def resolution(buckets: list[list[int]]) -> tuple[int, int]:
+    """The nominal resolution (width, height): the square nearest to the largest bucket, in steps of 64."""
+    area = max((width * height for width, height, _ in buckets), default=1024 * 1024)
+    side = max(64, round(math.sqrt(area) / 64) * 64)
+    return side, side
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark.
+def training_metadata(lineage: Mapping[str, Any], keys: Keys, name: str) -> dict[str, str]:
+    """The `ss_*` keys as sd-scripts writes them, read by A1111, managers and Civitai."""
+    params = lineage["params"]
+    config = lineage["denoiser_config"]
+    content = next((p["content"] for c, p in sorted(lineage["pointer"].items()) if c != "scheduler"), None)
+    buckets, tags = lineage["buckets"], lineage["tag_frequency"]
+    bucket_info = {
+        "buckets": {str(i): {"resolution": [w, h], "count": count} for i, (w, h, count) in enumerate(buckets)}
+    }
+    facts: dict[str, Any] = {
+        "ss_output_name": name,
+        "ss_base_model_version": keys.base_version(config),
+        "ss_sd_model_name": lineage["base"],
+        # Of the denoiser's tensors, not of a file: the same in every file that holds them.
+        "ss_sd_model_hash": content and content[:8],
+        "ss_new_sd_model_hash": content,
+        "ss_network_module": keys.NETWORK_MODULE,
+        "ss_network_dim": params["lora"]["rank"],
+        "ss_network_alpha": params["lora"]["alpha"],
+        "ss_steps": lineage["step"],
+        "ss_max_train_steps": params["steps"],
+        "ss_num_train_images": lineage["num_pictures"],
+        "ss_resolution": resolution(buckets),
+        "ss_enable_bucket": True,
+        "ss_bucket_info": canonical_json(bucket_info),
+        "ss_tag_frequency": canonical_json({"dataset": tags}),
+        "ss_dataset_dirs": canonical_json({"dataset": {"n_repeats": 1, "img_count": lineage["num_pictures"]}}),
+        "ss_cache_latents": True,
+        **_loop_facts(params, lineage),
+        **_objective_facts(params),
+    }
+    return {key: str(value) for key, value in facts.items() if value is not None}
 
-    Raises: DataError that names the file and the first wrong byte.
+
+def _loop_facts(params: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Batches, optimizer, precision."""
+    optimizer = params.get("optimizer", {})
+    batch, accumulation = params.get("batch_size", 1), params.get("accumulation", 1)
+    seen = lineage["step"] * batch * accumulation
+    return {
+        "ss_batch_size_per_device": batch,
+        "ss_gradient_accumulation_steps": accumulation,
+        "ss_total_batch_size": batch * accumulation,
+        "ss_epoch": math.ceil(seen / max(1, lineage["num_pictures"])),
+        "ss_seed": params.get("seed"),
+        "ss_learning_rate": optimizer.get("lr"),
+        "ss_unet_lr": optimizer.get("lr"),
+        "ss_optimizer": optimizer.get("name"),
+        "ss_lr_scheduler": optimizer.get("schedule"),
+        "ss_lr_warmup_steps": optimizer.get("warmup_steps"),
+        "ss_max_grad_norm": optimizer.get("max_grad_norm"),
+        "ss_mixed_precision": {"fp32": "no"}.get(params.get("precision", ""), params.get("precision")),
+        "ss_caption_dropout_rate": params.get("caption_dropout"),
+    }
+
+
+def _objective_facts(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Noise, weights and loss under sd-scripts' names."""
+    ddpm, flow, loss = params.get("ddpm") or {}, params.get("flow") or {}, params.get("loss")
+    weight = ddpm.get("loss_weight")
+    return {
+        "ss_loss_type": {"mse": "l2"}.get(loss or "", loss),
+        "ss_huber_c": params.get("huber_delta") if loss in ("huber", "smooth_l1") else None,
+        "ss_min_snr_gamma": ddpm.get("min_snr_gamma") if weight == "min_snr" else None,
+        "ss_debiased_estimation": weight == "debiased" if ddpm else None,
+        "ss_noise_offset": ddpm.get("noise_offset"),
+        "ss_ip_noise_gamma": ddpm.get("input_perturbation"),
+        "ss_guidance_scale": params.get("guidance"),
+        "ss_timestep_sampling": flow.get("density"),
+        "ss_weighting_scheme": flow.get("loss_weight"),
+        "ss_logit_mean": flow.get("logit_mean"),
+        "ss_logit_std": flow.get("logit_std"),
+        "ss_mode_scale": flow.get("mode_scale"),
+        "ss_discrete_flow_shift": flow.get("shift"),
+    }
+
+
+def modelspec(lineage: Mapping[str, Any], keys: Keys, stated: Mapping[str, str | None]) -> dict[str, str]:
+    """The `modelspec.*` keys (1.0.1, Stability's ModelSpec) less the hash; `stated` are those that the user gives."""
+    width, height = resolution(lineage["buckets"])
+    kinds = {"epsilon": "epsilon", "v_prediction": "v"}  # of diffusion; flows have no entry in the spec
+    facts: dict[str, str | None] = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{keys.architecture(lineage['denoiser_config'])}/lora",
+        "implementation": keys.IMPLEMENTATION,
+        "resolution": f"{width}x{height}",
+        "prediction_type": kinds.get(lineage["scheduler_config"].get("prediction_type", "")),
+        "trigger_phrase": lineage.get("trigger"),
+        **stated,
+    }
+    return {f"modelspec.{key}": value for key, value in facts.items() if value}
+
+
+def hashes(folder: Path, tensors: Mapping[str, RawTensor], training: Mapping[str, str]) -> dict[str, str]:
+    """Hashes of the tensors: modelspec's, and sd-scripts' `sshs_*`, which are those of a file with only `ss_*` keys.
+
+    So a later edit of the other metadata does not change them.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None
-    start = len(BOM) if data.startswith(BOM) else 0
-    try:
-        return data[start:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = start + error.start
-        kind = " (it looks like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise DataError(f"{path}: byte {at} (0x{data[at]:02X}) is no UTF-8{kind}. Save the file as UTF-8.") from None
+    path = folder / "hashes.safetensors"
+    write_tensors(path, tensors, training)
+    with open(path, "rb") as file:
+        file.seek(LEGACY_START)
+        legacy = hashlib.sha256(file.read(LEGACY_BYTES)).hexdigest()[:8]
+        whole = _digest_data(file)
+    path.unlink()
+    return {"modelspec.hash_sha256": f"0x{whole}", "sshs_model_hash": whole, "sshs_legacy_hash": legacy}
 
 
-def read_metadata(path: Path) -> Found:
-    """The captions of a metadata file, and what is wrong with the rows that cannot be read, each by its place.
-
-    Raises: DataError for a text file that is no UTF-8.
-    """
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    text = read_text(path)
-    return _read_jsonl(text) if path.suffix == ".jsonl" else _read_csv(text)
-
-
-def _columns_problem(columns: Iterable[str]) -> str | None:
-    """What is wrong with the columns of a row; None where it has what is needed."""
-    columns = list(columns)
-    texts = [name for name in TEXT_COLUMNS if name in columns]
-    if "file_name" not in columns or not texts:
-        return f"needs the columns file_name and text (or caption), has: {', '.join(columns) or 'none'}"
-    if len(texts) > 1:
-        return "has both columns text and caption: keep one"
-    return None
-
-
-def _check(place: str, record: Mapping[str, Any]) -> MetadataRow | str:
-    """A record as a row, or what is wrong with it."""
-    problem = _columns_problem(record)
-    if problem:
-        return f"{place}: {problem}"
-    column = next(name for name in TEXT_COLUMNS if name in record)
-    file_name, text = record["file_name"], record[column]
-    if not isinstance(file_name, str):
-        return f"{place}: file_name is {file_name!r}, no file's name"
-    if not isinstance(text, str | None):
-        return f"{place}: {column} is {text!r}, no text"
-    return MetadataRow(place=place, file_name=file_name, text=text)
-
-
-def _sorted_out(checked: Iterable[MetadataRow | str]) -> Found:
-    rows: list[MetadataRow] = []
-    problems: list[str] = []
-    for item in checked:
-        if isinstance(item, str):
-            problems.append(item)
-        else:
-            rows.append(item)
-    return rows, problems
-
-
-def _read_jsonl(text: str) -> Found:
-    # split, not splitlines: that would also cut at U+2028 inside a caption
-    lines = [(f" line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _sorted_out(_jsonl_line(place, line) for place, line in lines)
-
-
-def _jsonl_line(place: str, line: str) -> MetadataRow | str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"{place}: no JSON ({error})"
-    if not isinstance(record, dict):
-        return f"{place}: no JSON object such as {{\"file_name\": \"cat.png\", \"text\": \"a cat\"}}"
-    return _check(place, record)
-
-
-def _read_csv(text: str) -> Found:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    checked: list[MetadataRow | str] = []
-    try:
-        header = next(reader, [])
-        problem = _columns_problem(header)
-        if problem:
-            return [], [f" line 1: {problem}"]
-        for fields in reader:
-            place = f" line {reader.line_num}"
-            if len(fields) == len(header):
-                checked.append(_check(place, dict(zip(header, fields, strict=True))))
-            elif fields:
-                hint = "put a caption that holds commas in double quotes"
-                checked.append(f"{place}: {len(fields)} fields for {len(header)} columns: {hint}")
-    except csv.Error as error:
-        checked.append(f" line {reader.line_num}: no CSV ({error})")
-    return _sorted_out(checked)
-
-
-def _read_parquet(path: Path) -> Found:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        return [], [f": no Parquet ({error})"]
-    problem = _columns_problem(table.column_names)
-    if problem:
-        return [], [f": {problem}"]
-    records = enumerate(table.to_pylist(), 1)
-    return _sorted_out(_check(f" row {number}", record) for number, record in records)
+def _digest_data(file: BinaryIO) -> str:
+    """sha256 (hex) of a safetensors file after its header."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()

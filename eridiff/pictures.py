@@ -1,8 +1,8 @@
 """The folder of pictures: which pictures it holds, how often each counts, and the caption of each.
 
 A caption comes from a file beside the picture (`cat.txt` or `cat.caption` for `cat.png`) or from a row of
-`metadata.jsonl`, `.csv` or `.parquet` at or above it. Nothing is dropped in silence: what is neither a picture
-nor a caption is returned by name, and what contradicts itself is an error that names all offenders of its kind.
+`metadata.jsonl`, `.csv` or `.parquet` at or above it. Nothing is dropped in silence: what is neither a
+picture nor a caption is returned by name, and what contradicts itself is an error that names all offenders.
 """
 
 import os
@@ -27,7 +27,7 @@ MAX_NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture of the folder. path: relative, posix; width, height: as stored; caption: raw, None without one."""
+    """A picture. path: relative, posix; width, height: as stored; caption: raw, None without one."""
 
     path: str
     file_digest: str
@@ -105,10 +105,14 @@ def _stem(path: str) -> str:
 def _walk(folder: Path) -> tuple[list[str], list[Ignored]]:
     """All files, relative and sorted, less hidden ones and DVC's own; links to folders are not followed."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: make it and put the pictures there, or run `dvc pull` or `dvc checkout`.")
+        raise DataError(
+            f"{folder} is no folder. Make it and put pictures there, or run `dvc checkout` or `dvc pull`."
+        )
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Check the folder's permissions.")
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}). Check the folder's permissions."
+        )
 
     files: list[str] = []
     links: list[Ignored] = []
@@ -117,7 +121,8 @@ def _walk(folder: Path) -> tuple[list[str], list[Ignored]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if (Path(top) / name).is_symlink():
-                links.append(Ignored(path=(here / name).as_posix(), reason="a link to a folder: copy the folder here"))
+                link = (here / name).as_posix()
+                links.append(Ignored(path=link, reason="a link to a folder: copy the folder here"))
         files += [(here / name).as_posix() for name in names if name[0] != "." and not name.endswith(".dvc")]
     odd = [ascii(path) for path in files if not _is_unicode(path)]
     if odd:
@@ -142,8 +147,9 @@ def _why_unused(path: str) -> str | None:
 
 
 def _no_pictures(folder: Path, ignored: Sequence[Ignored]) -> str:
-    found = f" It holds only:{listing([f'{item.path} ({item.reason})' for item in ignored])}" if ignored else ""
-    return f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put some there.{found}"
+    found = [f"{item.path}: {item.reason}" for item in ignored]
+    only = f" It holds only:{listing(found)}" if found else ""
+    return f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put some there.{only}"
 
 
 def _all_headers(folder: Path, paths: Sequence[str]) -> dict[str, PictureHeader]:
@@ -191,7 +197,9 @@ def _one_each(captions: Iterable[Caption], folder: Path) -> dict[str, Caption]:
     return {path: found[0] for path, found in by_picture.items()}
 
 
-def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple[list[Caption], list[Ignored]]:
+def _sidecars(
+    folder: Path, files: Sequence[str], paths: Sequence[str]
+) -> tuple[list[Caption], list[Ignored]]:
     """Captions that stand in files beside their picture, and such files without a picture."""
     by_stem: dict[str, list[str]] = {}
     for path in paths:
@@ -209,7 +217,9 @@ def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple
             except DataError as error:
                 problems.append(str(error))
     if shared:
-        raise DataError(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
+        raise DataError(
+            f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}"
+        )
     if problems:
         raise DataError(f"{_count(problems, 'caption file')} of {folder} cannot be read:{listing(problems)}")
     return captions, orphans
@@ -237,8 +247,8 @@ def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str])
         raise DataError(f"captions that cannot be read. Mend these:{listing(problems)}")
     if missing:
         raise DataError(
-            "captions of pictures that do not exist (file_name is relative to the folder of the metadata file). "
-            f"Add the pictures, or remove these rows:{listing(missing)}"
+            "captions of pictures that do not exist (file_name is relative to the folder of the metadata "
+            f"file). Add the pictures, or remove these rows:{listing(missing)}"
         )
     return captions
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
+    from eridiff.keytables import Config, Dialect
     from eridiff.sources import ModelSource
 
 
@@ -116,8 +117,43 @@ def load_keys(name: str) -> "Keys":
     return cast(Keys, importlib.import_module(f"eridiff.families.{name}.keys"))
 
 
+def load_workflow(name: str) -> "Workflow":
+    """The module eridiff.families.NAME.workflow."""
+    load_family(name)
+    return cast(Workflow, importlib.import_module(f"eridiff.families.{name}.workflow"))
+
+
 class Keys(Protocol):
     """What every eridiff/families/NAME/keys.py defines at module level."""
 
+    DIALECTS: "tuple[Dialect, ...]"  # the files of an export, the primary one first
+    IMPLEMENTATION: str  # of modelspec: whose code the base is made for
+    NETWORK_MODULE: str  # the module of sd-scripts that loads the kohya file
+
+    def architecture(self, config: "Config") -> str:
+        """The base's name in modelspec, from the denoiser's config."""
+
+    def base_version(self, config: "Config") -> str:
+        """The base's name in `ss_base_model_version`, from the denoiser's config."""
+
     def canonical(self, component: str, name: str) -> str:
         """The canonical name of a tensor of a component's file, so that equal weights have equal digests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a workflow shows: an exported LoRA on its base."""
+
+    lora: str  # file name of the primary export
+    base: str  # name of the base
+    prompt: str
+    size: tuple[int, int]  # (width, height)
+    denoiser_config: Mapping[str, Any]
+    scheduler_config: Mapping[str, Any]
+
+
+class Workflow(Protocol):
+    """What every eridiff/families/NAME/workflow.py defines at module level."""
+
+    def workflow(self, scene: Scene) -> dict[str, Any]:
+        """A graph in ComfyUI's API format (node number -> class_type, inputs) that loads the base and the LoRA."""

@@ -40,6 +40,7 @@ SINGLE = (
 )
 
 IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
+NETWORK_MODULE = "networks.lora_flux"
 
 
 def canonical(component: str, name: str) -> str:

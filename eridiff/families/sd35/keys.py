@@ -45,6 +45,7 @@ DUAL = (  # Medium's second attention, of the image stream alone
 )
 
 IMPLEMENTATION = "https://github.com/Stability-AI/sd3.5"
+NETWORK_MODULE = "networks.lora_sd3"
 
 
 def canonical(component: str, name: str) -> str:

@@ -19,6 +19,7 @@ INNER = tuple(
 )
 
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+NETWORK_MODULE = "networks.lora"
 
 
 def canonical(component: str, name: str) -> str:

@@ -1,0 +1,236 @@
+"""Export: a trained checkpoint becomes files that load everywhere at the trained strength, or nothing is written."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from eridiff.config import Section
+from eridiff.errors import ExportError, did_you_mean
+from eridiff.families import Keys, Scene, family_names, load_family, load_keys, load_workflow
+from eridiff.files import canonical_json, write_text
+from eridiff.floats import from_float32, to_float32
+from eridiff.gate import check_file
+from eridiff.keytables import Dialect, Factors, join
+from eridiff.lora import read_checkpoint
+from eridiff.metadata import hashes, modelspec, training_metadata
+from eridiff.modelcard import model_card
+from eridiff.progress import say
+from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
+
+
+class ExportParams(Section):
+    """What is exported, and what the files say of it."""
+
+    checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0)] = "last"
+    """Which checkpoint: the last, the one with the lowest loss, or a step."""
+    ema: bool = False
+    """Export the moving average (train.ema_decay) instead of the adapters themselves."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Number format of the files. Training is fp32, so fp32 is exact and twice as large."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "lora"
+    """Stem of the files' names: letters, digits, '.', '_' and '-'."""
+    title: str | None = None
+    """Title for people; null: the name."""
+    author: str | None = None
+    """Who made it."""
+    license: str | None = None
+    """Licence of the LoRA, such as `apache-2.0`."""
+    description: str | None = None
+    """What it does, in a few words."""
+    tags: tuple[str, ...] = ()
+    """Search words for managers and hubs."""
+    date: str | None = None
+    """Date in ISO 8601 and in quotes, such as "2024-06-01"; null: none. A clock is never read."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_iso(cls, value: str | None) -> str | None:
+        if value is not None:
+            datetime.fromisoformat(value)
+        return value
+
+    def stated(self) -> dict[str, str | None]:
+        """What the user says of the LoRA, under modelspec's names."""
+        stated = {"title": self.title or self.name, "author": self.author, "date": self.date}
+        return {**stated, "license": self.license, "description": self.description, "tags": ",".join(self.tags)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A checkpoint as the export sees it."""
+
+    factors: Mapping[str, Factors]  # diffusers module -> its adapter
+    dead: frozenset[str]  # modules that never get a gradient
+    lineage: Mapping[str, Any]
+    keys: Keys
+
+
+def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
+    """Write the family's files, a workflow and a model card of one of `folder`'s checkpoints into the folder `out`.
+
+    Raises: ExportError where there is no such checkpoint, a module was never trained, or a file fails the gate;
+    `out` is then as it was.
+    """
+    path = choose_checkpoint(folder, params)
+    trained = read_trained(path)
+    dialects = trained.keys.DIALECTS
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        fresh = Path(temporary) / "new"
+        fresh.mkdir()
+        for dialect in dialects:
+            file = fresh / dialect.file_name(params.name)
+            write_file(file, dialect, trained, params)
+            config = trained.lineage["denoiser_config"]
+            error = check_file(TensorFile(file), dialect, config, trained.factors, trained.dead, params.dtype)
+            say(
+                f"export: {file.name}: {len(trained.factors)} modules of {path.name} in {params.dtype}, "
+                f"largest error of a weight change {error:.1e}"
+            )
+        _write_texts(fresh, trained, params)
+        if out.exists():
+            os.replace(out, Path(temporary) / "old")
+        os.replace(fresh, out)
+
+
+def choose_checkpoint(folder: Path, params: ExportParams) -> Path:
+    """The file of the chosen checkpoint.
+
+    Raises: ExportError, with the steps there are, where the step or the moving average does not exist.
+    """
+    files = {int(match[1]): p for p in folder.glob("*.safetensors") if (match := re.fullmatch(r"step-(\d+)", p.stem))}
+    if not files:
+        raise ExportError(f"{folder} holds no checkpoint (step-N.safetensors): run the train stage first.")
+    if params.checkpoint == "last":
+        step = max(files)
+    elif params.checkpoint == "best":
+        step = min(files, key=lambda step: (_loss(files[step]), -step))
+    else:
+        step = params.checkpoint
+    if step not in files:
+        choices = ", ".join(str(step) for step in sorted(files))
+        raise ExportError(f"params.yaml: export.checkpoint is {step}, but {folder} has steps {choices}; or last, best.")
+    average = files[step].with_name(files[step].name.replace("step-", "ema-"))
+    if params.ema and not average.exists():
+        raise ExportError(
+            f"params.yaml: export.ema is true, but {folder} has no {average.name}: the moving average was not "
+            "trained. Set export.ema: false, or train.ema_decay (such as 0.999) and train again."
+        )
+    return average if params.ema else files[step]
+
+
+def _loss(path: Path) -> float:
+    """The loss that a checkpoint's lineage names."""
+    loss = read_checkpoint(path)[1].get("loss")
+    return float("inf") if loss is None else float(loss)
+
+
+def read_trained(path: Path) -> Trained:
+    """A checkpoint's adapters by module, as fp32.
+
+    Raises: ExportError for an unknown family, for tensors that are no plain LoRA, for numbers that are not finite,
+    and for modules that training never moved.
+    """
+    tensors, lineage, adapter = read_checkpoint(path)
+    if lineage["family"] not in family_names():
+        choices = did_you_mean(lineage["family"], family_names())
+        raise ExportError(f"{path} was trained on the family '{lineage['family']}', which is none here.{choices}")
+    family = load_family(lineage["family"])
+    prefix = f"{family.DENOISER}."
+    pattern = re.compile(re.escape(prefix) + r"(.+)\.lora_[AB]\.weight")
+    modules = {name: match[1] if (match := pattern.fullmatch(name)) else None for name in tensors}
+    strange = sorted(name for name, module in modules.items() if module is None)
+    if strange:
+        raise ExportError(f"{path}: '{strange[0]}' is no part of a plain LoRA on {family.DENOISER}.")
+    alpha = float(adapter["lora_alpha"])
+    factors = {
+        module: _factors(path, tensors, f"{prefix}{module}", alpha) for module in sorted(filter(None, modules.values()))
+    }
+    dead = frozenset(family.dead_modules(lineage["denoiser_config"]))
+    still = [module for module, adapter in factors.items() if not adapter.moved() and module not in dead]
+    if still:
+        more = f" and {len(still) - 5} more" if len(still) > 5 else ""
+        raise ExportError(
+            f"{path}: never trained, so they would change nothing: {', '.join(still[:5])}{more}. Train more steps, or "
+            "choose targets (train.lora.targets) that get a gradient."
+        )
+    return Trained(factors=factors, dead=dead, lineage=lineage, keys=load_keys(lineage["family"]))
+
+
+def _factors(path: Path, tensors: Mapping[str, RawTensor], name: str, alpha: float) -> Factors:
+    """One module's adapter."""
+    pair = [tensors.get(f"{name}.lora_{letter}.weight") for letter in "AB"]
+    down, up = (to_float32(tensor) if tensor else np.zeros((0, 0), np.float32) for tensor in pair)
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.size:
+        raise ExportError(f"{path}: the adapter of {name} is not whole: shapes {down.shape} and {up.shape}.")
+    if not (np.isfinite(down).all() and np.isfinite(up).all()):
+        raise ExportError(f"{path}: the adapter of {name} holds NaN or infinity: training broke. Choose an earlier step.")
+    return Factors(down, up, alpha)
+
+
+def write_file(path: Path, dialect: Dialect, trained: Trained, params: ExportParams) -> None:
+    """Write one file with its metadata.
+
+    Raises: ExportError for trained modules that the dialect has no name for.
+    """
+    tensors = make_tensors(dialect, trained, params.dtype)
+    training = training_metadata(trained.lineage, trained.keys, params.name)
+    metadata = {
+        "format": "pt",
+        **training,
+        **modelspec(trained.lineage, trained.keys, params.stated()),
+        **hashes(path.parent, tensors, training),
+        "eridiff": canonical_json(dict(trained.lineage)),
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def make_tensors(dialect: Dialect, trained: Trained, dtype: str) -> dict[str, RawTensor]:
+    """The tensors of one dialect's file.
+
+    Raises: ExportError for trained modules that the dialect has no name for.
+    """
+    rows = dialect.table(trained.lineage["denoiser_config"])
+    nameless = sorted(trained.factors.keys() - {part for row in rows for part in row.parts})
+    if nameless:
+        raise ExportError(f"{nameless[0]} was trained, but files for {dialect.readers} have no name for it.")
+    tensors: dict[str, RawTensor] = {}
+    for row in rows:
+        factors = join(row, trained.factors)
+        if factors is None:
+            continue
+        key = dialect.key(row.target)
+        up = factors.up if dialect.alpha else np.float32(factors.scale) * factors.up
+        tensors[key + dialect.down] = from_float32(factors.down, dtype)
+        tensors[key + dialect.up] = from_float32(up, dtype)
+        if dialect.alpha:  # a lone number: readers take it by value, and a rounded one would change the strength
+            tensors[key + dialect.alpha] = from_float32(np.array(factors.alpha, np.float32), "fp32")
+    return tensors
+
+
+def _write_texts(folder: Path, trained: Trained, params: ExportParams) -> None:
+    """The workflow and the model card."""
+    lineage, dialects = trained.lineage, trained.keys.DIALECTS
+    tags = sorted(lineage["tag_frequency"].items(), key=lambda item: (-item[1], item[0]))
+    sizes = sorted(lineage["buckets"], key=lambda bucket: (-bucket[2], -bucket[0] * bucket[1], bucket))
+    scene = Scene(
+        lora=dialects[0].file_name(params.name),
+        base=lineage["base"],
+        prompt=lineage.get("trigger") or (tags[0][0] if tags else ""),
+        size=(sizes[0][0], sizes[0][1]) if sizes else (1024, 1024),
+        denoiser_config=lineage["denoiser_config"],
+        scheduler_config=lineage["scheduler_config"],
+    )
+    graph = load_workflow(lineage["family"]).workflow(scene)
+    write_text(folder / "workflow.json", json.dumps(graph, indent=2, ensure_ascii=False) + "\n")
+    files = [(dialect.file_name(params.name), dialect.readers) for dialect in dialects]
+    write_text(folder / "README.md", model_card(params.title or params.name, files, lineage, params.stated()))

@@ -1,0 +1,17 @@
+"""Stage `export`: a checkpoint in data/lora => files for ComfyUI and others, a workflow and a model card."""
+
+from pathlib import Path
+
+from eridiff.config import load_section
+from eridiff.errors import run_main
+from eridiff.export import ExportParams, export_checkpoint
+
+
+def main() -> None:
+    """Run the stage."""
+    params = load_section(ExportParams, "export")
+    export_checkpoint(Path("data/lora"), params, Path("data/export"))
+
+
+if __name__ == "__main__":
+    run_main(main)
