@@ -176,8 +176,7 @@ def _all_left_out(left_out: Sequence[LeftOut]) -> str:
         lines.append(f"and {len(left_out) - MAX_NAMED} more")
     names = "".join(f"\n       {line}" for line in lines)
     return (
-        "every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale "
-        f"to true:{names}"
+        f"every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale to true:{names}"
     )
 
 

@@ -73,9 +73,7 @@ class CaptionParams(Section):
     @classmethod
     def _versions_differ(cls, value: bool, info: ValidationInfo) -> bool:
         if info.data.get("variants", 1) > 1 and not value:
-            raise ValueError(
-                f"{info.data['variants']} variants would be equal. Set it to true, or variants to 1"
-            )
+            raise ValueError(f"{info.data['variants']} variants would be equal. Set it to true, or variants to 1")
         return value
 
 
@@ -106,9 +104,7 @@ def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
     return Cleaned(text=params.prefix + text + params.suffix, variants=variants, rules_fired=tuple(fired))
 
 
-def _apply(
-    names: Iterable[RuleName], text: str, params: CaptionParams, *, hide: bool = True
-) -> tuple[str, list[str]]:
+def _apply(names: Iterable[RuleName], text: str, params: CaptionParams, *, hide: bool = True) -> tuple[str, list[str]]:
     """Those of the named rules that params switch on. hide: keep the trigger out of their reach.
 
     One that was just put in front is not hidden: it replaces a tag that is the same but for case.
@@ -169,9 +165,7 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
             "path": picture.path, "raw": picture.caption or "", "clean": clean.text,
             "variants": list(clean.variants), "rules": list(clean.rules_fired),
         })  # fmt: skip
-    silent = [
-        row["path"] + (f": {row['raw'][:60]!r}" if row["raw"] else "") for row in rows if not row["variants"]
-    ]
+    silent = [row["path"] + (f": {row['raw'][:60]!r}" if row["raw"] else "") for row in rows if not row["variants"]]
     if silent:
         raise DataError(
             "pictures without a caption, or with one of which the rules leave nothing. Add a caption to each "
@@ -188,9 +182,7 @@ def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[I
     lines = [f"captions: {len(pictures)} pictures; {fired or 'no rule changed anything'}"]
     folders = Counter(_repeat_folder(picture) for picture in pictures if picture.repeats > 1)
     for (folder, times), count in sorted(folders.items()):
-        lines.append(
-            f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}"
-        )
+        lines.append(f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}")
     copies: dict[str, list[str]] = {}
     for picture in pictures:
         copies.setdefault(picture.file_digest, []).append(picture.path)

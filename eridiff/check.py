@@ -15,7 +15,7 @@ from eridiff.latents import LatentParams
 from eridiff.sample import SampleParams
 from eridiff.sources import PARTS, pointers_of
 from eridiff.texts import TextParams, choose_max_tokens
-from eridiff.train import TrainParams, kept_steps, refuse_other_objective
+from eridiff.trainparams import TrainParams, kept_steps, refuse_other_objective
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelParams,
@@ -39,7 +39,7 @@ def check_params(path: Path) -> None:
     assert isinstance(model, ModelParams)
     family = load_family(model.family)
     pointers_of(model.base, PARTS, model.family)
-    _collect([lambda rule=rule: rule(sections, family) for rule in RULES])  # type: ignore[misc]
+    _collect([lambda rule=rule: rule(sections, family) for rule in RULES])
 
 
 def load_all(path: Path) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def load_all(path: Path) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise ConfigError(f"{path}: unknown section '{name}'.{did_you_mean(name, SECTIONS)}")
 
-    unknown = [lambda name=name: refuse(str(name)) for name in params if name not in SECTIONS]  # type: ignore[misc]
-    _collect([*unknown, *(lambda name=name: load(name) for name in SECTIONS)])  # type: ignore[misc]
+    unknown = [lambda name=name: refuse(str(name)) for name in params if name not in SECTIONS]
+    _collect([*unknown, *(lambda name=name: load(name) for name in SECTIONS)])
     return sections
 
 

@@ -11,7 +11,8 @@ from eridiff.lora import save_checkpoint
 from eridiff.pipeline import Stage
 from eridiff.sources import Pointer
 from eridiff.tables import Row
-from eridiff.train import Table, TrainParams, kept_steps, load_adapters
+from eridiff.train import Table, load_adapters
+from eridiff.trainparams import TrainParams, kept_steps
 
 FILE_NAMES = {"adapters": "step", "average": "ema"}
 
@@ -49,11 +50,7 @@ def make_lineage(
     sizes = Counter((row["bucket_w"], row["bucket_h"]) for row in buckets)
     trained = {row["path"] for row in buckets}
     tags = Counter(
-        tag.strip()
-        for row in captions
-        if row["path"] in trained
-        for tag in row["clean"].split(",")
-        if tag.strip()
+        tag.strip() for row in captions if row["path"] in trained for tag in row["clean"].split(",") if tag.strip()
     )
     return {
         "family": family,
@@ -71,7 +68,13 @@ def make_lineage(
 
 
 def put_out(
-    state: Path, params: TrainParams, family: Family, lineage: Mapping[str, Any], table: Table, out: Path, losses: Path
+    state: Path,
+    params: TrainParams,
+    family: Family,
+    lineage: Mapping[str, Any],
+    table: Table,
+    out: Path,
+    losses: Path,
 ) -> list[Path]:
     """Write the kept checkpoints and the loss table; a checkpoint's loss is the mean since the one before."""
     groups = ["adapters", *(["average"] if params.ema_decay is not None else [])]

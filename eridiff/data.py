@@ -153,7 +153,13 @@ class TrainingSet:
     """Batches by (step, micro-batch), read from the caches."""
 
     def __init__(
-        self, samples: list[Sample], text_keys: dict[str, str], latents: Cache, texts: Cache, seed: int, dropout: float
+        self,
+        samples: list[Sample],
+        text_keys: dict[str, str],
+        latents: Cache,
+        texts: Cache,
+        seed: int,
+        dropout: float,
     ) -> None:
         self.samples = samples
         self.text_keys = text_keys
@@ -202,7 +208,10 @@ class TrainingSet:
 
 
 def open_training_set(
-    tables: Mapping[str, tuple[list[Row], dict[str, object]]], latents: Path, texts: Path, params: "DataParams"
+    tables: Mapping[str, tuple[list[Row], dict[str, object]]],
+    latents: Path,
+    texts: Path,
+    params: "DataParams",
 ) -> TrainingSet:
     """Join the tables (captions, buckets, latents, text) over the two cache folders.
 

@@ -46,7 +46,9 @@ def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], 
         raise ConfigError(f"{where}.size is {list(params.size)}: sides must be multiples of {family.SIDE_MULTIPLE}.")
     if params.max_tokens is not None and params.max_tokens not in family.MAX_TOKENS:
         choices = ", ".join(map(str, sorted(family.MAX_TOKENS)))
-        raise ConfigError(f"{where}.max_tokens is {params.max_tokens}, which this family does not take. Known: {choices}.")
+        raise ConfigError(
+            f"{where}.max_tokens is {params.max_tokens}, which this family does not take. Known: {choices}."
+        )
     negative = next((p.negative for p in prompts if p.negative is not None), None)
     if negative is not None and not family.NEGATIVE:
         raise ConfigError(

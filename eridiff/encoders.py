@@ -23,16 +23,12 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
 
 def load_tokenizers(kinds: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
     """Tokenizers by component name."""
-    return {
-        name: kind.from_pretrained(source.folders[name], local_files_only=True) for name, kind in kinds.items()
-    }
+    return {name: kind.from_pretrained(source.folders[name], local_files_only=True) for name, kind in kinds.items()}
 
 
 def token_ids(tokenizer: Any, captions: list[str], max_length: int, device: "torch.device") -> "Tensor":
     """Token ids [B, max_length], padded and cut as diffusers' pipelines do."""
-    encoded = tokenizer(
-        captions, padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
-    )
+    encoded = tokenizer(captions, padding="max_length", max_length=max_length, truncation=True, return_tensors="pt")
     ids: Tensor = encoded.input_ids.to(device)
     return ids
 

@@ -1,4 +1,4 @@
-"""Export: a trained checkpoint becomes files that load everywhere at the trained strength, or nothing is written."""
+"""Export: a checkpoint becomes files that load everywhere at the trained strength, or nothing is written."""
 
 import json
 import os
@@ -61,7 +61,8 @@ class ExportParams(Section):
     def stated(self) -> dict[str, str | None]:
         """What the user says of the LoRA, under modelspec's names."""
         stated = {"title": self.title or self.name, "author": self.author, "date": self.date}
-        return {**stated, "license": self.license, "description": self.description, "tags": ",".join(self.tags)}
+        about = {"license": self.license, "description": self.description, "tags": ",".join(self.tags)}
+        return {**stated, **about}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,14 @@ class Trained:
 
 
 def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
-    """Write the family's files, a workflow and a model card of one of `folder`'s checkpoints into the folder `out`.
+    """Write the family's files, a workflow and a model card of one of `folder`'s checkpoints into `out`.
 
-    Raises: ExportError where there is no such checkpoint, a module was never trained, or a file fails the gate;
-    `out` is then as it was.
+    Raises: ExportError where there is no such checkpoint, a module was never trained, or a file fails the
+    gate; the folder `out` is then as it was.
     """
     path = choose_checkpoint(folder, params)
     trained = read_trained(path)
-    dialects = trained.keys.DIALECTS
+    dialects: tuple[Dialect, ...] = trained.keys.DIALECTS
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         fresh = Path(temporary) / "new"
@@ -107,7 +108,8 @@ def choose_checkpoint(folder: Path, params: ExportParams) -> Path:
 
     Raises: ExportError, with the steps there are, where the step or the moving average does not exist.
     """
-    files = {int(match[1]): p for p in folder.glob("*.safetensors") if (match := re.fullmatch(r"step-(\d+)", p.stem))}
+    found = {path: re.fullmatch(r"step-(\d+)", path.stem) for path in folder.glob("*.safetensors")}
+    files = {int(match[1]): path for path, match in found.items() if match}
     if not files:
         raise ExportError(f"{folder} holds no checkpoint (step-N.safetensors): run the train stage first.")
     if params.checkpoint == "last":
@@ -118,12 +120,14 @@ def choose_checkpoint(folder: Path, params: ExportParams) -> Path:
         step = params.checkpoint
     if step not in files:
         choices = ", ".join(str(step) for step in sorted(files))
-        raise ExportError(f"params.yaml: export.checkpoint is {step}, but {folder} has steps {choices}; or last, best.")
+        raise ExportError(
+            f"params.yaml: export.checkpoint is {step}, but {folder} has last, best and the steps {choices}."
+        )
     average = files[step].with_name(files[step].name.replace("step-", "ema-"))
     if params.ema and not average.exists():
         raise ExportError(
-            f"params.yaml: export.ema is true, but {folder} has no {average.name}: the moving average was not "
-            "trained. Set export.ema: false, or train.ema_decay (such as 0.999) and train again."
+            f"params.yaml: export.ema is true, but {folder} has no {average.name}: the moving average was "
+            "not trained. Set export.ema: false, or train.ema_decay (such as 0.999) and train again."
         )
     return average if params.ema else files[step]
 
@@ -137,13 +141,13 @@ def _loss(path: Path) -> float:
 def read_trained(path: Path) -> Trained:
     """A checkpoint's adapters by module, as fp32.
 
-    Raises: ExportError for an unknown family, for tensors that are no plain LoRA, for numbers that are not finite,
-    and for modules that training never moved.
+    Raises: ExportError for an unknown family, for tensors that are no plain LoRA, for numbers that are not
+    finite, and for modules that training never moved.
     """
     tensors, lineage, adapter = read_checkpoint(path)
     if lineage["family"] not in family_names():
         choices = did_you_mean(lineage["family"], family_names())
-        raise ExportError(f"{path} was trained on the family '{lineage['family']}', which is none here.{choices}")
+        raise ExportError(f"{path} is of the family '{lineage['family']}', which is none here.{choices}")
     family = load_family(lineage["family"])
     prefix = f"{family.DENOISER}."
     pattern = re.compile(re.escape(prefix) + r"(.+)\.lora_[AB]\.weight")
@@ -152,16 +156,15 @@ def read_trained(path: Path) -> Trained:
     if strange:
         raise ExportError(f"{path}: '{strange[0]}' is no part of a plain LoRA on {family.DENOISER}.")
     alpha = float(adapter["lora_alpha"])
-    factors = {
-        module: _factors(path, tensors, f"{prefix}{module}", alpha) for module in sorted(filter(None, modules.values()))
-    }
+    names = sorted({module for module in modules.values() if module})
+    factors = {module: _factors(path, tensors, f"{prefix}{module}", alpha) for module in names}
     dead = frozenset(family.dead_modules(lineage["denoiser_config"]))
     still = [module for module, adapter in factors.items() if not adapter.moved() and module not in dead]
     if still:
         more = f" and {len(still) - 5} more" if len(still) > 5 else ""
         raise ExportError(
-            f"{path}: never trained, so they would change nothing: {', '.join(still[:5])}{more}. Train more steps, or "
-            "choose targets (train.lora.targets) that get a gradient."
+            f"{path}: never trained, so they would change nothing: {', '.join(still[:5])}{more}. Train more "
+            "steps, or choose targets (train.lora.targets) that get a gradient."
         )
     return Trained(factors=factors, dead=dead, lineage=lineage, keys=load_keys(lineage["family"]))
 
@@ -173,7 +176,9 @@ def _factors(path: Path, tensors: Mapping[str, RawTensor], name: str, alpha: flo
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.size:
         raise ExportError(f"{path}: the adapter of {name} is not whole: shapes {down.shape} and {up.shape}.")
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
-        raise ExportError(f"{path}: the adapter of {name} holds NaN or infinity: training broke. Choose an earlier step.")
+        raise ExportError(
+            f"{path}: the adapter of {name} holds NaN or infinity: training broke. Choose an earlier step."
+        )
     return Factors(down, up, alpha)
 
 
@@ -212,14 +217,15 @@ def make_tensors(dialect: Dialect, trained: Trained, dtype: str) -> dict[str, Ra
         up = factors.up if dialect.alpha else np.float32(factors.scale) * factors.up
         tensors[key + dialect.down] = from_float32(factors.down, dtype)
         tensors[key + dialect.up] = from_float32(up, dtype)
-        if dialect.alpha:  # a lone number: readers take it by value, and a rounded one would change the strength
+        if dialect.alpha:  # fp32 always: readers take it by value, and rounding would change the strength
             tensors[key + dialect.alpha] = from_float32(np.array(factors.alpha, np.float32), "fp32")
     return tensors
 
 
 def _write_texts(folder: Path, trained: Trained, params: ExportParams) -> None:
     """The workflow and the model card."""
-    lineage, dialects = trained.lineage, trained.keys.DIALECTS
+    lineage = trained.lineage
+    dialects: tuple[Dialect, ...] = trained.keys.DIALECTS
     tags = sorted(lineage["tag_frequency"].items(), key=lambda item: (-item[1], item[0]))
     sizes = sorted(lineage["buckets"], key=lambda bucket: (-bucket[2], -bucket[0] * bucket[1], bucket))
     scene = Scene(

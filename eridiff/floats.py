@@ -1,4 +1,4 @@
-"""Tensors as numpy arrays and back: fp32, fp16 and bf16 without torch, rounded to nearest even as torch does."""
+"""Tensors as numpy arrays and back: fp32, fp16 and bf16 without torch, rounded to even as torch does."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def to_float32(tensor: RawTensor) -> Array:
 
 
 def from_float32(array: Array, dtype: str) -> RawTensor:
-    """An array as a contiguous tensor of dtype `fp32`, `fp16` or `bf16`; what does not fit becomes infinite."""
+    """An array as a contiguous tensor of `fp32`, `fp16` or `bf16`; what does not fit becomes infinite."""
     flat = np.ascontiguousarray(array, dtype=np.float32)
     if dtype == "fp32":
         return RawTensor("F32", array.shape, flat.astype("<f4").tobytes())

@@ -95,9 +95,7 @@ def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
     except OSError as error:
         raise _unreadable(path, error) from None
     if expected_digest is not None and hashlib.sha256(data).hexdigest() != expected_digest:
-        raise DataError(
-            f"{path}: changed since the captions stage ran: run `dvc repro`, which reads it anew."
-        )
+        raise DataError(f"{path}: changed since the captions stage ran: run `dvc repro`, which reads it anew.")
     file = io.BytesIO(data)
     image = _open(file, path)
     orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else _orientation(image, file)
@@ -178,9 +176,7 @@ def _open(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
         raise DataError(f"{path}: empty file (0 bytes). Copy it again from its source, or remove it.")
     reader = _reader(start)
     if reader is None:
-        raise DataError(
-            f"{path}: no picture, or of a kind that is not read. Save it as PNG or JPEG, or remove it."
-        )
+        raise DataError(f"{path}: no picture, or of a kind that is not read. Save it as PNG or JPEG, or remove it.")
     try:
         with _quiet():
             image = reader(file)

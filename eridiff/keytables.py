@@ -1,8 +1,8 @@
 """Key tables: what a denoiser's modules are called, and joined, in other programs' files. Read both ways.
 
-A table is a tuple of rows, made from the denoiser's own config. A row names one module of the other program (the
-target) and the diffusers modules that it is made of, in the order of its output rows. `join` goes from trained
-modules to the target, `split` back; the gate of the export reads every file through `split`.
+A table is a tuple of rows, made from the denoiser's own config. A row names one module of the other program
+(the target) and the diffusers modules that it is made of, in the order of its output rows. `join` goes from
+trained modules to the target, `split` back; the gate of the export reads every file through `split`.
 
 Legend: R rank, I inputs, O outputs of a linear module.
 """
@@ -32,7 +32,7 @@ class Factors:
     @property
     def scale(self) -> float:
         """What up @ down is multiplied by."""
-        return self.alpha / self.down.shape[0]
+        return self.alpha / len(self.down)
 
     def moved(self) -> bool:
         """Whether it changes the weight at all. (An untrained adapter has up = 0.)"""
@@ -45,14 +45,14 @@ def unchanged(up: Array) -> Array:
 
 
 def swap_halves(up: Array) -> Array:
-    """Exchange the two halves of the rows: (scale, shift) in diffusers is (shift, scale) in the original models."""
+    """Exchange the halves of the rows: diffusers' (scale, shift) is (shift, scale) in the original models."""
     first, second = np.split(up, 2)
     return np.concatenate([second, first])
 
 
 @dataclass(frozen=True)
 class Row:
-    """One target module. Before `place`, names hold {placeholders} and heights count in widths of the model."""
+    """One target module. Before `place`, names hold {placeholders} and heights count widths of the model."""
 
     target: str
     parts: tuple[str, ...]  # diffusers modules, in the order of the target's output rows
@@ -61,7 +61,7 @@ class Row:
 
 
 def place(rows: Iterable[Row], *, width: int = 1, **names: object) -> Iterator[Row]:
-    """Fill the placeholders of rows (block numbers, names of blocks) and turn heights into numbers of rows."""
+    """Fill the placeholders of rows (numbers and names of blocks) and turn heights into numbers of rows."""
     for row in rows:
         parts = tuple(part.format(**names) for part in row.parts)
         heights = tuple(height * width for height in row.heights)
@@ -71,9 +71,9 @@ def place(rows: Iterable[Row], *, width: int = 1, **names: object) -> Iterator[R
 def join(row: Row, trained: Mapping[str, Factors]) -> Factors | None:
     """The target's adapter out of its parts'; None where no part has one.
 
-    Of n joined parts down = vstack(A_i), up = blockdiag(B_i), rank = n R and alpha = n alpha, so that alpha / rank
-    stays. A part without an adapter is a block of zeros and takes its share of the rank all the same: loaders
-    recognise the blocks by equal ranks, and older diffusers mis-scales files of mixed ranks.
+    Of n joined parts down = vstack(A_i), up = blockdiag(B_i), rank = n R and alpha = n alpha, so that
+    alpha / rank stays. A part without an adapter is a block of zeros and takes its share of the rank all the
+    same: loaders recognise the blocks by equal ranks, and older diffusers mis-scales files of mixed ranks.
     """
     present = {part: trained[part] for part in row.parts if part in trained}
     if not present:
@@ -95,17 +95,17 @@ def join(row: Row, trained: Mapping[str, Factors]) -> Factors | None:
 
 
 def _check_shape(module: str, factors: Factors, expected: tuple[int, int, int]) -> None:
-    """Raises: ExportError where a joined part is not [outputs, rank, inputs] as the denoiser's config says."""
+    """Raises: ExportError where a joined part is not (outputs, rank, inputs) as it must be."""
     shape = (*factors.up.shape, factors.down.shape[1])
     if shape != expected:
         raise ExportError(
-            f"the adapter of {module} has (outputs, rank, inputs) {shape}; by the denoiser's config and the other "
-            f"adapters it must be {expected}: the checkpoint is damaged or was trained on another base."
+            f"the adapter of {module} has (outputs, rank, inputs) {shape}; by the denoiser's config and the "
+            f"other adapters it must be {expected}: the checkpoint is damaged or of another base."
         )
 
 
 def split(row: Row, joined: Factors) -> dict[str, Factors]:
-    """The adapters of the parts that a target's adapter changes: the other direction of `join`, for any `up`."""
+    """The adapters of the parts that a target's adapter changes: the other way of `join`, for any `up`."""
     up = row.reorder(joined.up)
     heights = row.heights or (up.shape[0],)
     found = {}

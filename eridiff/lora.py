@@ -28,9 +28,7 @@ class LoraParams(Section):
     """Which modules are adapted: a name from the family's list (`check` names them)."""
 
 
-def target_modules(
-    denoiser: "nn.Module", presets: Mapping[str, str], name: str, dead: Collection[str]
-) -> list[str]:
+def target_modules(denoiser: "nn.Module", presets: Mapping[str, str], name: str, dead: Collection[str]) -> list[str]:
     """Full names of the linear modules that a target preset (a regular expression) adapts, less dead ones.
 
     Named in full, since a suffix such as `proj_out` would also hit the final layer.
@@ -59,7 +57,7 @@ def add_adapter(denoiser: "nn.Module", params: LoraParams, modules: list[str], s
     if not modules:
         raise TrainError(f"the targets '{params.targets}' match no module of this base.")
     denoiser.requires_grad_(False)
-    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=modules)  # type: ignore[arg-type]
+    config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=modules)
     inject_adapter_in_model(config, denoiser)
     trainable: dict[str, Tensor] = {}
     for path, parameter in denoiser.named_parameters():
@@ -83,7 +81,12 @@ def _initial(name: str, parameter: "Tensor", seed: int) -> "Tensor":
 
 
 def save_checkpoint(
-    path: Path, tensors: Mapping[str, "Tensor"], *, prefix: str, params: LoraParams, lineage: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, "Tensor"],
+    *,
+    prefix: str,
+    params: LoraParams,
+    lineage: Mapping[str, Any],
 ) -> None:
     """Write an adapter as PEFT names under the component's prefix, with the facts that make it whole.
 

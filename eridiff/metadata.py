@@ -28,7 +28,7 @@ def training_metadata(lineage: Mapping[str, Any], keys: Keys, name: str) -> dict
     params = lineage["params"]
     config = lineage["denoiser_config"]
     content = next((p["content"] for c, p in sorted(lineage["pointer"].items()) if c != "scheduler"), None)
-    buckets, tags = lineage["buckets"], lineage["tag_frequency"]
+    buckets, tags, pictures = lineage["buckets"], lineage["tag_frequency"], lineage["num_pictures"]
     bucket_info = {
         "buckets": {str(i): {"resolution": [w, h], "count": count} for i, (w, h, count) in enumerate(buckets)}
     }
@@ -44,12 +44,12 @@ def training_metadata(lineage: Mapping[str, Any], keys: Keys, name: str) -> dict
         "ss_network_alpha": params["lora"]["alpha"],
         "ss_steps": lineage["step"],
         "ss_max_train_steps": params["steps"],
-        "ss_num_train_images": lineage["num_pictures"],
+        "ss_num_train_images": pictures,
         "ss_resolution": resolution(buckets),
         "ss_enable_bucket": True,
         "ss_bucket_info": canonical_json(bucket_info),
         "ss_tag_frequency": canonical_json({"dataset": tags}),
-        "ss_dataset_dirs": canonical_json({"dataset": {"n_repeats": 1, "img_count": lineage["num_pictures"]}}),
+        "ss_dataset_dirs": canonical_json({"dataset": {"n_repeats": 1, "img_count": pictures}}),
         "ss_cache_latents": True,
         **_loop_facts(params, lineage),
         **_objective_facts(params),
@@ -101,7 +101,7 @@ def _objective_facts(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def modelspec(lineage: Mapping[str, Any], keys: Keys, stated: Mapping[str, str | None]) -> dict[str, str]:
-    """The `modelspec.*` keys (1.0.1, Stability's ModelSpec) less the hash; `stated` are those that the user gives."""
+    """The `modelspec.*` keys (ModelSpec 1.0.1) less the hash; `stated` are those that the user gives."""
     width, height = resolution(lineage["buckets"])
     kinds = {"epsilon": "epsilon", "v_prediction": "v"}  # of diffusion; flows have no entry in the spec
     facts: dict[str, str | None] = {
@@ -117,7 +117,7 @@ def modelspec(lineage: Mapping[str, Any], keys: Keys, stated: Mapping[str, str |
 
 
 def hashes(folder: Path, tensors: Mapping[str, RawTensor], training: Mapping[str, str]) -> dict[str, str]:
-    """Hashes of the tensors: modelspec's, and sd-scripts' `sshs_*`, which are those of a file with only `ss_*` keys.
+    """Hashes of the tensors: modelspec's, and sd-scripts' `sshs_*`, of a file with only `ss_*` keys.
 
     So a later edit of the other metadata does not change them.
     """

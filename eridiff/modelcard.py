@@ -11,16 +11,17 @@ def model_card(
     title: str, files: Sequence[tuple[str, str]], lineage: Mapping[str, Any], stated: Mapping[str, str | None]
 ) -> str:
     """Markdown. `files` are (name, programs that read it); `stated` is what the user says of the LoRA."""
-    trigger, licence = lineage.get("trigger"), stated.get("license")
+    trigger, licence, description = lineage.get("trigger"), stated.get("license"), stated.get("description")
     kind = "the moving average (EMA) of the adapters" if lineage.get("ema") else "the adapters"
     lines = [*_front_matter(trigger, stated), f"# {title}", ""]
-    lines += [stated["description"], ""] if stated.get("description") else []
-    lines += [f"A LoRA for {lineage['base']} ({lineage['family']}): {kind} after {lineage['step']} steps.", ""]
+    lines += [description, ""] if description else []
+    base = f"{lineage['base']} ({lineage['family']})"
+    lines += [f"A LoRA for {base}: {kind} after {lineage['step']} steps.", ""]
     lines += [f"Trigger: `{trigger}`", ""] if trigger else []
-    lines += ["## Files", "", *_table(("file", "for"), [(f"`{name}`", readers) for name, readers in files]), ""]
+    lines += ["## Files", "", *_table(("file", "for"), [(f"`{name}`", who) for name, who in files]), ""]
     lines += [
-        "`workflow.json` is a ComfyUI graph (API format) that loads the base and the LoRA and samples once; put the",
-        "names of your own files into its loaders. The trained strength is 1.0.",
+        "`workflow.json` is a ComfyUI graph (API format) that loads the base and the LoRA and samples once;",
+        "put the names of your own files into its loaders. The trained strength is 1.0.",
         "",
     ]
     lines += _data(lineage)
@@ -35,7 +36,8 @@ def _front_matter(trigger: str | None, stated: Mapping[str, str | None]) -> list
     tags = ["lora", *[tag.strip() for tag in (stated.get("tags") or "").split(",") if tag.strip()]]
     lines = ["---", f"tags: {json.dumps(tags, ensure_ascii=False)}"]
     lines += [f"instance_prompt: {json.dumps(trigger, ensure_ascii=False)}"] if trigger else []
-    lines += [f"license: {json.dumps(stated['license'], ensure_ascii=False)}"] if stated.get("license") else []
+    licence = stated.get("license")
+    lines += [f"license: {json.dumps(licence, ensure_ascii=False)}"] if licence else []
     return [*lines, "---", ""]
 
 
@@ -45,8 +47,8 @@ def _data(lineage: Mapping[str, Any]) -> list[str]:
     tags = sorted(lineage["tag_frequency"].items(), key=lambda item: (-item[1], item[0]))[:10]
     lines = ["## Trained on", "", f"{lineage['num_pictures']} pictures.", ""]
     lines += [*_table(("bucket", "pictures"), rows), ""]
-    lines += ["Most frequent tags: " + ", ".join(f"{tag} ({count})" for tag, count in tags) + ".", ""] if tags else []
-    return lines
+    named = ", ".join(f"{tag} ({count})" for tag, count in tags)
+    return [*lines, f"Most frequent tags: {named}.", ""] if tags else lines
 
 
 def _digests(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,52 +7,13 @@ Sources: docs/objectives.md; checked against diffusers' schedulers to 1e-6.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from eridiff.config import Section
 from eridiff.errors import BaseError
-
-
-class DdpmParams(Section):
-    """Options of denoising diffusion (epsilon or v-prediction, as the base's scheduler says)."""
-
-    loss_weight: Literal["none", "min_snr", "debiased"] = "none"
-    """Weight of each timestep: none; min(SNR, gamma) / SNR (+ 1 for v); or 1 / sqrt(SNR)."""
-    min_snr_gamma: Annotated[float, Field(gt=0)] = 5.0
-    """gamma of `min_snr`."""
-    noise_offset: Annotated[float, Field(ge=0)] = 0.0
-    """Strength of one more normal draw a channel, added to the noise: lets the LoRA move the mean brightness."""
-    input_perturbation: Annotated[float, Field(ge=0)] = 0.0
-    """Extra noise on the input alone, which the target does not know of."""
-    timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
-    """Smallest timestep drawn."""
-    timestep_max: Annotated[int, Field(ge=0, le=999)] = 999
-    """Largest timestep drawn."""
-
-
-class FlowParams(Section):
-    """Options of rectified flow."""
-
-    density: Literal["uniform", "logit_normal", "mode", "cosmap"] = "logit_normal"
-    """How the noise level sigma is drawn in (0, 1)."""
-    logit_mean: float = 0.0
-    """Mean of `logit_normal`: sigma = sigmoid(draw), so a larger mean means MORE noise (diffusers: less)."""
-    logit_std: Annotated[float, Field(gt=0)] = 1.0
-    """Standard deviation of `logit_normal`."""
-    mode_scale: float = 1.29
-    """Scale of `mode`."""
-    shift: Annotated[float, Field(gt=0)] | Literal["resolution"] = 1.0
-    """sigma <- s sigma / (1 + (s - 1) sigma); `resolution`: s = exp(mu), mu linear in the number of tokens."""
-    sigma_min: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Smallest noise level."""
-    sigma_max: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Largest noise level."""
-    loss_weight: Literal["none", "sigma_sqrt", "cosmap"] = "none"
-    """Weight of each noise level: none; sigma^-2; or 2 / (pi (1 - 2 sigma + 2 sigma^2))."""
+from eridiff.trainparams import DdpmParams, FlowParams
 
 
 @dataclass(frozen=True, kw_only=True)

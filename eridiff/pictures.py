@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from eridiff.captionfiles import METADATA_NAMES, read_metadata, read_text
 from eridiff.errors import DataError
 from eridiff.filedigests import FileDigests
 from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header
-from eridiff.metadata import METADATA_NAMES, read_metadata, read_text
 from eridiff.progress import track
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
@@ -105,14 +105,10 @@ def _stem(path: str) -> str:
 def _walk(folder: Path) -> tuple[list[str], list[Ignored]]:
     """All files, relative and sorted, less hidden ones and DVC's own; links to folders are not followed."""
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is no folder. Make it and put pictures there, or run `dvc checkout` or `dvc pull`."
-        )
+        raise DataError(f"{folder} is no folder. Make it and put pictures there, or run `dvc checkout` or `dvc pull`.")
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"{error.filename}: cannot be read ({error.strerror}). Check the folder's permissions."
-        )
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Check the folder's permissions.")
 
     files: list[str] = []
     links: list[Ignored] = []
@@ -197,9 +193,7 @@ def _one_each(captions: Iterable[Caption], folder: Path) -> dict[str, Caption]:
     return {path: found[0] for path, found in by_picture.items()}
 
 
-def _sidecars(
-    folder: Path, files: Sequence[str], paths: Sequence[str]
-) -> tuple[list[Caption], list[Ignored]]:
+def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple[list[Caption], list[Ignored]]:
     """Captions that stand in files beside their picture, and such files without a picture."""
     by_stem: dict[str, list[str]] = {}
     for path in paths:
@@ -217,9 +211,7 @@ def _sidecars(
             except DataError as error:
                 problems.append(str(error))
     if shared:
-        raise DataError(
-            f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}"
-        )
+        raise DataError(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
     if problems:
         raise DataError(f"{_count(problems, 'caption file')} of {folder} cannot be read:{listing(problems)}")
     return captions, orphans

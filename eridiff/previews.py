@@ -26,7 +26,9 @@ def make_previewer(
     if not local.preview_every:
         return None
     family = load_family(model.family)
-    source = find_source(pointers_of(model.base, family.PARTS, model.family).values(), load_keys(model.family).canonical)
+    source = find_source(
+        pointers_of(model.base, family.PARTS, model.family).values(), load_keys(model.family).canonical
+    )
     params = DrawParams(scheduler="euler", steps=local.preview_steps, size=size)
 
     def preview(step: int) -> None:

@@ -9,7 +9,17 @@ from typing import Any
 
 from eridiff.files import write_text
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "bitsandbytes", "pyarrow", "pillow", "dvc")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "safetensors",
+    "bitsandbytes",
+    "pyarrow",
+    "pillow",
+    "dvc",
+)
 
 
 def record_run(stage: str, **facts: Any) -> None:

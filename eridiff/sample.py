@@ -114,7 +114,10 @@ def with_lora(pipeline: Any, column: Column) -> None:
 
 
 def write_samples(
-    images: "dict[tuple[int, int], Image.Image]", columns: list[Column], rows: list[tuple[Prompt, int]], out: Path
+    images: "dict[tuple[int, int], Image.Image]",
+    columns: list[Column],
+    rows: list[tuple[Prompt, int]],
+    out: Path,
 ) -> None:
     """Every picture, the labelled grid, and how far each column moved from the base (mean of |difference|, 0..1)."""
     import numpy as np

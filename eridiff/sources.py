@@ -175,8 +175,7 @@ def _find_folder(base: str, component: Component) -> Path:
     for folder in searched:
         place = folder / component.name
         if place.is_dir() and all(
-            (place / name).is_file() and (place / name).stat().st_size == size
-            for name, size in component.files.items()
+            (place / name).is_file() and (place / name).stat().st_size == size for name, size in component.files.items()
         ):
             return place
     wanted = ", ".join(f"{name} ({size} bytes)" for name, size in component.files.items())

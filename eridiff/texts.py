@@ -53,7 +53,9 @@ def choose_max_tokens(params: TextParams, family: Family) -> int:
     chosen = family.MAX_TOKENS[0] if params.max_tokens is None else params.max_tokens
     if chosen not in family.MAX_TOKENS:
         choices = ", ".join(map(str, sorted(family.MAX_TOKENS)))
-        raise ConfigError(f"params.yaml: text.max_tokens is {chosen}, which this family does not take. Known: {choices}.")
+        raise ConfigError(
+            f"params.yaml: text.max_tokens is {chosen}, which this family does not take. Known: {choices}."
+        )
     return chosen
 
 

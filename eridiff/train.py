@@ -7,64 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from eridiff.config import Section
 from eridiff.data import Batch, TrainingSet, plan_batches
-from eridiff.errors import ConfigError, TrainError
+from eridiff.errors import TrainError
 from eridiff.families import Family
-from eridiff.lora import LoraParams, add_adapter, target_modules
+from eridiff.lora import add_adapter, target_modules
 from eridiff.noise import normal, uniform
-from eridiff.objectives import Ddpm, DdpmParams, Flow, FlowParams, Objective, elementwise_loss
-from eridiff.optim import MovingAverage, OptimParams, learning_rate, make_optimizer
+from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
+from eridiff.optim import MovingAverage, learning_rate, make_optimizer
 from eridiff.precision import DTYPES, fix_threads, use_deterministic_kernels
 from eridiff.progress import say
 from eridiff.runstate import load_state, save_state
 from eridiff.sources import ModelSource
 from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
-
-
-class TrainParams(Section):
-    """How the LoRA is trained."""
-
-    steps: Annotated[int, Field(ge=1)]
-    """Optimizer steps. Not part of the state's key under a constant schedule: more can be added later."""
-    batch_size: Annotated[int, Field(ge=1)] = 1
-    """Pictures a micro-batch, all of one bucket."""
-    accumulation: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches a step."""
-    seed: int = 0
-    """Seed of every draw: order, noise, timesteps, captions, adapters."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of the frozen base. Adapters, noise and loss are fp32."""
-    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of samples that are trained with the empty caption."""
-    guidance: float | None = None
-    """Embedded guidance, where the family's denoiser takes one; null: 1.0."""
-    loss: Literal["mse", "huber", "smooth_l1"] = "mse"
-    """Loss of each element."""
-    huber_delta: Annotated[float, Field(gt=0)] = 0.1
-    """Where huber and smooth_l1 turn from squares to absolute values."""
-    save_every: Annotated[int, Field(ge=1)] = 250
-    """Steps between two checkpoints; the last step is always one."""
-    keep: Annotated[int, Field(ge=1)] = 4
-    """How many of the latest checkpoints are kept."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the adapters, saved beside each checkpoint; null: none."""
-    deterministic: bool = False
-    """Kernels that give the same bits on each run of the same hardware; slower on a GPU."""
-    lora: LoraParams = Field(default_factory=LoraParams)
-    """The adapter."""
-    optimizer: OptimParams = Field(default_factory=OptimParams)
-    """How the adapters are moved."""
-    ddpm: DdpmParams | None = None
-    """Options of families that are trained by denoising diffusion."""
-    flow: FlowParams | None = None
-    """Options of families that are trained by rectified flow."""
+from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, refuse_other_objective
 
 
 @dataclass(kw_only=True)
@@ -108,21 +68,6 @@ def train_step(run: Run, batch: Batch, step: int) -> Tensor:
     loss = (loss_BCHW.mean(dim=(1, 2, 3)) * mixed.loss_weight).mean() / params.accumulation
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
-
-
-def refuse_other_objective(family: Family, params: TrainParams) -> None:
-    """Refuse options of the objective that the family is not trained by.
-
-    Raises: ConfigError that names the section and the way out.
-    """
-    other = "flow" if family.OBJECTIVE == "ddpm" else "ddpm"
-    if getattr(params, other) is not None:
-        raise ConfigError(
-            f"params.yaml: train.{other} is set, but this family is trained by {family.OBJECTIVE}: use "
-            f"train.{family.OBJECTIVE}, or remove it."
-        )
-    if params.guidance is not None and not family.GUIDANCE:
-        raise ConfigError("params.yaml: train.guidance is set, but this family's denoiser takes none: remove it.")
 
 
 def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainParams) -> Objective:
@@ -258,12 +203,6 @@ def checkpoint_path(state: Path, group: str, step: int) -> Path:
 def _save_adapters(state: Path, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
     for group, tensors in groups.items():
         write_tensors(checkpoint_path(state, group, step), raw_tensors(tensors), {})
-
-
-def kept_steps(params: TrainParams) -> list[int]:
-    """Steps whose checkpoints are put out: the latest `keep` of those saved."""
-    saved = sorted({*range(params.save_every, params.steps + 1, params.save_every), params.steps})
-    return saved[-params.keep :]
 
 
 def load_adapters(state: Path, group: str, step: int) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def refuse_platform() -> None:
     """Linux and WSL2 with Python 3.11 or later; anything else is refused with a sentence."""
     if sys.platform == "win32":
         sys.exit("error: eridiff does not run on native Windows. Install WSL2 (`wsl --install`) and run it there.")
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - run by whatever python3 is there
         sys.exit(f"error: eridiff needs Python 3.11 or later; this is {sys.version.split()[0]}. Install python3.11.")
 
 
@@ -47,12 +47,18 @@ def setup(torch: str) -> None:
     print(f"setup: installing into .venv with torch for {build}: {SIZES[build]}", flush=True)
     start = time.monotonic()
     if not (VENV / "bin" / "python").exists():
-        run([sys.executable, "-m", "venv", str(VENV)], "python3's venv module is missing: apt install python3-venv")
+        run(
+            [sys.executable, "-m", "venv", str(VENV)],
+            "python3's venv module is missing: apt install python3-venv",
+        )
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     pip += [] if sys.stdout.isatty() else ["--quiet"]
     index = ["--extra-index-url", CPU_INDEX, "--retries", "1"] if build == "cpu" else []
     run([*pip, TORCH, *index], "torch could not be installed")
-    run([*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"], "the packages could not be installed")
+    run(
+        [*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"],
+        "the packages could not be installed",
+    )
     STAMP.write_text(digest.hexdigest())
     print(f"setup: done in {time.monotonic() - start:.0f} s", flush=True)
 

@@ -16,7 +16,8 @@ from eridiff.runlog import record_run
 from eridiff.runstate import hold
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table
-from eridiff.train import TrainParams, prepare_run, train
+from eridiff.train import prepare_run, train
+from eridiff.trainparams import TrainParams
 
 INPUTS = {
     "captions": Path("data/captions/captions.parquet"),
@@ -28,7 +29,11 @@ INPUTS = {
 
 def main() -> None:
     """Read the caches and the denoiser; write data/lora and data/loss.tsv."""
-    model, params, local = load_section(ModelParams, "model"), load_section(TrainParams, "train"), load_local()
+    model, params, local = (
+        load_section(ModelParams, "model"),
+        load_section(TrainParams, "train"),
+        load_local(),
+    )
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["denoiser"], model.family)["denoiser"]
     device = choose_device(allow_cpu=model.allow_cpu)

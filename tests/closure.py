@@ -40,7 +40,9 @@ def imports_of(path: Path) -> frozenset[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {module for name in names if name.split(".")[0] in ("eridiff", "stages") and (module := module_path(name))}
+        found |= {
+            module for name in names if name.split(".")[0] in ("eridiff", "stages") and (module := module_path(name))
+        }
     return frozenset(found)
 
 

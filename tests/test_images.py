@@ -273,7 +273,7 @@ def test_crop_takes_the_box_of_the_resized_picture() -> None:
     halves = PATTERN_HWC.astype(float).reshape(12, 2, 20, 2, 3).mean(axis=(1, 3))
     half = crop(pattern(), resize=(20, 12), crop=(1, 2), size=(16, 8))
     assert half.shape == (8, 16, 3) and half.dtype == np.uint8
-    assert np.abs(half - halves[2:10, 1:17]).max() <= 0.5
+    assert np.abs(half - halves[2:10, 1:17]).max() <= 1  # Pillow rounds after each direction
     assert not np.array_equal(half, crop(pattern(), resample="lanczos", resize=(20, 12), size=(16, 8)))
 
 
@@ -289,5 +289,3 @@ def test_alpha_is_flattened_before_resizing(alpha: str, colour: int) -> None:
     assert np.array_equal(crop(picture, alpha=alpha, resize=(2, 2), size=(2, 2)), np.full((2, 2, 3), colour))
     half = crop(Image.new("RGBA", (1, 1), (255, 0, 0, 128)), alpha=alpha)
     assert np.abs(half[0, 0].astype(int) - [(255 + colour) / 2, colour / 2, colour / 2]).max() <= 1
-
-

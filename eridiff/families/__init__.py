@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
-    from eridiff.keytables import Config, Dialect
     from eridiff.sources import ModelSource
 
 
@@ -107,7 +106,9 @@ def load_family(name: str) -> Family:
     Raises: ConfigError for an unknown family, with those that exist.
     """
     if name not in family_names():
-        raise ConfigError(f"params.yaml: model.family is '{name}', which is no family.{did_you_mean(name, family_names())}")
+        raise ConfigError(
+            f"params.yaml: model.family is '{name}', which is no family.{did_you_mean(name, family_names())}"
+        )
     return cast(Family, importlib.import_module(f"eridiff.families.{name}.family"))
 
 
@@ -126,14 +127,14 @@ def load_workflow(name: str) -> "Workflow":
 class Keys(Protocol):
     """What every eridiff/families/NAME/keys.py defines at module level."""
 
-    DIALECTS: "tuple[Dialect, ...]"  # the files of an export, the primary one first
+    DIALECTS: tuple[Any, ...]  # of keytables.Dialect: the files of an export, the primary one first
     IMPLEMENTATION: str  # of modelspec: whose code the base is made for
     NETWORK_MODULE: str  # the module of sd-scripts that loads the kohya file
 
-    def architecture(self, config: "Config") -> str:
+    def architecture(self, config: Mapping[str, Any]) -> str:
         """The base's name in modelspec, from the denoiser's config."""
 
-    def base_version(self, config: "Config") -> str:
+    def base_version(self, config: Mapping[str, Any]) -> str:
         """The base's name in `ss_base_model_version`, from the denoiser's config."""
 
     def canonical(self, component: str, name: str) -> str:

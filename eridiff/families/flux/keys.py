@@ -2,8 +2,9 @@
 
 from eridiff.keytables import Config, Dialect, Row, place, renamed
 
-# Names that change with the version of the library that wrote a file: canonical is what the published base has.
-_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)  # transformers 5 drops the level
+# Names that differ with the version of the library that wrote a file; canonical is the published base's.
+# transformers 5 drops the level `text_model`.
+_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)
 _T5 = ((r"encoder\.embed_tokens\.weight", "shared.weight"),)  # one tied tensor under either name
 RENAMES = {"text_encoder": _CLIP, "text_encoder_2": _T5}
 

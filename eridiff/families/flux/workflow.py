@@ -23,7 +23,10 @@ def workflow(scene: Scene) -> dict[str, Any]:
         },
         "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": scene.prompt}},
         "6": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["5", 0]}},  # not used at cfg 1
-        "7": {"class_type": "EmptySD3LatentImage", "inputs": {"width": width, "height": height, "batch_size": 1}},
+        "7": {
+            "class_type": "EmptySD3LatentImage",
+            "inputs": {"width": width, "height": height, "batch_size": 1},
+        },
         "8": {
             "class_type": "KSampler",
             "inputs": {
@@ -53,5 +56,8 @@ def workflow(scene: Scene) -> dict[str, Any]:
 def _shift(scene: Scene) -> dict[str, Any]:
     """Dev moves its noise levels with the picture's size, as the scheduler of the base says."""
     config, (width, height) = scene.scheduler_config, scene.size
-    shifts = {"max_shift": float(config.get("max_shift", 1.15)), "base_shift": float(config.get("base_shift", 0.5))}
+    shifts = {
+        "max_shift": float(config.get("max_shift", 1.15)),
+        "base_shift": float(config.get("base_shift", 0.5)),
+    }
     return {"model": ["4", 0], **shifts, "width": width, "height": height}

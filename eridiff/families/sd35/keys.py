@@ -1,10 +1,14 @@
-"""SD 3.5's names in other programs. No single file loads everywhere: diffusers reads only its own names (PEFT),
-Forge and sd-scripts only Stability's with joined projections (kohya), ComfyUI either."""
+"""SD 3.5's names in other programs.
+
+No single file loads everywhere: diffusers reads only its own names (PEFT), Forge and sd-scripts only
+Stability's with joined projections (kohya), ComfyUI either.
+"""
 
 from eridiff.keytables import Config, Dialect, Row, peft, place, renamed, swap_halves
 
-# Names that change with the version of the library that wrote a file: canonical is what the published base has.
-_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)  # transformers 5 drops the level
+# Names that differ with the version of the library that wrote a file; canonical is the published base's.
+# transformers 5 drops the level `text_model`.
+_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)
 _T5 = ((r"encoder\.embed_tokens\.weight", "shared.weight"),)  # one tied tensor under either name
 RENAMES = {"text_encoder": _CLIP, "text_encoder_2": _CLIP, "text_encoder_3": _T5}
 
@@ -33,7 +37,12 @@ ALL_BUT_LAST = (
     Row("joint_blocks.{i}.context_block.adaLN_modulation.1", (_BLOCK + "norm1_context.linear",)),
 )
 LAST = (
-    Row("joint_blocks.{i}.context_block.adaLN_modulation.1", (_BLOCK + "norm1_context.linear",), (), swap_halves),
+    Row(
+        "joint_blocks.{i}.context_block.adaLN_modulation.1",
+        (_BLOCK + "norm1_context.linear",),
+        (),
+        swap_halves,
+    ),
 )
 DUAL = (  # Medium's second attention, of the image stream alone
     Row(

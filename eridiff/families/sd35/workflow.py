@@ -15,7 +15,10 @@ def workflow(scene: Scene) -> dict[str, Any]:
             "class_type": "UNETLoader",
             "inputs": {"unet_name": f"{scene.base}.safetensors", "weight_dtype": "default"},
         },
-        "2": {"class_type": "TripleCLIPLoader", "inputs": {**encoders, "clip_name3": "t5xxl_fp16.safetensors"}},
+        "2": {
+            "class_type": "TripleCLIPLoader",
+            "inputs": {**encoders, "clip_name3": "t5xxl_fp16.safetensors"},
+        },
         "3": {"class_type": "VAELoader", "inputs": {"vae_name": "sd3_vae.safetensors"}},
         "4": {
             "class_type": "LoraLoaderModelOnly",
@@ -27,7 +30,10 @@ def workflow(scene: Scene) -> dict[str, Any]:
         },
         "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": scene.prompt}},
         "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": ""}},
-        "8": {"class_type": "EmptySD3LatentImage", "inputs": {"width": width, "height": height, "batch_size": 1}},
+        "8": {
+            "class_type": "EmptySD3LatentImage",
+            "inputs": {"width": width, "height": height, "batch_size": 1},
+        },
         "9": {
             "class_type": "KSampler",
             "inputs": {

@@ -2,8 +2,9 @@
 
 from eridiff.keytables import Config, Dialect, Row, place, renamed
 
-# Names that change with the version of the library that wrote a file: canonical is what the published base has.
-_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)  # transformers 5 drops the level
+# Names that differ with the version of the library that wrote a file; canonical is the published base's.
+# transformers 5 drops the level `text_model`.
+_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)
 _VAE = tuple(  # diffusers before 0.18
     (rf"(.+\.attentions\.\d+)\.{old}\.(weight|bias)", rf"\g<1>.{new}.\g<2>")
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items()
@@ -29,7 +30,7 @@ def canonical(component: str, name: str) -> str:
 
 def table(config: Config) -> tuple[Row, ...]:
     """Every attention and feed-forward module of a UNet: sgm name <- diffusers name."""
-    rows = []
+    rows: list[Row] = []
     for sgm, diffusers, depth in _spatial_transformers(config):
         rows += place(SPATIAL, sgm=sgm, diffusers=diffusers)
         for i in range(depth):
@@ -55,9 +56,7 @@ def _spatial_transformers(config: Config) -> list[tuple[str, str, int]]:
     return found
 
 
-DIALECTS = (
-    Dialect(table=table, prefix="lora_unet_", readers="ComfyUI, A1111, Forge, sd-scripts and diffusers"),
-)
+DIALECTS = (Dialect(table=table, prefix="lora_unet_", readers="ComfyUI, A1111, Forge, sd-scripts and diffusers"),)
 
 
 def architecture(config: Config) -> str:

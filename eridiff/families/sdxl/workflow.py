@@ -16,7 +16,10 @@ def workflow(scene: Scene) -> dict[str, Any]:
         },
         "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": scene.prompt}},
         "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
-        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": width, "height": height, "batch_size": 1}},
+        "5": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": width, "height": height, "batch_size": 1},
+        },
         "6": {
             "class_type": "KSampler",
             "inputs": {

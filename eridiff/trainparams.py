@@ -1,0 +1,109 @@
+"""The train section of params.yaml. Apart from the step, so that `check` and `why` start without torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from eridiff.config import Section
+from eridiff.errors import ConfigError
+from eridiff.families import Family
+from eridiff.lora import LoraParams
+from eridiff.optim import OptimParams
+
+
+class DdpmParams(Section):
+    """Options of denoising diffusion (epsilon or v-prediction, as the base's scheduler says)."""
+
+    loss_weight: Literal["none", "min_snr", "debiased"] = "none"
+    """Weight of each timestep: none; min(SNR, gamma) / SNR (+ 1 for v); or 1 / sqrt(SNR)."""
+    min_snr_gamma: Annotated[float, Field(gt=0)] = 5.0
+    """gamma of `min_snr`."""
+    noise_offset: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of one more normal draw a channel, added to the noise: lets the LoRA move the mean brightness."""
+    input_perturbation: Annotated[float, Field(ge=0)] = 0.0
+    """Extra noise on the input alone, which the target does not know of."""
+    timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
+    """Smallest timestep drawn."""
+    timestep_max: Annotated[int, Field(ge=0, le=999)] = 999
+    """Largest timestep drawn."""
+
+
+class FlowParams(Section):
+    """Options of rectified flow."""
+
+    density: Literal["uniform", "logit_normal", "mode", "cosmap"] = "logit_normal"
+    """How the noise level sigma is drawn in (0, 1)."""
+    logit_mean: float = 0.0
+    """Mean of `logit_normal`: sigma = sigmoid(draw), so a larger mean means MORE noise (diffusers: less)."""
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of `logit_normal`."""
+    mode_scale: float = 1.29
+    """Scale of `mode`."""
+    shift: Annotated[float, Field(gt=0)] | Literal["resolution"] = 1.0
+    """sigma <- s sigma / (1 + (s - 1) sigma); `resolution`: s = exp(mu), mu linear in the number of tokens."""
+    sigma_min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Smallest noise level."""
+    sigma_max: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Largest noise level."""
+    loss_weight: Literal["none", "sigma_sqrt", "cosmap"] = "none"
+    """Weight of each noise level: none; sigma^-2; or 2 / (pi (1 - 2 sigma + 2 sigma^2))."""
+
+
+class TrainParams(Section):
+    """How the LoRA is trained."""
+
+    steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps. Not part of the state's key under a constant schedule: more can be added later."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Pictures a micro-batch, all of one bucket."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a step."""
+    seed: int = 0
+    """Seed of every draw: order, noise, timesteps, captions, adapters."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of the frozen base. Adapters, noise and loss are fp32."""
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of samples that are trained with the empty caption."""
+    guidance: float | None = None
+    """Embedded guidance, where the family's denoiser takes one; null: 1.0."""
+    loss: Literal["mse", "huber", "smooth_l1"] = "mse"
+    """Loss of each element."""
+    huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    """Where huber and smooth_l1 turn from squares to absolute values."""
+    save_every: Annotated[int, Field(ge=1)] = 250
+    """Steps between two checkpoints; the last step is always one."""
+    keep: Annotated[int, Field(ge=1)] = 4
+    """How many of the latest checkpoints are kept."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the adapters, saved beside each checkpoint; null: none."""
+    deterministic: bool = False
+    """Kernels that give the same bits on each run of the same hardware; slower on a GPU."""
+    lora: LoraParams = Field(default_factory=LoraParams)
+    """The adapter."""
+    optimizer: OptimParams = Field(default_factory=OptimParams)
+    """How the adapters are moved."""
+    ddpm: DdpmParams | None = None
+    """Options of families that are trained by denoising diffusion."""
+    flow: FlowParams | None = None
+    """Options of families that are trained by rectified flow."""
+
+
+def refuse_other_objective(family: Family, params: TrainParams) -> None:
+    """Refuse options of the objective that the family is not trained by.
+
+    Raises: ConfigError that names the section and the way out.
+    """
+    other = "flow" if family.OBJECTIVE == "ddpm" else "ddpm"
+    if getattr(params, other) is not None:
+        raise ConfigError(
+            f"params.yaml: train.{other} is set, but this family is trained by {family.OBJECTIVE}: use "
+            f"train.{family.OBJECTIVE}, or remove it."
+        )
+    if params.guidance is not None and not family.GUIDANCE:
+        raise ConfigError("params.yaml: train.guidance is set, but this family's denoiser takes none: remove it.")
+
+
+def kept_steps(params: TrainParams) -> list[int]:
+    """Steps whose checkpoints are put out: the latest `keep` of those saved."""
+    saved = sorted({*range(params.save_every, params.steps + 1, params.save_every), params.steps})
+    return saved[-params.keep :]

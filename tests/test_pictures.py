@@ -1,0 +1,266 @@
+"""The folder scan: what is found, what is ignored by name, what is refused and how."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from eridiff.errors import DataError
+from eridiff.filedigests import FileDigests
+from eridiff.pictures import Ignored, Picture, listing, scan_pictures
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    return Path("data/raw")
+
+
+@pytest.fixture
+def digests(tmp_path: Path) -> Iterator[FileDigests]:
+    with FileDigests(tmp_path / "digests.sqlite") as digests:
+        yield digests
+
+
+def put(path: Path, content: str | bytes | tuple[int, int] = (4, 3)) -> None:
+    """Write a picture of a size, or a file of these bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, tuple):
+        Image.new("RGB", content, "red").save(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def captions(pictures: list[Picture]) -> dict[str, str | None]:
+    return {picture.path: picture.caption for picture in pictures}
+
+
+def refused(raw: Path, digests: FileDigests) -> str:
+    with pytest.raises(DataError) as caught:
+        scan_pictures(raw, digests)
+    return str(caught.value)
+
+
+def test_a_picture_and_its_sidecar(raw: Path, digests: FileDigests) -> None:
+    put(raw / "b" / "cat.PNG", (5, 4))
+    put(raw / "b" / "cat.txt", "\ufeffa cat\r\n")
+    put(raw / "a.jpg")
+    put(raw / "a.caption", "")
+    put(raw / "z.v1.webp")
+    pictures, ignored = scan_pictures(raw, digests)
+    assert [picture.path for picture in pictures] == ["a.jpg", "b/cat.PNG", "z.v1.webp"]
+    assert pictures[1] == Picture(
+        path="b/cat.PNG",
+        file_digest=hashlib.sha256((raw / "b" / "cat.PNG").read_bytes()).hexdigest(),
+        width=5,
+        height=4,
+        orientation=1,
+        repeats=1,
+        caption="a cat\r\n",
+        caption_source="b/cat.txt",
+    )
+    assert (pictures[0].caption, pictures[0].caption_source) == ("", "a.caption")
+    assert (pictures[2].caption, pictures[2].caption_source) == (None, None)
+    assert ignored == []
+
+
+def test_metadata_files_name_pictures_below_their_folder(raw: Path, digests: FileDigests) -> None:
+    for name in ("j/a.png", "j/deep/b.png", "c/a.png", "p/a.png", "p/b.png"):
+        put(raw / name)
+    put(raw / "j" / "metadata.jsonl", '{"file_name": "a.png", "text": "A"}\n{"file_name": "./deep/b.png", "text": "B"}')
+    put(raw / "metadata.csv", "file_name,caption\nc/a.png,C\n")
+    pq.write_table(pa.table({"file_name": ["a.png", "b.png"], "text": ["P", None]}), raw / "p" / "metadata.parquet")
+    pictures, ignored = scan_pictures(raw, digests)
+    assert captions(pictures) == {"c/a.png": "C", "j/a.png": "A", "j/deep/b.png": "B", "p/a.png": "P", "p/b.png": None}
+    assert [picture.caption_source for picture in pictures] == [
+        "metadata.csv line 2",
+        "j/metadata.jsonl line 1",
+        "j/metadata.jsonl line 2",
+        "p/metadata.parquet row 1",
+        None,
+    ]
+    assert ignored == []
+
+
+def test_repeats_of_the_nearest_folder_count(raw: Path, digests: FileDigests) -> None:
+    for name in ("10_toy/a.png", "10_toy/sub/a.png", "10_toy/3_red/a.png", "toy_2/a.png", "5x_b/a.png", "7_a.png"):
+        put(raw / name)
+    pictures, _ = scan_pictures(raw, digests)
+    assert {picture.path: picture.repeats for picture in pictures} == {
+        "10_toy/3_red/a.png": 3,
+        "10_toy/a.png": 10,
+        "10_toy/sub/a.png": 10,
+        "5x_b/a.png": 1,
+        "7_a.png": 1,
+        "toy_2/a.png": 1,
+    }
+
+
+def test_other_files_are_reported_and_hidden_ones_are_not(raw: Path, digests: FileDigests) -> None:
+    put(raw / "a.png")
+    for name in (".gitignore", "a.png.dvc", ".cache/b.png", ".DS_Store"):
+        put(raw / name, "x")
+    for name in ("notes.md", "x/IMG.HEIC", "lonely.txt", "captions.csv", "x/a.npz"):
+        put(raw / name, "x")
+    (raw / "linked").symlink_to(raw.resolve() / "x")
+    pictures, ignored = scan_pictures(raw, digests)
+    assert [picture.path for picture in pictures] == ["a.png"]
+    assert ignored == [
+        Ignored(
+            path="captions.csv",
+            reason="captions are read from metadata.jsonl, metadata.csv, metadata.parquet and from no table of "
+            "another name",
+        ),
+        Ignored(path="linked", reason="a link to a folder: copy the folder here"),
+        Ignored(path="lonely.txt", reason="a caption file without a picture of its name"),
+        Ignored(path="notes.md", reason="neither a picture nor a caption"),
+        Ignored(path="x/IMG.HEIC", reason=".heic pictures are not read: save it as PNG or JPEG"),
+        Ignored(path="x/a.npz", reason="neither a picture nor a caption"),
+    ]
+
+
+def test_digests_are_remembered(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(raw / "a.png")
+    os.utime(raw / "a.png", (1, 1))
+    with FileDigests(tmp_path / "digests.sqlite") as digests:
+        first = scan_pictures(raw, digests)
+    monkeypatch.setattr("eridiff.filedigests.digest_file", lambda path: pytest.fail(f"{path} was read again"))
+    with FileDigests(tmp_path / "digests.sqlite") as digests:
+        assert scan_pictures(raw, digests) == first
+
+
+def test_a_missing_folder_is_refused(raw: Path, digests: FileDigests) -> None:
+    raw.rmdir()
+    assert refused(raw, digests) == (
+        "data/raw is no folder. Make it and put pictures there, or run `dvc checkout` or `dvc pull`."
+    )
+
+
+def test_a_folder_without_pictures_is_refused(raw: Path, digests: FileDigests) -> None:
+    message = refused(raw, digests)
+    assert message.startswith("data/raw holds no pictures (.avif, .bmp,") and message.endswith("put some there.")
+    put(raw / "a.heic", "x")
+    assert refused(raw, digests).endswith(
+        "put some there. It holds only:\n       a.heic: .heic pictures are not read: save it as PNG or JPEG"
+    )
+
+
+def test_unreadable_pictures_are_named_in_one_error(raw: Path, digests: FileDigests) -> None:
+    put(raw / "good.png")
+    put(raw / "empty.png", b"")
+    put(raw / "sub" / "text.jpg", "hello")
+    (raw / "gone.png").symlink_to("nowhere.png")
+    message = refused(raw, digests)
+    assert message.startswith("3 pictures of data/raw cannot be used:\n")
+    assert "data/raw/empty.png: empty file (0 bytes). Copy it again" in message
+    assert "data/raw/sub/text.jpg: no picture" in message
+    assert "data/raw/gone.png: missing, or a link to nothing." in message
+    assert "good" not in message
+
+
+def test_a_long_list_is_cut(raw: Path, digests: FileDigests) -> None:
+    for number in range(13):
+        put(raw / f"{number:02}.png", b"")
+    lines = refused(raw, digests).splitlines()
+    assert lines[0] == "13 pictures of data/raw cannot be used:"
+    assert lines[10].startswith("       data/raw/09.png: empty file") and lines[11:] == ["       and 3 more"]
+    assert listing(["a"] * 10) == "\n       a" * 10
+
+
+def test_pictures_that_share_a_sidecar_are_refused(raw: Path, digests: FileDigests) -> None:
+    for name in ("a.png", "a.jpg", "b.png", "b.webp"):
+        put(raw / name)
+    scan_pictures(raw, digests)  # without a caption file, two of one name are two pictures
+    put(raw / "a.txt", "a")
+    put(raw / "b.caption", "b")
+    assert refused(raw, digests) == (
+        "pictures of one name that share a caption file. Rename all but one:"
+        "\n       data/raw/a.txt: a.jpg and a.png\n       data/raw/b.caption: b.png and b.webp"
+    )
+
+
+def test_two_captions_of_one_picture_are_refused(raw: Path, digests: FileDigests) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        put(raw / name)
+    put(raw / "a.txt", "a")
+    put(raw / "a.caption", "a")
+    put(raw / "b.txt", "")
+    put(raw / "metadata.jsonl", '{"file_name": "b.png", "text": "b"}\n' + '{"file_name": "c.png", "text": "c"}\n' * 2)
+    assert refused(raw, digests) == (
+        "pictures with more than one caption. Keep one source for each:"
+        "\n       data/raw/a.png: a.caption and a.txt"
+        "\n       data/raw/b.png: b.txt and metadata.jsonl line 1"
+        "\n       data/raw/c.png: metadata.jsonl line 2 and metadata.jsonl line 3"
+    )
+
+
+def test_metadata_of_missing_pictures_is_refused(raw: Path, digests: FileDigests) -> None:
+    put(raw / "sub" / "a.png")
+    put(raw / "sub" / "metadata.csv", "file_name,text\nsub/a.png,x\n../a.png,x\n/etc/a.png,x\na.png,fine\n")
+    message = refused(raw, digests)
+    assert "captions of pictures that do not exist (file_name is relative to the folder of the metadata" in message
+    assert "Add the pictures, or remove these rows:" in message
+    assert message.splitlines()[1:] == [
+        "       data/raw/sub/metadata.csv line 2: 'sub/a.png'",
+        "       data/raw/sub/metadata.csv line 3: '../a.png'",
+        "       data/raw/sub/metadata.csv line 4: '/etc/a.png'",
+    ]
+
+
+def test_broken_metadata_of_all_files_is_one_error(raw: Path, digests: FileDigests) -> None:
+    put(raw / "a.png")
+    put(raw / "metadata.jsonl", '{"file_name": "a.png", "text": "a"}\n{broken')
+    put(raw / "x" / "metadata.csv", "name,words\n")
+    put(raw / "y" / "metadata.csv", b"file_name,text\na.png,B\xe4r")
+    put(raw / "z" / "metadata.parquet", b"x")
+    lines = refused(raw, digests).splitlines()
+    assert lines[0] == "captions that cannot be read. Mend these:"
+    assert lines[1].startswith("       data/raw/metadata.jsonl line 2: no JSON (")
+    assert lines[2] == (
+        "       data/raw/x/metadata.csv line 1: needs the columns file_name and text (or caption), has: name, words"
+    )
+    assert lines[3] == "       data/raw/y/metadata.csv: byte 22 (0xE4) is no UTF-8. Save the file as UTF-8."
+    assert lines[4].startswith("       data/raw/z/metadata.parquet: no Parquet (")
+
+
+def test_captions_of_another_encoding_are_named_in_one_error(raw: Path, digests: FileDigests) -> None:
+    for name in ("a", "b", "c"):
+        put(raw / f"{name}.png")
+    put(raw / "a.txt", "Bär".encode("latin-1"))
+    put(raw / "b.txt", "Bär".encode("utf-16"))
+    put(raw / "c.txt", "Bär")
+    assert refused(raw, digests) == (
+        "2 caption files of data/raw cannot be read:"
+        "\n       data/raw/a.txt: byte 1 (0xE4) is no UTF-8. Save the file as UTF-8."
+        "\n       data/raw/b.txt: byte 0 (0xFF) is no UTF-8 (it looks like UTF-16). Save the file as UTF-8."
+    )
+
+
+@pytest.mark.parametrize("name", ["0_toy", "2024_holiday"])
+def test_absurd_repeats_are_refused(raw: Path, digests: FileDigests, name: str) -> None:
+    put(raw / name / "a.png")
+    message = refused(raw, digests)
+    assert "N must be 1 to 1000. Rename these folders" in message
+    assert f"data/raw/{name}: {int(name.split('_')[0])} repeats" in message
+
+
+def test_names_that_are_no_utf8_are_refused(raw: Path, digests: FileDigests) -> None:
+    put(raw / "a.png")
+    os.rename(raw / "a.png", os.fsencode(raw) + b"/b\xe4r.png")
+    assert refused(raw, digests) == ("data/raw: names that are no UTF-8. Rename these files:\n       'b\\udce4r.png'")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_without_permission_is_refused(raw: Path, digests: FileDigests) -> None:
+    put(raw / "sub" / "a.png")
+    (raw / "sub").chmod(0)
+    try:
+        assert "data/raw/sub: cannot be read (Permission denied). Check" in refused(raw, digests)
+    finally:
+        (raw / "sub").chmod(0o755)
