@@ -1,4 +1,4 @@
-"""Captions in text files and in `metadata.jsonl`, `metadata.csv` and `metadata.parquet`: files => rows or problems."""
+"""Captions in text files and in `metadata.jsonl`, `.csv` and `.parquet`: files => rows and problems."""
 
 import csv
 import io
@@ -42,11 +42,12 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         at = start + error.start
         kind = " (it looks like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise DataError(f"{path}: byte {at} (0x{data[at]:02X}) is no UTF-8{kind}. Save the file as UTF-8.") from None
+        place = f"{path}: byte {at} (0x{data[at]:02X})"
+        raise DataError(f"{place} is no UTF-8{kind}. Save the file as UTF-8.") from None
 
 
 def read_metadata(path: Path) -> Found:
-    """The captions of a metadata file, and what is wrong with the rows that cannot be read, each by its place.
+    """The captions of a metadata file, and what is wrong with rows that cannot be read, by their places.
 
     Raises: DataError for a text file that is no UTF-8.
     """

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eridiff.captionfiles import MetadataRow, read_metadata, read_text
 from eridiff.errors import DataError
-from eridiff.metadata import MetadataRow, read_metadata, read_text
 
 
 def found(path: Path, content: str | bytes) -> tuple[list[tuple[str, str, str | None]], list[str]]:
