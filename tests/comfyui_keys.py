@@ -39,7 +39,7 @@ def detect(weights: dict[str, Any]) -> Any:
         config = detection.model_config_from_diffusers_unet(weights)
         names = comfy.utils.unet_to_diffusers(config.unet_config)
         native = {names[name]: tensor for name, tensor in weights.items()}
-    config.set_inference_dtype(next(iter(weights.values())).dtype, None)
+    config.set_inference_dtype(next(iter(native.values())).dtype, None)
     return config.get_model(native, "", device="meta")
 
 
