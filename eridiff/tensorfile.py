@@ -7,6 +7,7 @@ ordinary safetensors. Reading needs no torch; a tensor is a dtype, a shape and b
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -118,7 +119,7 @@ class TensorFile:
     def __contains__(self, name: str) -> bool:
         return name in self.header
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the tensors, sorted."""
         return sorted(self.header)
@@ -149,9 +150,22 @@ def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any],
         raise DataError(f"{path} is no whole safetensors file ({size} bytes).")
     try:
         header = json.loads(file.read(length))
-    except ValueError:
-        raise DataError(f"{path} is damaged: its header cannot be read.") from None
+        sound = all(_is_sound(name, info) for name, info in header.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path} is damaged: its header cannot be read.")
     return header, 8 + length
+
+
+def _is_sound(name: str, info: dict[str, Any]) -> bool:
+    """Whether one line of a header says what it must: texts, or a place that is as long as the shape asks for."""
+    if name == "__metadata__":
+        return all(isinstance(value, str) for value in info.values())
+    begin, end = info["data_offsets"]
+    item = ITEM_SIZE.get(info["dtype"])  # None: a dtype that is only ever carried as bytes
+    count = math.prod(info["shape"])
+    return 0 <= begin <= end and min(info["shape"], default=0) >= 0 and item in (None, (end - begin) / max(count, 1))
 
 
 def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:

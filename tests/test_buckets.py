@@ -146,7 +146,7 @@ def test_all_pictures_too_small_is_an_error() -> None:
 
 
 def test_no_pictures_is_an_error() -> None:
-    with pytest.raises(DataError, match="there are no pictures .* run `dvc repro captions`"):
+    with pytest.raises(DataError, match=r"there are no pictures .* run `dvc repro captions`"):
         plan_buckets([], params())
 
 
