@@ -35,16 +35,17 @@ def add_base(name: str, folder: Path) -> list[Path]:
     A folder outside data/bases is remembered in local.yaml. Everything is read before anything is written.
     """
     family_name = detect_family(folder)
-    family, canonical, digests = load_family(family_name), load_keys(family_name).canonical, FileDigests()
-    pointers = [
-        Pointer(
-            base=name,
-            family=family_name,
-            part=part,
-            components={c: describe_component(folder / c, canonical, digests) for c in components},
-        )
-        for part, components in family.PARTS.items()
-    ]
+    family, canonical = load_family(family_name), load_keys(family_name).canonical
+    with FileDigests() as digests:
+        pointers = [
+            Pointer(
+                base=name,
+                family=family_name,
+                part=part,
+                components={c: describe_component(folder / c, canonical, digests) for c in components},
+            )
+            for part, components in family.PARTS.items()
+        ]
     target = bases_dir() / name
     for pointer in pointers:
         write_text(target / f"{pointer.part}.json", pointer_text(pointer))

@@ -1,4 +1,4 @@
-"""The command line: `eridiff why`, `eridiff base add`."""
+"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,19 @@ def base_add(
 
     for path in add_base(name, folder):
         typer.echo(f"written: {path}")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the project: a folder of projects/.")],
+    images: Annotated[Path, typer.Option(help="Folder of pictures, with captions beside them.")],
+    params: Annotated[Path, typer.Option(help="Params file to start from.")] = Path("params.yaml"),
+) -> None:
+    """Make a project of your own pictures: projects/NAME, beside any number of others."""
+    from eridiff.projects import make_project
+
+    folder = make_project(name, images, params)
+    typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
 
 
 @app.command()

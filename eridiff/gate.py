@@ -1,13 +1,14 @@
 """The gate: an exported file is read back and must change every weight as the trained adapter does.
 
 Readers load a file in part without a word where a name or a strength is wrong, so nothing is left to the code
-that wrote it: names are looked up in the target's key map, and weight changes are compared in fp32.
+that wrote it: names are looked up in the target's key map, and merged weight changes are compared.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eridiff.errors import ExportError, did_you_mean
 from eridiff.floats import ROUNDOFF, UNDERFLOW, to_float32
@@ -15,7 +16,6 @@ from eridiff.keytables import Config, Dialect, Factors, Row, split
 from eridiff.tensorfile import TensorFile
 
 FP32 = ROUNDOFF["fp32"]
-ROWS_AT_ONCE = 512  # of a weight change: it need not fit memory whole
 
 
 def check_file(
@@ -83,43 +83,33 @@ def _read_one(file: TensorFile, dialect: Dialect, row: Row, key: str, names: Map
 def _compare(name: str, module: str, written: Factors, trained: Factors, dtype: str) -> float:
     """Relative error (Frobenius) of one module's weight change.
 
-    Raises: ExportError where one element differs by more than the rounding of both factors explains, or where
-    numbers too small for the dtype weaken the module as a whole.
+    Raises: ExportError where a number differs by more than rounding explains, or where numbers too small for the
+    dtype weaken the module as a whole.
     """
-    if (written.up.shape[0], written.down.shape[1]) != (trained.up.shape[0], trained.down.shape[1]):
-        raise ExportError(f"{name}: {module} has another shape than the trained module.")
-    relative, absolute = _tolerance(trained, dtype)
-    of_rows = np.linalg.norm(trained.up, axis=1)  # [O]
-    of_columns = np.linalg.norm(trained.down, axis=0)  # [I]
-    squares = total = 0.0
-    for top in range(0, trained.up.shape[0], ROWS_AT_ONCE):
-        rows = slice(top, top + ROWS_AT_ONCE)
-        true = np.float32(trained.scale) * (trained.up[rows] @ trained.down)
-        error = np.abs(np.float32(written.scale) * (written.up[rows] @ written.down) - true)
-        bound = relative * np.outer(of_rows[rows], of_columns)
-        bound += absolute * np.add.outer(of_rows[rows], of_columns)
-        if (error > bound).any():
-            raise ExportError(
-                f"{name}: {module} would change its weight otherwise than trained, by up to {error.max():.2e} "
-                f"where the trained change is at most {np.abs(true).max():.2e}."
-            )
-        squares += float(np.sum(error**2, dtype=np.float64))
-        total += float(np.sum(true**2, dtype=np.float64))
-    if squares**0.5 > relative * float(np.linalg.norm(of_rows) * np.linalg.norm(of_columns)):
+    if (written.up.shape, written.down.shape) != (trained.up.shape, trained.down.shape):
+        raise ExportError(f"{name}: {module} has another shape or rank than the trained module.")
+    down, true_down = written.down.astype(np.float64), trained.down.astype(np.float64)
+    up, true_up = written.scale * written.up.astype(np.float64), trained.scale * trained.up.astype(np.float64)
+    true = _norm(true_up, true_down)
+    # up down - true_up true_down = (up - true_up) down + true_up (down - true_down), without cancellation
+    error = _norm(np.hstack([up - true_up, true_up]), np.vstack([down, down - true_down]))
+    share, tiny = ROUNDOFF[dtype], UNDERFLOW[dtype]
+    off_down = np.abs(down - true_down) > share * np.abs(true_down) + tiny
+    # alpha, and alpha / rank folded into `up`, add fp32 rounding; folded numbers underflow after the scale
+    off_up = np.abs(up - true_up) > (share + 4 * FP32) * np.abs(true_up) + 1.01 * max(trained.scale, 1.0) * tiny
+    if off_down.any() or off_up.any():
+        raise ExportError(
+            f"{name}: {module} would change its weight otherwise than trained: the difference is "
+            f"{error / true if true else np.inf:.1%} of the trained change."
+        )
+    if error > (2 * share + share**2 + 8 * FP32) * float(np.linalg.norm(true_up) * np.linalg.norm(true_down)):
         raise ExportError(f"{name}: {module} is too small for {dtype}, which would weaken it. Set export.dtype: fp32.")
-    return float((squares / total) ** 0.5) if total else 0.0
+    return error / true if true else 0.0
 
 
-def _tolerance(trained: Factors, dtype: str) -> tuple[float, float]:
-    """Bounds on one element's error: shares of |row| |column| and of |row| + |column|.
-
-    With each factor off by a share u (both: 2u + u^2) and, near zero, by t, Cauchy and Schwarz give
-    scale ((2u + u^2) |row| |column| + sqrt(R) t (|row| + |column|)); products in fp32 add their own rounding.
-    """
-    u, rank, scale = ROUNDOFF[dtype], trained.down.shape[0], abs(trained.scale)
-    relative = scale * (2 * u + u * u + (2 * rank + 4) * FP32)
-    folded = max(scale, 1.0)  # where scale is folded into `up`, t stands against a number already scaled
-    return relative, folded * rank**0.5 * UNDERFLOW[dtype] * 1.01
+def _norm(up: NDArray[np.float64], down: NDArray[np.float64]) -> float:
+    """Frobenius norm of up @ down [O, I], which is never formed: trace(up^T up down down^T)."""
+    return float(max(0.0, np.sum((up.T @ up) * (down @ down.T)))) ** 0.5
 
 
 def _nearest(key: str, known: Collection[str]) -> str:

@@ -53,8 +53,8 @@ UPRIGHT = {
 }
 # What Pillow's readers raise on damaged files.
 BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
-    Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError,
+    struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 

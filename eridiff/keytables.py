@@ -105,17 +105,21 @@ def _check_shape(module: str, factors: Factors, expected: tuple[int, int, int]) 
 
 
 def split(row: Row, joined: Factors) -> dict[str, Factors]:
-    """The adapters of the parts that a target's adapter changes: the other way of `join`, for any `up`."""
-    up = row.reorder(joined.up)
+    """The adapters of the parts that a target's adapter changes: the other way of `join`.
+
+    Where `up` is block diagonal each part gets its block, else all parts share `down`, as in other trainers' files.
+    """
+    up, count = row.reorder(joined.up), len(row.parts)
+    rank, rest = divmod(up.shape[1], count)
     heights = row.heights or (up.shape[0],)
-    found = {}
-    for part, top, height in zip(row.parts, _tops(row), heights, strict=True):
-        rows = up[top : top + height]
-        used = np.flatnonzero(rows.any(axis=0))  # other parts' columns are zero in these rows
-        if used.size:
-            alpha = joined.alpha * used.size / up.shape[1]
-            found[part] = Factors(joined.down[used], np.ascontiguousarray(rows[:, used]), alpha)
-    return found
+    rows = [slice(top, top + height) for top, height in zip(_tops(row), heights, strict=True)]
+    columns = [slice(index * rank, (index + 1) * rank) for index in range(count)]
+    blocks = [up[place] for place in zip(rows, columns, strict=True)]
+    if rest == 0 and sum(map(np.count_nonzero, blocks)) == np.count_nonzero(up):
+        parts = [Factors(joined.down[c], b, joined.alpha / count) for c, b in zip(columns, blocks, strict=True)]
+    else:
+        parts = [Factors(joined.down, up[r], joined.alpha) for r in rows]
+    return {part: factors for part, factors in zip(row.parts, parts, strict=True) if factors.up.any()}
 
 
 def _tops(row: Row) -> list[int]:

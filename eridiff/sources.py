@@ -143,11 +143,11 @@ def find_source(pointers: Iterable[Pointer], canonical: Canonical) -> ModelSourc
 
     Raises: BaseError that names the missing or differing file, and where it was looked for.
     """
-    digests = FileDigests()
     found = {pointer.part: pointer for pointer in pointers}
     folders: dict[str, Path] = {}
-    for pointer in found.values():
-        for component in pointer.components.values():
+    wanted = [(pointer, component) for pointer in found.values() for component in pointer.components.values()]
+    with FileDigests() as digests:
+        for pointer, component in wanted:
             folder = _find_folder(pointer.base, component)
             here = describe_component(folder, canonical, digests)
             if here.digest != component.digest:

@@ -14,8 +14,9 @@ temporary name and renamed, never changed: any number of processes may fill one 
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,15 @@ def read_catalogue(file: TensorFile) -> dict[str, Location]:
     try:
         record = json.loads(file.metadata["eridiff"])
         shared, entries = record["shared"], record["entries"]
-    except (KeyError, ValueError):
-        raise StoreError(f"{file.path} is no shard of an eridiff store.") from None
-    sizes: dict[str, int] = dict.fromkeys(entries, 0)
-    for name in file.header:
-        sizes[name.split(".", 1)[0]] += file.size(name)
-    return {
-        key: Location(file.path, entry["sum"], {**shared, **entry["parts"]}, sizes[key])
-        for key, entry in entries.items()
-    }
+        sizes: dict[str, int] = dict.fromkeys(entries, 0)
+        for name in file.header:
+            sizes[name.split(".", 1)[0]] += file.size(name)
+        return {
+            key: Location(file.path, entry["sum"], {**shared, **entry["parts"]}, sizes[key])
+            for key, entry in entries.items()
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise StoreError(f"{file.path} is no shard of an eridiff store, or is damaged.") from None
 
 
 def read_entry(file: TensorFile, key: str, expected: str) -> dict[str, RawTensor]:
@@ -105,7 +106,8 @@ def read_entry(file: TensorFile, key: str, expected: str) -> dict[str, RawTensor
 
     Raises: StoreError that names the file where the bytes are not those that were written.
     """
-    tensors = {name.split(".", 1)[1]: file.raw(name) for name in file.names if name.startswith(f"{key}.")}
+    names = file.names[bisect_left(file.names, f"{key}.") : bisect_left(file.names, f"{key}/")]  # '/' follows '.'
+    tensors = {name.split(".", 1)[1]: file.raw(name) for name in names}
     if checksum(tensors) != expected:
         raise StoreError(
             f"{file.path} is damaged: entry {key[:12]} does not match its checksum. Remove the file, and the "
@@ -129,9 +131,8 @@ class Store:
         """Every key in the store and where its entry lies; shards in sorted order, the first wins."""
         if self._catalogue is None:
             self._catalogue = {}
-            files = sorted(self.folder.glob("shards/*.safetensors"))
-            files += sorted(self.folder.glob("entries/*/*.safetensors"))
-            for path in files:
+            loose = sorted(self.folder.glob("entries/*/*.safetensors"))  # first: entries move into shards meanwhile
+            for path in [*sorted(self.folder.glob("shards/*.safetensors")), *loose]:
                 self._add(path)
         return self._catalogue
 
@@ -156,7 +157,8 @@ class Store:
         if key in self.catalogue:
             return
         total = checksum(tensors)
-        path = self.folder / "entries" / key[:2] / f"{key}.safetensors"
+        parts = json.loads(canonical_json(parts))  # as they will be read: a tuple is a list
+        path = self._loose_path(key)
         named = {f"{key}.{name}": tensor for name, tensor in tensors.items()}
         try:
             write_tensors(path, named, shard_metadata({key: (total, parts)}))
@@ -166,8 +168,24 @@ class Store:
 
     def get(self, key: str) -> dict[str, RawTensor]:
         """The tensors of one entry, checked against its checksum."""
-        location = self.catalogue[key]
-        return read_entry(TensorFile(location.path), key, location.checksum)
+        return self._read(key, {})[1]
+
+    def _read(self, key: str, files: dict[Path, TensorFile]) -> tuple[Location, dict[str, RawTensor]]:
+        """An entry and where it lies; looked for again where another process has just moved it into a shard."""
+        for _ in range(2):
+            if key not in self.catalogue:
+                break
+            location = self.catalogue[key]
+            try:
+                file = files[location.path] = files.get(location.path) or TensorFile(location.path)
+                if location.path == self._loose_path(key):  # another process may have put its own
+                    location = read_catalogue(file)[key]
+                return location, read_entry(file, key, location.checksum)
+            except FileNotFoundError:
+                self._catalogue = None
+            except (DataError, KeyError) as error:
+                raise StoreError(f"{location.path} is damaged ({error}): remove it and run `dvc repro`.") from None
+        raise StoreError(f"entry {key[:12]} is gone from the store {self.root}: run `dvc repro`.")
 
     def adopt(self, shards: Iterable[Path]) -> int:
         """Take in shards that lie elsewhere (a stage's own earlier output); returns how many keys were new."""
@@ -192,10 +210,15 @@ class Store:
         """
         sizes = {key: self.catalogue[key].size for key in set(keys)}
         placed: dict[str, str] = {}
-        for prefix, members in sorted(split_keys(sizes).items()):
-            name = f"shard-{prefix or 'all'}.safetensors"
-            link_or_copy(self._shard(members), out / name)
-            placed |= dict.fromkeys(members, name)
+        try:
+            for old in out.glob("shard-*.safetensors"):
+                old.unlink()
+            for prefix, members in sorted(split_keys(sizes).items()):
+                name = f"shard-{prefix or 'all'}.safetensors"
+                link_or_copy(self._shard(members), out / name)
+                placed |= dict.fromkeys(members, name)
+        except OSError as error:
+            raise StoreError(f"cannot write shards to {self.root} or {out}: {error.strerror}.") from None
         return placed
 
     def _shard(self, keys: list[str]) -> Path:
@@ -204,17 +227,22 @@ class Store:
         path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
         if not path.exists():
             tensors: dict[str, RawTensor] = {}
-            files = {entry.path: TensorFile(entry.path) for entry in entries.values()}
-            for key, entry in entries.items():
-                read = read_entry(files[entry.path], key, entry.checksum)
+            files: dict[Path, TensorFile] = {}
+            for key in keys:
+                entries[key], read = self._read(key, files)
                 tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
+            path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
             write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()}))
             self.shards_written += 1
         for key, entry in entries.items():
-            if entry.path.parent.parent.name == "entries":
-                entry.path.unlink(missing_ok=True)
-                self.catalogue[key] = Location(path, entry.checksum, entry.parts, entry.size)
+            loose = self._loose_path(key)
+            loose.unlink(missing_ok=True)
+            if entry.path == loose:
+                self.catalogue[key] = replace(entry, path=path)
         return path
+
+    def _loose_path(self, key: str) -> Path:
+        return self.folder / "entries" / key[:2] / f"{key}.safetensors"
 
     def _shard_path(self, checksums: Mapping[str, str]) -> Path:
         return self.folder / "shards" / f"{digest_json(dict(checksums))}.safetensors"
@@ -241,9 +269,10 @@ class PixelDigests:
         self.folder = root / "pixels"
         self.known: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.tsv")):
-            for line in path.read_text("utf-8").splitlines():
-                file_digest, pixel_digest = line.split("\t")
-                self.known[file_digest] = pixel_digest
+            try:
+                self.known |= dict(line.split("\t") for line in path.read_text("utf-8").splitlines())
+            except ValueError:
+                raise StoreError(f"{path} is damaged. Remove it: its pictures are read again.") from None
 
     def learn(self, digests: Mapping[str, str]) -> None:
         """Remember new digests in one immutable file, named by its content."""

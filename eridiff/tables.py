@@ -50,9 +50,9 @@ def read_table(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
     try:
         table = pq.read_table(path)
+        facts = (table.schema.metadata or {}).get(b"eridiff", b"{}")
+        return table.to_pylist(), json.loads(facts)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a table ({error}): remove it and run `dvc repro`.") from None
-    facts = (table.schema.metadata or {}).get(b"eridiff", b"{}")
-    return table.to_pylist(), json.loads(facts)

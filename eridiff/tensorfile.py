@@ -163,9 +163,10 @@ def _is_sound(name: str, info: dict[str, Any]) -> bool:
     if name == "__metadata__":
         return all(isinstance(value, str) for value in info.values())
     begin, end = info["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *info["shape"])):
+        return False
     item = ITEM_SIZE.get(info["dtype"])  # None: a dtype that is only ever carried as bytes
-    count = math.prod(info["shape"])
-    return 0 <= begin <= end and min(info["shape"], default=0) >= 0 and item in (None, (end - begin) / max(count, 1))
+    return bool(begin <= end if item is None else end - begin == math.prod(info["shape"]) * item)
 
 
 def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:

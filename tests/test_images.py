@@ -206,6 +206,20 @@ def test_a_truncated_body_is_refused_when_decoded(tmp_path: Path, suffix: str) -
         load_pixels(path)
 
 
+def test_damage_that_only_a_decoder_sees_is_refused(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    path = tmp_path / "a.webp"
+    noise.save(path)
+    path.write_bytes(path.read_bytes()[:-400] + b"\xff" * 400)
+    assert read_header(path).width == 64
+    with pytest.raises(DataError, match=r"a\.webp: damaged picture .* remove it"):
+        load_pixels(path)
+    path = tmp_path / "a.avif"
+    noise.save(path)
+    path.write_bytes(path.read_bytes().replace(b"pitm", b"free"))
+    both_refuse(path, "damaged picture", "remove it")  # a RuntimeError of Pillow's
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
 def test_animated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"

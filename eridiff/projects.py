@@ -1,0 +1,76 @@
+"""`eridiff new`: a project, a folder of the checkout with its own pictures and params, sharing all else.
+
+Each project is a DVC repository of its own: one project's broken params.yaml stops no other. The code, the bases,
+the store and the DVC cache are the checkout's.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from eridiff.errors import ConfigError, DataError
+from eridiff.files import write_text
+from eridiff.project import checkout_root
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHARED = ("eridiff/", "stages/", "data/bases")  # paths of dvc.yaml that lie in the checkout
+
+
+def project_dvc_yaml(text: str) -> str:
+    """The checkout's dvc.yaml for projects/NAME: code and bases lie two folders up."""
+    shared = "|".join(map(re.escape, SHARED))
+    text = re.sub(rf"(?m)^(\s*- )({shared})", r"\1../../\2", text)
+    return re.sub(r"(?m)^(\s*cmd: )(python -m )", r"\1PYTHONPATH=../.. \2", text)
+
+
+def make_project(name: str, images: Path, params: Path) -> Path:
+    """Make projects/NAME from a folder of pictures and a params file; returns its folder.
+
+    The pictures are copied (reflinked where the file system can), never linked: DVC would make the originals
+    read-only. Nothing that exists is overwritten.
+    """
+    root = checkout_root()
+    folder = root / "projects" / name
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"'{name}' is no name for a project: letters, digits, '.', '_' and '-' only.")
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: choose another name, or work in it.")
+    if not images.is_dir():
+        raise DataError(f"{images} is no folder of pictures.")
+    if not params.is_file():
+        raise ConfigError(f"{params} is missing. Presets lie in {root / 'presets'}.")
+    try:
+        write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
+        shutil.copyfile(params, folder / "params.yaml")
+        (folder / "data").mkdir()
+        _run(["cp", "-r", "--reflink=auto", str(images.resolve()), "data/raw"], folder)
+        _run(["chmod", "-R", "u+w", "data/raw"], folder)
+        _init_dvc(root, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _init_dvc(root: Path, folder: Path) -> None:
+    """Make the folder a DVC repository that shares the checkout's cache, and track its pictures."""
+    if not (root / ".git").exists():
+        _run(["git", "init", "-q"], root)
+    _run(["dvc", "init", "-q", "--subdir"], folder)
+    shutil.copyfile(root / ".dvc" / "config", folder / ".dvc" / "config")
+    cache = Path(_run(["dvc", "cache", "dir"], root).strip())
+    inside = cache.is_relative_to(root)
+    place = os.path.relpath(cache, folder) if inside else str(cache)
+    _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
+    _run(["dvc", "add", "-q", "data/raw"], folder)
+    _run(["dvc", "unprotect", "data/raw"], folder)  # users edit their pictures and captions in place
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder; a failure is an error with what it printed."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"`{' '.join(command)}` failed in {folder}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
