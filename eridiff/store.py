@@ -74,7 +74,8 @@ def checksum(tensors: Mapping[str, RawTensor]) -> str:
 def shard_metadata(entries: Mapping[str, tuple[str, Parts]]) -> dict[str, str]:
     """The metadata of an entry or shard file: key -> (checksum, parts); parts equal in all are written once."""
     all_parts = [parts for _, parts in entries.values()]
-    shared = {k: v for k, v in all_parts[0].items() if all(k in p and p[k] == v for p in all_parts)}
+    texts = [{k: canonical_json(v) for k, v in parts.items()} for parts in all_parts]  # True is not 1
+    shared = {k: v for k, v in all_parts[0].items() if all(text.get(k) == texts[0][k] for text in texts)}
     own = {
         key: {"sum": total, "parts": {k: v for k, v in parts.items() if k not in shared}}
         for key, (total, parts) in entries.items()

@@ -11,12 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FAMILY = "eridiff/families/${model.family}/family.py"
 NEUTRAL = ROOT / "tests" / "neutral.txt"
-# Stages that load a family by the name in params; export finds it in the checkpoint and reads its tables.
+# What a stage loads of a family by its name (load_family, load_keys, load_workflow), which the source does not show.
 FAMILY_FILES = {
-    "latents": ("family",),
-    "text": ("family",),
-    "train": ("family",),
-    "sample": ("family",),
+    "latents": ("family", "keys"),
+    "text": ("family", "keys"),
+    "train": ("family", "keys"),
+    "sample": ("family", "keys"),
     "export": ("family", "keys", "workflow"),
 }
 

@@ -92,7 +92,11 @@ def test_five_processes_write_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_layout_is_canonical(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    tensors = {"b": RawTensor("U8", (1,), b"\1"), "a": RawTensor("U8", (2,), b"\2\3"), "z": RawTensor("I32", (1,), b"\4" * 4)}
+    tensors = {
+        "b": RawTensor("U8", (1,), b"\1"),
+        "a": RawTensor("U8", (2,), b"\2\3"),
+        "z": RawTensor("I32", (1,), b"\4" * 4),
+    }
     write_tensors(path, tensors, {"y": "1", "x": "2"})
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])

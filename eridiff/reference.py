@@ -1,0 +1,133 @@
+"""docs/params.md and docs/local.md, generated from the configuration's own types and docstrings.
+
+`python -m eridiff.reference` writes them; a test compares.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from eridiff.check import SECTIONS
+from eridiff.config import Section
+from eridiff.files import write_text
+from eridiff.project import LocalConfig, checkout_root
+
+PARAMS_HEAD = """# params.yaml
+
+What is trained, and how: everything that can change a byte of a result, and nothing else. Unknown keys are refused,
+with the nearest known name; types are strict (`1` is no string, `"1"` no number; `1e-4` is a number).
+Keys without a default must be written. This page is generated: `python -m eridiff.reference`.
+"""
+LOCAL_HEAD = """# local.yaml
+
+Settings of one machine. None of them changes a byte of a result, so no stage reruns when one changes. The file is
+optional, not tracked, and as strict as params.yaml. It is looked for in the current folder and then upward, so the
+checkout's also holds in projects and experiments. This page is generated: `python -m eridiff.reference`.
+
+Three environment variables win over it: `ERIDIFF_STORE` (the store's folder), `ERIDIFF_DEVICE`, and `ERIDIFF_MODELS`
+(folders searched for bases, joined by `:`).
+"""
+NAMES = {int: "int", float: "number", str: "text", bool: "true / false", NoneType: "null"}
+
+
+def params_page() -> str:
+    """docs/params.md."""
+    parts = [PARAMS_HEAD]
+    for name, model in SECTIONS.items():
+        parts.append(f"\n## {name}\n\n{_first_line(model)}\n\n{_table(model)}")
+        parts += [f"\n### {path}\n\n{_first_line(m)}\n\n{_table(m)}" for path, m in nested(model, name)]
+    return "".join(parts)
+
+
+def local_page() -> str:
+    """docs/local.md."""
+    return f"{LOCAL_HEAD}\n{_table(LocalConfig)}"
+
+
+def nested(model: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
+    """Sections inside a section: (key path, model)."""
+    for name, field in model.model_fields.items():
+        for kind in _kinds(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                many = "[]" if get_origin(field.annotation) is tuple else ""
+                yield f"{prefix}.{name}{many}", kind
+                yield from nested(kind, f"{prefix}.{name}{many}")
+
+
+def _table(model: type[Section]) -> str:
+    rows = ["| key | type | default | |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {text} |")
+    return "\n".join(rows) + "\n"
+
+
+def _first_line(model: type[Section]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The plain types and literal values inside an annotation."""
+    inner = [arg for arg in get_args(annotation) if not isinstance(arg, FieldInfo)]
+    return [kind for arg in inner for kind in _kinds(arg)] if inner else [annotation]
+
+
+def _type(field: FieldInfo) -> str:
+    return _spell(field.annotation) + _bounds(field)
+
+
+def _spell(annotation: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in args)
+    if origin in (Union, UnionType):
+        return " or ".join(_spell(arg) for arg in args)
+    if origin is tuple:
+        return f"list of {_spell(args[0])}" if args[-1] is Ellipsis else f"list of {len(args)} {_spell(args[0])}"
+    if origin is dict:
+        return f"{_spell(args[0])} -> {_spell(args[1])}"
+    if hasattr(annotation, "__metadata__"):
+        return _spell(annotation.__origin__)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "section"
+    return NAMES.get(annotation, str(annotation))
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {"Ge": ">= {ge}", "Gt": "> {gt}", "Le": "<= {le}", "Lt": "< {lt}"}
+    found = [
+        signs[type(bound).__name__].format(**{type(bound).__name__.lower(): getattr(bound, type(bound).__name__.lower())})
+        for bound in field.metadata
+        if type(bound).__name__ in signs
+    ]
+    return f", {', '.join(found)}" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+    if isinstance(value, Section):
+        return "see below"
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def main() -> None:
+    """Write both pages."""
+    docs = checkout_root() / "docs"
+    for path, text in pages().items():
+        write_text(docs / path, text)
+
+
+def pages() -> dict[str, str]:
+    """File name -> text."""
+    return {"params.md": params_page(), "local.md": local_page()}
+
+
+if __name__ == "__main__":
+    main()
