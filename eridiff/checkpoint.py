@@ -80,7 +80,7 @@ def put_out(
     groups = ["adapters", *(["average"] if params.ema_decay is not None else [])]
     written = []
     for step in kept_steps(params):
-        first = max(0, step - params.save_every)
+        first = (step - 1) // params.save_every * params.save_every  # the checkpoint before
         loss = sum(table["loss"][first:step]) / (step - first)
         for group in groups:
             path = out / f"{FILE_NAMES[group]}-{step:06d}.safetensors"

@@ -91,7 +91,11 @@ def _fields_at(model: type[Section], location: list[str]) -> list[str]:
     """Names of the fields of the (sub)section at a location."""
     for part in location:
         field = model.model_fields.get(part)
-        sections = [kind for kind in (_leaf_types(field.annotation) if field else []) if isinstance(kind, type) and issubclass(kind, Section)]
+        sections = [
+            kind
+            for kind in (_leaf_types(field.annotation) if field else [])
+            if isinstance(kind, type) and issubclass(kind, Section)
+        ]
         if sections:
             model = sections[0]
     return list(model.model_fields)

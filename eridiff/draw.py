@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from eridiff.config import Section
-from eridiff.errors import ConfigError
+from eridiff.errors import ConfigError, did_you_mean
 from eridiff.families import Family
 
 
@@ -41,6 +41,10 @@ def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], 
 
     Raises: ConfigError that names the key.
     """
+    if params.scheduler not in family.SCHEDULERS:
+        raise ConfigError(
+            f"{where}.scheduler is '{params.scheduler}'.{did_you_mean(params.scheduler, family.SCHEDULERS)}"
+        )
     wrong = [side for side in params.size if side % family.SIDE_MULTIPLE]
     if wrong:
         raise ConfigError(f"{where}.size is {list(params.size)}: sides must be multiples of {family.SIDE_MULTIPLE}.")

@@ -4,6 +4,7 @@ Readers load a file in part without a word where a name or a strength is wrong, 
 that wrote it: names are looked up in the target's key map, and merged weight changes are compared.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
@@ -28,7 +29,7 @@ def check_file(
 ) -> float:
     """Compare a file with the trained adapter; returns the largest relative error of a weight change.
 
-    `dead` are the modules whose change may be zero.
+    `dead` are the modules whose change may be zero, where training left it zero.
     Raises: ExportError that names the file and the key or module, for any key that no reader knows, any
     module that is missing, and any difference beyond the rounding of `dtype`.
     """
@@ -37,7 +38,8 @@ def check_file(
     extra = sorted(written.keys() - trained.keys())
     if extra:
         raise ExportError(f"{name} changes modules that were not trained: {_list(extra)}.")
-    missing = sorted(trained.keys() - written.keys() - set(dead))
+    still = {module for module in dead if module in trained and not trained[module].moved()}
+    missing = sorted(trained.keys() - written.keys() - still)
     if missing:
         raise ExportError(f"{name} would not change {_list(missing)}: missing, or zero in {dtype}.")
     errors = [_compare(name, module, written[module], trained[module], dtype) for module in sorted(written)]
@@ -109,7 +111,7 @@ def _compare(name: str, module: str, written: Factors, trained: Factors, dtype: 
 
 def _norm(up: NDArray[np.float64], down: NDArray[np.float64]) -> float:
     """Frobenius norm of up @ down [O, I], which is never formed: trace(up^T up down down^T)."""
-    return float(max(0.0, np.sum((up.T @ up) * (down @ down.T)))) ** 0.5
+    return math.sqrt(max(0.0, float(np.sum((up.T @ up) * (down @ down.T)))))
 
 
 def _nearest(key: str, known: Collection[str]) -> str:

@@ -5,7 +5,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -101,7 +100,9 @@ def _spell(annotation: Any) -> str:
 def _bounds(field: FieldInfo) -> str:
     signs = {"Ge": ">= {ge}", "Gt": "> {gt}", "Le": "<= {le}", "Lt": "< {lt}"}
     found = [
-        signs[type(bound).__name__].format(**{type(bound).__name__.lower(): getattr(bound, type(bound).__name__.lower())})
+        signs[type(bound).__name__].format(
+            **{type(bound).__name__.lower(): getattr(bound, type(bound).__name__.lower())}
+        )
         for bound in field.metadata
         if type(bound).__name__ in signs
     ]

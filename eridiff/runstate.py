@@ -56,13 +56,13 @@ def save_state(
     tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
     scalars: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
+        for name, value in _unwrapped(values).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars[f"{index}/{name}"] = value
     tensors |= {f"table/{name}": torch.tensor(column, dtype=torch.float64) for name, column in table.items()}
-    facts = {"step": step, "scalars": scalars}
+    facts = {"step": step, "scalars": scalars, "columns": list(table)}
     write_tensors(folder / STATE, raw_tensors(tensors), {"eridiff": canonical_json(facts)})
 
 
@@ -87,12 +87,16 @@ def load_state(
         for name, tensor in named.items():
             tensor.data.copy_(tensors[f"{group}/{name}"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_state(tensors, facts["scalars"])})
-    table = {
-        name.removeprefix("table/"): [float(value) for value in tensor]
-        for name, tensor in tensors.items()
-        if name.startswith("table/")
-    }
+    table = {name: [float(value) for value in tensors[f"table/{name}"]] for name in facts["columns"]}
     return int(facts["step"]), table
+
+
+def _unwrapped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One tensor's optimizer state without dicts inside: bitsandbytes wraps its 8-bit moments, and takes them flat."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _optimizer_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

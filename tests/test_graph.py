@@ -47,7 +47,9 @@ def literals(stage: str) -> set[str]:
     """data/... paths in the source of a stage, as strings."""
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text("utf-8"))
     docstrings = {
-        ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.FunctionDef)
+        ast.get_docstring(node, clean=False)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.FunctionDef)
     }
     strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return {text for text in strings - docstrings if text.startswith("data/")}
@@ -92,7 +94,8 @@ def test_params_are_the_sections_that_the_stage_loads(stage: str) -> None:
 
 def test_pointers_are_deps_of_the_stages_that_open_them() -> None:
     parts = {
-        stage: {Path(dep).name for dep in body["deps"] if dep.startswith("data/bases/$")} for stage, body in STAGES.items()
+        stage: {Path(dep).name for dep in body["deps"] if dep.startswith("data/bases/$")}
+        for stage, body in STAGES.items()
     }
     assert parts == {
         "check": set(),

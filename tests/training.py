@@ -3,11 +3,13 @@
 import copy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
+from eridiff.config import validate
 from eridiff.data import Cache, Sample, TrainingSet
 from eridiff.families import load_family
 from eridiff.store import Store, entry_key
@@ -36,18 +38,17 @@ def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
         "lora": {"rank": 4, "alpha": 4.0},
         "optimizer": {"lr": 1e-2},
     }
-    return TrainParams.model_validate_json(TrainParams.model_validate({**plain, **(changes or {})}, strict=False).model_dump_json())
+    return validate(TrainParams, {**plain, **(changes or {})}, where="test", prefix="train")
 
 
 def start(family: str, params: TrainParams, *, gradient_checkpointing: bool = False) -> Run:
     """`prepare_run`, with a copy of the loaded denoiser."""
-    module = load_family(family)
-    kept = module.load_denoiser
-    module.load_denoiser = lambda source, dtype: copy.deepcopy(base_denoiser(family)).to(dtype)  # type: ignore[method-assign]
-    try:
-        return prepare_run(params, module, source(family), source(family).config("vae"), CPU, gradient_checkpointing)
-    finally:
-        module.load_denoiser = kept  # type: ignore[method-assign]
+    base = base_denoiser(family)
+    module: Any = SimpleNamespace(**vars(load_family(family)))
+    module.load_denoiser = lambda source, dtype: (
+        copy.deepcopy(base) if dtype == torch.float32 else copy.deepcopy(base).to(dtype)
+    )
+    return prepare_run(params, module, source(family), source(family).config("vae"), CPU, gradient_checkpointing)
 
 
 def text_shapes(family: str) -> dict[str, tuple[int, ...]]:
@@ -60,7 +61,9 @@ def text_shapes(family: str) -> dict[str, tuple[int, ...]]:
     return {"prompt_embeds": (TOKENS, width), "pooled_prompt_embeds": (pooled,)}
 
 
-def random_set(family: str, folder: Path, params: TrainParams, sizes: tuple[tuple[int, int], ...] = ((128, 128),)) -> TrainingSet:
+def random_set(
+    family: str, folder: Path, params: TrainParams, sizes: tuple[tuple[int, int], ...] = ((128, 128),)
+) -> TrainingSet:
     """Three pictures a bucket, two captions each, random latents and embeddings."""
     channels = source(family).config("vae")["latent_channels"]
     generator = torch.Generator().manual_seed(3)

@@ -1,0 +1,167 @@
+"""Clones, projects and experiments: the same work is never done twice, and always gives the same bytes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.closure import closure, module_path
+from tests.e2e.harness import ROOT, Clone, make_clone, parse
+
+pytestmark = pytest.mark.e2e
+
+ALL = ["check", "captions", "buckets", "latents", "text", "train", "sample", "export"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clones")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Clone:
+    """A clone that ran once, its dvc.lock committed."""
+    clone = make_clone(folder, "first")
+    assert clone.repro().stages == ALL
+    clone.commit("ran")
+    return clone
+
+
+def clone_of(first: Clone, folder: Path, name: str, *, share: bool) -> Clone:
+    """A git clone with an empty store; with the first's DVC cache, or one of its own."""
+    root = folder / name
+    first.run("git", "clone", "-q", str(first.root), str(root))
+    clone = Clone(root, folder / f"{name}-store", folder / f"{name}-cache")
+    clone.run("git", "config", "user.name", "test")
+    clone.run("git", "config", "user.email", "test@localhost")
+    if share:
+        clone.run("dvc", "cache", "dir", "-q", "--local", str(first.root / ".dvc/cache"))
+    return clone
+
+
+def test_an_empty_store_and_cache_give_the_same_bytes(first: Clone, folder: Path) -> None:
+    """The whole demo twice, with nothing shared: equal digests of every out."""
+    second = make_clone(folder, "second")
+    assert second.repro().stages == ALL
+    assert second.lock() == first.lock()
+
+
+def test_a_second_run_runs_nothing(first: Clone) -> None:
+    ran = first.repro()
+    assert ran.stages == [] and ran.restored == []
+
+
+def test_a_clone_with_its_models_elsewhere_runs_nothing(first: Clone, folder: Path) -> None:
+    clone = clone_of(first, folder, "elsewhere", share=True)
+    models = folder / "models"
+    models.mkdir()
+    base = clone.root / "data/bases/tiny-sdxl"
+    shutil.copytree(base, models / "tiny-sdxl")
+    for weights in base.rglob("*.safetensors"):
+        weights.unlink()
+    clone.run("git", "commit", "-qam", "weights are elsewhere on this machine")
+    for path in base.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    (base / "model_index.json").unlink()
+    (clone.root / "local.yaml").write_text(f"model_folders: [{models}]\n")
+    ran = clone.repro()
+    assert set(ran.stages) <= {"check"}, ran.output
+    assert clone.lock() | {"data/check.txt": ""} == first.lock() | {"data/check.txt": ""}
+    clone.params({"latents.dtype": "bf16"})  # and there they are found when something has to be encoded
+    ran = clone.repro("latents")
+    assert ran.encoded["latents"] == (20, 0)
+
+
+def test_one_added_picture_after_a_pull_is_one_encode(first: Clone, folder: Path) -> None:
+    """A new clone's store is empty: the stages import what their own last outs hold."""
+    from PIL import Image
+
+    remote = folder / "remote"
+    first.run("dvc", "remote", "add", "-q", "-f", "-d", "--local", "there", str(remote))
+    first.run("dvc", "push", "-q", "--run-cache")
+    clone = clone_of(first, folder, "pulled", share=False)
+    clone.run("dvc", "remote", "add", "-q", "-d", "--local", "there", str(remote))
+    clone.run("dvc", "pull", "-q", "--run-cache")
+    assert clone.repro().stages == []
+    Image.new("RGB", (160, 160), (10, 90, 200)).save(clone.root / "data/raw/blue.png")
+    (clone.root / "data/raw/blue.txt").write_text("a plain blue field")
+    predicted = clone.why()["stages"]
+    ran = clone.repro("text", "latents")
+    assert ran.encoded == {"latents": (1, 20), "text": (2, 38)}, ran.output  # two variants of the new caption
+    assert {n: (predicted[n]["encoded"], predicted[n]["reused"]) for n in ran.encoded} == ran.encoded
+
+
+def test_an_experiment_imports_and_shares(first: Clone, folder: Path) -> None:
+    """`dvc exp run --temp` without a change runs nothing; with one, and an empty store, it encodes nothing."""
+    done = first.run("dvc", "exp", "run", "--temp")
+    assert parse(0, done.stdout).stages == [], done.stdout
+    fresh = Clone(first.root, folder / "experiment-store", first.cache)
+    done = fresh.run("dvc", "exp", "run", "--temp", "-S", "model.allow_cpu=false", "latents", "text")
+    ran = parse(0, done.stdout)
+    assert set(ran.stages) == {"check", "latents", "text"}, done.stdout
+    assert ran.encoded == {"latents": (0, 20), "text": (0, 38)}, done.stdout
+
+
+def test_an_equal_project_encodes_nothing_and_a_second_runs_nothing(first: Clone, folder: Path) -> None:
+    for name in ("one", "two"):
+        first.run("eridiff", "new", name, "--images", str(first.root / "data/raw"))
+    first.commit("projects")
+    one, two = (Clone(first.root, first.store, first.cache, first.root / "projects" / name) for name in ("one", "two"))
+    ran = one.repro()
+    assert ran.stages == ALL
+    assert ran.encoded == {"latents": (0, 20), "text": (0, 38)}
+    assert one.lock() == first.lock()
+    ran = two.repro()
+    assert ran.stages == [], ran.output
+    assert two.lock() == first.lock()
+    done = two.run("dvc", "exp", "run", "--temp", "-S", "train.optimizer.lr=2e-3")
+    assert set(parse(0, done.stdout).stages) == {"check", "train", "sample", "export"}, done.stdout
+
+
+def test_a_project_imports_its_own_outs_into_an_empty_store(first: Clone, folder: Path) -> None:
+    project = Clone(first.root, folder / "project-store", first.cache, first.root / "projects/one")
+    project.params({"model.allow_cpu": False})  # starts both stages; encoding would be refused on a CPU
+    ran = project.repro("latents", "text")
+    assert ran.encoded == {"latents": (0, 20), "text": (0, 38)}, ran.output
+
+
+def test_one_projects_broken_params_stop_no_other(first: Clone) -> None:
+    one, two = (Clone(first.root, first.store, first.cache, first.root / "projects" / name) for name in ("one", "two"))
+    (one.place / "params.yaml").write_text("model: [broken\n")
+    assert one.repro(check=False).code != 0
+    assert two.repro().stages == []
+    assert first.repro().stages == []
+
+
+@pytest.mark.parametrize("stage", ALL)
+def test_a_real_run_loads_no_module_outside_the_closure(first: Clone, stage: str, tmp_path: Path) -> None:
+    """deps come from the source's imports; sys.modules of a real run must hold nothing else of ours."""
+    script = tmp_path / "trace.py"
+    script.write_text(
+        "import json, runpy, sys, atexit\n"
+        "names = lambda: sorted(n for n in sys.modules if n.split('.')[0] in ('eridiff', 'stages'))\n"
+        f"atexit.register(lambda: open({str(tmp_path / 'modules.json')!r}, 'w').write(json.dumps(names())))\n"
+        f"runpy.run_module('stages.{stage}', run_name='__main__')\n"
+    )
+    work = tmp_path / "work"
+    shutil.copytree(first.root, work, symlinks=True)
+    subprocess.run(["chmod", "-R", "u+w", str(work / "data")], check=True)
+    for out in {
+        "latents": ["data/latents"],
+        "text": ["data/text"],
+        "sample": ["data/samples"],
+        "export": ["data/export"],
+    }.get(stage, []):
+        shutil.rmtree(work / out)
+    run = Clone(work, first.store if stage == "train" else tmp_path / "store", first.cache)
+    run.run(sys.executable, str(script), PYTHONPATH=str(work))
+    names = json.loads((tmp_path / "modules.json").read_text())
+    loaded = {path for name in names if (path := module_path(name)) is not None}
+    allowed = closure(ROOT / "stages" / f"{stage}.py")
+    for path in (ROOT / "eridiff/families").glob("sdxl/*.py"):
+        allowed |= closure(path)
+    assert loaded <= allowed

@@ -1,0 +1,239 @@
+"""A training that is killed and taken up again equals one that was not; more steps; one holder at a time."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eridiff.checkpoint import put_out, train_key
+from eridiff.errors import TrainError
+from eridiff.families import load_family
+from eridiff.lora import read_checkpoint
+from eridiff.pipeline import Stage
+from eridiff.runstate import STATE, hold
+from eridiff.tensorfile import TensorFile
+from eridiff.train import Table, load_adapters, train
+from eridiff.trainparams import TrainParams, kept_steps
+from tests import processes, training
+from tests.bases import FAMILIES, source
+
+# What each family is resumed with, so that each option is resumed with some family.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "average": {"ema_decay": 0.8, "accumulation": 2, "batch_size": 1, "caption_dropout": 0.3},
+    "8bit": {"optimizer": {"name": "adamw8bit", "lr": 1e-2, "schedule": "cosine", "warmup_steps": 2}},
+}
+CASES = [(family, list(OPTIONS)[number % len(OPTIONS)]) for number, family in enumerate(FAMILIES)]
+LINEAGE = {"trigger": None}
+
+
+class Killed(Exception):
+    """What ends a training in the middle."""
+
+
+def kill_at(last: int) -> Callable[[int], None]:
+    def preview(step: int) -> None:
+        if step == last:
+            raise Killed
+
+    return preview
+
+
+def run_training(
+    family: str, params: TrainParams, folder: Path, state: Path, preview: Callable[[int], None] | None = None
+) -> tuple[Table, dict[str, torch.Tensor]]:
+    """A whole training, from what the state's folder holds; its table and its adapters."""
+    data = training.random_set(family, folder, params, ((64, 96), (64, 64)))
+    run = training.start(family, params)
+    table, _ = train(run, data, state, 2, preview)
+    return table, run.adapters
+
+
+def publish(family: str, params: TrainParams, state: Path, table: Table, out: Path) -> dict[str, bytes]:
+    put_out(state, params, load_family(family), LINEAGE, table, out / "lora", out / "loss.tsv")
+    return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("family", "option"), CASES)
+def test_resumed_equals_straight(family: str, option: str, tmp_path: Path) -> None:
+    """Killed after step 4 of 6 (state: step 4), and again after step 5: adapters, table and files are equal."""
+    lora = {"rank": 32, "targets": "all-linear"} if option == "8bit" else {"rank": 4}
+    params = training.params_of({"steps": 6, "save_every": 4, "keep": 3, "lora": lora, **OPTIONS[option]})
+    table, adapters = run_training(family, params, tmp_path, tmp_path / "straight")
+    for step in (3, 5):
+        with pytest.raises(Killed):
+            run_training(family, params, tmp_path, tmp_path / "killed", kill_at(step))
+    again, resumed = run_training(family, params, tmp_path, tmp_path / "killed")
+    assert again == table
+    assert list(again) == list(table)
+    assert len(table["loss"]) == 6
+    assert all(torch.equal(adapters[name], resumed[name]) for name in adapters)
+    files = publish(family, params, tmp_path / "straight", table, tmp_path / "out")
+    assert files == publish(family, params, tmp_path / "killed", again, tmp_path / "out-2")
+    average = [f"ema-{step:06d}.safetensors" for step in (4, 6)] if option == "average" else []
+    assert list(files) == [*average, "step-000004.safetensors", "step-000006.safetensors", "loss.tsv"]
+
+
+def test_eight_bits_are_used_and_kept(tmp_path: Path) -> None:
+    """The case above has 8-bit moments at all: tensors of 4096 numbers and more."""
+    family = FAMILIES[0]
+    params = training.params_of({"steps": 2, "lora": {"rank": 64}, **OPTIONS["8bit"]})
+    run_training(family, params, tmp_path, tmp_path / "state")
+    file = TensorFile(tmp_path / "state" / STATE)
+    assert {file.raw(name).dtype for name in file.names if name.endswith("/state1")} == {"U8"}
+
+
+def stage() -> Stage:
+    return Stage(name="train", cmd="", deps=("eridiff/train.py", "data/x"), params=(), outs=(), meta={})
+
+
+def key_of(changes: dict[str, Any], tmp_path: Path, content: str = "1") -> str:
+    (tmp_path / "input").write_text(content)
+    pointer = source(FAMILIES[0]).pointers["denoiser"]
+    return train_key(training.params_of(changes), pointer, {"captions": tmp_path / "input"}, stage())
+
+
+def test_what_the_states_key_depends_on(tmp_path: Path) -> None:
+    constant, cosine = {"schedule": "constant", "lr": 1e-3}, {"schedule": "cosine", "lr": 1e-3}
+    same = key_of({"optimizer": constant}, tmp_path)
+    assert key_of({"optimizer": constant, "steps": 99, "keep": 1}, tmp_path) == same
+    others = [
+        key_of({"optimizer": cosine}, tmp_path),
+        key_of({"optimizer": cosine, "steps": 99}, tmp_path),
+        key_of({"optimizer": constant, "seed": 8}, tmp_path),
+        key_of({"optimizer": {**constant, "lr": 2e-3}}, tmp_path),
+        key_of({"optimizer": constant, "save_every": 3}, tmp_path),
+        key_of({"optimizer": constant}, tmp_path, content="2"),
+    ]
+    assert len({same, *others}) == 7
+
+
+def test_more_steps_go_on_and_equal_a_straight_run(tmp_path: Path) -> None:
+    family, seen = FAMILIES[0], list[int]()
+    short, long = [training.params_of({"steps": steps, "keep": 9}) for steps in (3, 6)]
+    run_training(family, short, tmp_path, tmp_path / "state")
+    table, adapters = run_training(family, long, tmp_path, tmp_path / "state", seen.append)
+    assert seen == [4, 5, 6]
+    straight, expected = run_training(family, long, tmp_path, tmp_path / "straight")
+    assert table == straight
+    assert all(torch.equal(adapters[name], expected[name]) for name in expected)
+    assert kept_steps(long) == [2, 4, 6]
+    assert publish(family, long, tmp_path / "state", table, tmp_path / "a") == publish(
+        family, long, tmp_path / "straight", straight, tmp_path / "b"
+    )
+
+
+def test_fewer_steps_begin_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = FAMILIES[0]
+    run_training(family, training.params_of({"steps": 4}), tmp_path, tmp_path / "state")
+    table, adapters = run_training(family, training.params_of({"steps": 2}), tmp_path, tmp_path / "state")
+    assert "the kept state is at step 4, past the 2 asked for: starting again" in capsys.readouterr().out
+    straight, expected = run_training(family, training.params_of({"steps": 2}), tmp_path, tmp_path / "straight")
+    assert table == straight
+    assert all(torch.equal(adapters[name], expected[name]) for name in expected)
+
+
+def test_a_finished_training_is_only_put_out(tmp_path: Path) -> None:
+    family, params = FAMILIES[0], training.params_of({"steps": 2})
+    table, adapters = run_training(family, params, tmp_path, tmp_path / "state")
+    again, same = run_training(family, params, tmp_path, tmp_path / "state", kill_at(2))
+    assert again == table
+    assert all(torch.equal(adapters[name], same[name]) for name in adapters)
+
+
+def test_what_is_put_out(tmp_path: Path) -> None:
+    """The table's text, and each checkpoint's loss: the mean since the one before."""
+    family, params = FAMILIES[0], training.params_of({"steps": 5, "save_every": 3, "keep": 2})
+    table, _ = run_training(family, params, tmp_path, tmp_path / "state")
+    files = publish(family, params, tmp_path / "state", table, tmp_path / "out")
+    lines = files["loss.tsv"].decode().splitlines()
+    assert lines[0] == "step\tloss\tgrad_norm\tlr"
+    assert [line.split("\t")[0] for line in lines[1:]] == ["1", "2", "3", "4", "5"]
+    assert lines[2].split("\t")[1] == f"{table['loss'][1]:.9g}"
+    tensors, lineage, adapter = read_checkpoint(tmp_path / "out" / "lora" / "step-000005.safetensors")
+    assert lineage == {"trigger": None, "step": 5, "loss": sum(table["loss"][3:5]) / 2, "ema": False}
+    first = read_checkpoint(tmp_path / "out" / "lora" / "step-000003.safetensors")[1]
+    assert first["loss"] == sum(table["loss"][:3]) / 3
+    assert (adapter["r"], adapter["lora_alpha"]) == (4, 4.0)
+    saved = load_adapters(tmp_path / "state", "adapters", 5)
+    prefix = load_family(family).DENOISER
+    assert {name: bytes(raw.data) for name, raw in tensors.items()} == {
+        f"{prefix}.{name}": tensor.numpy().tobytes() for name, tensor in saved.items()
+    }
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    family, params = FAMILIES[0], training.params_of({"steps": 2})
+    run_training(family, params, tmp_path, tmp_path / "state")
+    path = tmp_path / "state" / STATE
+    data = path.read_bytes()
+    for damaged in (data[:-9], b"", data[:8] + b"x" + data[9:]):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            TrainError, match=rf"the state .*{STATE} is damaged .*remove it, training then starts again"
+        ):
+            run_training(family, params, tmp_path, tmp_path / "state")
+
+
+HOLD_AND_TRAIN = """
+import sys, time
+from pathlib import Path
+from eridiff.runstate import hold
+from tests import training
+from tests.bases import FAMILIES
+from tests.test_resume import run_training
+def wait(step):
+    if step == 3:
+        print("step 3", flush=True)
+        time.sleep(600)
+folder = Path(sys.argv[1])
+with hold(folder / "state"):
+    run_training(FAMILIES[0], training.params_of({"steps": 5}), folder, folder / "state", wait)
+"""
+
+
+@pytest.fixture(scope="module")
+def holder(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.Popen[str]]":
+    """A process that trains three steps and waits; started before this module's other tests."""
+    folder = tmp_path_factory.mktemp("held")
+    return folder, processes.start(HOLD_AND_TRAIN, folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def start_early(holder: object) -> None:
+    """The process imports torch while the tests above run."""
+
+
+def test_second_holder_is_refused_and_a_killed_one_resumed(
+    holder: "tuple[Path, subprocess.Popen[str]]", tmp_path: Path
+) -> None:
+    folder, process = holder
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "step 3\n", process.stderr and process.stderr.read()
+        with (
+            pytest.raises(
+                TrainError, match=rf"already running \(process {process.pid} on .+\): wait for it, or stop it"
+            ),
+            hold(folder / "state"),
+        ):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    family, params = FAMILIES[0], training.params_of({"steps": 5})
+    with hold(folder / "state"):
+        assert (folder / "state" / "holder").read_text().startswith(f"process {os.getpid()} on ")
+        table, adapters = run_training(family, params, folder, folder / "state")
+    straight, expected = run_training(family, params, tmp_path, tmp_path / "straight")
+    assert table == straight
+    assert all(torch.equal(adapters[name], expected[name]) for name in expected)
+    assert publish(family, params, folder / "state", table, tmp_path / "a") == publish(
+        family, params, tmp_path / "straight", straight, tmp_path / "b"
+    )
