@@ -112,7 +112,7 @@ def _bounds(field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, Section):
         return "see below"
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
