@@ -68,52 +68,68 @@ def validate(model: type[SectionT], data: object, *, where: str, prefix: str) ->
     try:
         return model.model_validate_json(text)  # JSON mode: lists fill tuples, strict otherwise
     except ValidationError as error:
-        lines = [_explain(model, dict(problem), where, prefix) for problem in error.errors()]
-        raise ConfigError("\n       ".join(lines)) from None
+        raise ConfigError("\n       ".join(_explain_all(model, error, where, prefix))) from None
 
 
-def _explain(model: type[Section], problem: dict[str, Any], where: str, prefix: str) -> str:
+def _explain_all(model: type[Section], error: ValidationError, where: str, prefix: str) -> list[str]:
+    """One sentence for each wrong key; the branches of a union, which pydantic names apart, are one key."""
+    by_path: dict[str, list[str]] = {}
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "literal_error")
+    for problem in problems:
+        location = _real_location(model, problem["loc"])
+        inside = any(other["loc"][: len(problem["loc"])] == problem["loc"] for other in problems if other != problem)
+        if problem["type"] == "too_short" and inside:
+            continue  # a list whose items are wrong counts as empty
+        path = ".".join(filter(None, [prefix, *location]))
+        by_path.setdefault(path, []).append(_explain(model, dict(problem), location, path))
+    return [f"{where}: {' Or: '.join(dict.fromkeys(sentences))}" for sentences in by_path.values()]
+
+
+def _real_location(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    """A problem's location as keys and places of the file, without pydantic's names of union branches."""
+    if not location:
+        return []
+    section: type[Section] | None = model
+    real = []
+    for part in location[:-1]:
+        if isinstance(part, int):
+            real.append(str(part))
+        elif section is not None and part in section.model_fields:
+            real.append(part)
+            section = _section_of(section, part)
+    last = location[-1]
+    branch = section is None and not isinstance(last, int)
+    return real if branch else [*real, str(last)]
+
+
+def _section_of(model: type[Section], name: str) -> type[Section] | None:
+    """The section that a field holds (by itself, in a list, or optional)."""
+    kinds = _leaf_types(model.model_fields[name].annotation)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _explain(model: type[Section], problem: dict[str, Any], location: list[str], path: str) -> str:
     """One pydantic problem as one sentence: path, value, choices, nearest known name."""
-    location = [str(part) for part in problem["loc"]]
-    path = ".".join(filter(None, [prefix, *location]))
+    value = problem["input"]
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"{where}: unknown key '{path}' (value {problem['input']!r}).{did_you_mean(location[-1], known)}"
+        known = _section_at(model, location[:-1]).model_fields
+        return f"unknown key '{path}' (value {value!r}).{did_you_mean(location[-1], known)}"
     if problem["type"] == "missing":
-        return f"{where}: '{path}' is missing."
+        return f"'{path}' is missing."
     if problem["type"] == "literal_error":
-        choices = did_you_mean(str(problem["input"]), _choices_at(model, location))
-        return f"{where}: '{path}' is {problem['input']!r}, which is none of its choices.{choices}"
-    return f"{where}: '{path}' is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+        names = [part for part in location if not part.isdigit()]
+        kinds = _leaf_types(_section_at(model, names[:-1]).model_fields[names[-1]].annotation)
+        choices = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
+        return f"'{path}' is {value!r}, which is none of its choices.{choices}"
+    return f"'{path}' is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 
-def _fields_at(model: type[Section], location: list[str]) -> list[str]:
-    """Names of the fields of the (sub)section at a location."""
+def _section_at(model: type[Section], location: list[str]) -> type[Section]:
+    """The (sub)section at a location."""
     for part in location:
-        field = model.model_fields.get(part)
-        sections = [
-            kind
-            for kind in (_leaf_types(field.annotation) if field else [])
-            if isinstance(kind, type) and issubclass(kind, Section)
-        ]
-        if sections:
-            model = sections[0]
-    return list(model.model_fields)
-
-
-def _choices_at(model: type[Section], location: list[str]) -> list[str]:
-    """The values that a Literal field at a location may have."""
-    current: type[Section] = model
-    for part in location:
-        field = current.model_fields.get(part)
-        if field is None:
-            continue
-        kinds = _leaf_types(field.annotation)
-        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-        if not sections:
-            return [str(kind) for kind in kinds if isinstance(kind, str | int)]
-        current = sections[0]
-    return []
+        if not part.isdigit():
+            model = _section_of(model, part) or model
+    return model
 
 
 def _leaf_types(annotation: Any) -> list[Any]:

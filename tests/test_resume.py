@@ -24,9 +24,9 @@ from tests.bases import FAMILIES, source
 
 # What each family is resumed with, so that each option is resumed with some family.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "average": {"ema_decay": 0.8, "accumulation": 2, "batch_size": 1, "caption_dropout": 0.3},
     "8bit": {"optimizer": {"name": "adamw8bit", "lr": 1e-2, "schedule": "cosine", "warmup_steps": 2}},
+    "average": {"ema_decay": 0.8, "accumulation": 2, "batch_size": 1, "caption_dropout": 0.3},
+    "plain": {},
 }
 CASES = [(family, list(OPTIONS)[number % len(OPTIONS)]) for number, family in enumerate(FAMILIES)]
 LINEAGE = {"trigger": None}
