@@ -121,6 +121,8 @@ def _explain(model: type[Section], problem: dict[str, Any], location: list[str],
         kinds = _leaf_types(_section_at(model, names[:-1]).model_fields[names[-1]].annotation)
         choices = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
         return f"'{path}' is {value!r}, which is none of its choices.{choices}"
+    if problem["type"] == "value_error":  # a section's own rule, which names the values itself
+        return f"'{path}': {problem['ctx']['error']}."
     return f"'{path}' is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 

@@ -108,7 +108,8 @@ def plan_batches(samples: Sequence[Sample], batch_size: int, count: int, seed: i
     """Sample numbers of each micro-batch; a longer plan begins with a shorter one.
 
     Every batch is of one bucket and full. Each bucket deals from its own endless shuffled deck (every picture
-    as often as its repeats), so a small bucket drops nothing; epochs are shuffled decks of buckets.
+    as often as its repeats), so a small bucket drops nothing; epochs are shuffled decks of buckets, in which a
+    bucket stands as often as its pictures fill batches: what is left over counts in the next epoch.
     """
     members: dict[tuple[int, int], list[int]] = {}
     for number, sample in enumerate(samples):
@@ -118,7 +119,11 @@ def plan_batches(samples: Sequence[Sample], batch_size: int, count: int, seed: i
     plan: list[list[int]] = []
     epoch = 0
     while len(plan) < count:
-        deck = [bucket for bucket, numbers in sorted(members.items()) for _ in range(0, len(numbers), batch_size)]
+        deck = [
+            bucket
+            for bucket, numbers in sorted(members.items())
+            for _ in range(_num_batches(len(numbers), batch_size, epoch, f"phase:{seed}:{bucket}"))
+        ]
         _shuffle(deck, f"buckets:{seed}:{epoch}")
         for bucket in deck:
             while len(hands[bucket]) < batch_size:
@@ -130,6 +135,12 @@ def plan_batches(samples: Sequence[Sample], batch_size: int, count: int, seed: i
             del hands[bucket][:batch_size]
         epoch += 1
     return plan[:count]
+
+
+def _num_batches(pictures: int, batch_size: int, epoch: int, purpose: str) -> int:
+    """Batches of a bucket in one epoch: pictures / batch_size on average, started at a phase of its own."""
+    phase = random.Random(hashlib.sha256(purpose.encode()).digest()).randrange(batch_size)
+    return ((epoch + 1) * pictures + phase) // batch_size - (epoch * pictures + phase) // batch_size
 
 
 def _shuffle(items: list[int] | list[tuple[int, int]], purpose: str) -> None:
@@ -219,7 +230,7 @@ def open_training_set(
     """
     samples = join_tables(tables["captions"][0], tables["buckets"][0], tables["latents"][0])
     text_keys = {row["text"]: row["key"] for row in tables["text"][0]}
-    lacking = sorted({text for sample in samples for text in sample.texts} - set(text_keys))
+    lacking = sorted({"", *(text for sample in samples for text in sample.texts)} - set(text_keys))
     if lacking or not samples:
         raise DataError(f"{f'caption {lacking[0]!r} has no embedding' if lacking else 'no samples'}: run `dvc repro`.")
     return TrainingSet(samples, text_keys, Cache(latents), Cache(texts), params.seed, params.caption_dropout)

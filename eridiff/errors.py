@@ -10,12 +10,22 @@ EridiffError
 """
 
 import difflib
+import errno
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
+
+
+# What the file system may refuse, and the way out. Files are written whole or not at all, so a rerun goes on.
+DISK_ERRORS = {
+    errno.ENOSPC: "Free some space and run it again: what was finished is kept.",
+    errno.EDQUOT: "Free some of your quota and run it again: what was finished is kept.",
+    errno.EROFS: "The file system is read-only: choose another place.",
+    errno.EACCES: "Give yourself the right to it, or choose another place.",
+}
 
 
 class EridiffError(Exception):
@@ -83,3 +93,8 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}. {DISK_ERRORS[error.errno]}", file=sys.stderr)
+        raise SystemExit(1) from None

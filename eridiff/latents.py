@@ -27,7 +27,7 @@ class LatentParams(Section):
     """How pictures become latents. Every key here is part of a latent's key in the store."""
 
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the VAE. SDXL's own VAE overflows in fp16."""
+    """Number format of the VAE. In fp16 the VAEs of some bases overflow; that is an error, not a black picture."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Pictures encoded together. Fixed, so that free memory never decides a bit; the last batch is padded."""
     keep: Literal["mean_std", "mean"] = "mean_std"

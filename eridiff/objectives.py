@@ -123,7 +123,9 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
     count = int(scheduler.get("num_train_timesteps", 1000))
     start, end = float(scheduler.get("beta_start", 0.0001)), float(scheduler.get("beta_end", 0.02))
     kind = scheduler.get("beta_schedule", "linear")
-    if kind == "scaled_linear":
+    if scheduler.get("trained_betas") is not None:
+        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
+    elif kind == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     elif kind == "linear":
         betas = torch.linspace(start, end, count, dtype=torch.float32)
@@ -142,5 +144,6 @@ def elementwise_loss(kind: Literal["mse", "huber", "smooth_l1"], delta: float, p
     difference = pred.float() - target.float()
     if kind == "mse":
         return difference**2
-    pseudo_huber = 2 * ((difference**2 + delta**2).sqrt() - delta)
+    square = difference**2
+    pseudo_huber = 2 * square / ((square + delta**2).sqrt() + delta)  # = 2 (root - delta), without the cancellation
     return delta * pseudo_huber if kind == "huber" else pseudo_huber

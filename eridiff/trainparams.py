@@ -1,8 +1,8 @@
 """The train section of params.yaml. Apart from the step, so that `check` and `why` start without torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eridiff.config import Section
 from eridiff.errors import ConfigError
@@ -27,6 +27,12 @@ class DdpmParams(Section):
     timestep_max: Annotated[int, Field(ge=0, le=999)] = 999
     """Largest timestep drawn."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.timestep_min > self.timestep_max:
+            raise ValueError(f"timestep_min {self.timestep_min} is above timestep_max {self.timestep_max}")
+        return self
+
 
 class FlowParams(Section):
     """Options of rectified flow."""
@@ -47,6 +53,12 @@ class FlowParams(Section):
     """Largest noise level."""
     loss_weight: Literal["none", "sigma_sqrt", "cosmap"] = "none"
     """Weight of each noise level: none; sigma^-2; or 2 / (pi (1 - 2 sigma + 2 sigma^2))."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min > self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is above sigma_max {self.sigma_max}")
+        return self
 
 
 class TrainParams(Section):

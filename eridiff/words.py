@@ -53,8 +53,9 @@ def setup(torch: str) -> None:
         )
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     pip += [] if sys.stdout.isatty() else ["--quiet"]
-    index = ["--extra-index-url", CPU_INDEX, "--retries", "1"] if build == "cpu" else []
-    run([*pip, TORCH, *index], "torch could not be installed")
+    if build == "cpu":  # without its dependencies: those come from PyPI, below
+        run([*pip, TORCH, "--no-deps", "--extra-index-url", CPU_INDEX], "torch could not be installed")
+    run([*pip, TORCH], "torch could not be installed")
     run(
         [*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"],
         "the packages could not be installed",

@@ -96,8 +96,8 @@ class TextEncoders:
 
 
 def family_names() -> list[str]:
-    """Names of all families: the folders beside this file."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/family.py"))
+    """Names of all families: the folders of this package (beside this file; a test may append a folder of its own)."""
+    return sorted(path.parent.name for folder in __path__ for path in Path(folder).glob("*/family.py"))
 
 
 def load_family(name: str) -> Family:

@@ -1,0 +1,1 @@
+"""A fourth family, as small as one can be."""

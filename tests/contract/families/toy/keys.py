@@ -1,0 +1,31 @@
+"""Toy's names in another program: every block is called `layers`."""
+
+from eridiff.keytables import Config, Dialect, Row, place
+
+IMPLEMENTATION = "https://example.org/toy"
+NETWORK_MODULE = "networks.lora"
+
+BLOCK = (Row("layers.{i}.q", ("blocks.{i}.query",)), Row("layers.{i}.k", ("blocks.{i}.key",)))
+
+
+def table(config: Config) -> tuple[Row, ...]:
+    """Every adapted module."""
+    return tuple(row for i in range(config["num_blocks"]) for row in place(BLOCK, i=i))
+
+
+DIALECTS = (Dialect(table=table, prefix="lora_unet_", readers="nobody"),)
+
+
+def canonical(component: str, name: str) -> str:
+    """Names stay."""
+    return name
+
+
+def architecture(config: Config) -> str:
+    """The base's name in modelspec."""
+    return "toy"
+
+
+def base_version(config: Config) -> str:
+    """The base's name in ss_base_model_version."""
+    return "toy_v1"
