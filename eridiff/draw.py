@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from eridiff.config import Section
-from eridiff.errors import ConfigError, did_you_mean
+from eridiff.errors import ConfigError, DataError, did_you_mean
 from eridiff.families import Family
 
 
@@ -62,8 +62,13 @@ def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], 
 
 
 def draw(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt, seed: int) -> Any:
-    """One PIL image; the first noise is drawn on the CPU from the seed."""
+    """One PIL image; the first noise is drawn on the CPU from the seed.
+
+    Raises: DataError where the pipeline's numbers are not finite: as a picture they would just be black.
+    """
+    import numpy as np
     import torch
+    from PIL import Image
 
     arguments: Mapping[str, Any] = {
         "prompt": prompt.prompt,
@@ -72,13 +77,17 @@ def draw(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt, seed
         "width": params.size[0],
         "height": params.size[1],
         "generator": torch.Generator().manual_seed(seed),
+        "output_type": "np",  # [B, H, W, 3], 0..1
     }
     if family.NEGATIVE:
         arguments = {**arguments, "negative_prompt": prompt.negative}
     if len(family.MAX_TOKENS) > 1:
         arguments = {**arguments, "max_sequence_length": params.max_tokens or family.MAX_TOKENS[0]}
     with torch.inference_mode():
-        return pipeline(**arguments).images[0]
+        pixels_HWC = pipeline(**arguments).images[0]
+    if not np.isfinite(pixels_HWC).all():
+        raise DataError(f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision fp32.")
+    return Image.fromarray((pixels_HWC * 255).round().astype("uint8"))
 
 
 def fill_trigger(prompts: tuple[Prompt, ...], trigger: str | None, where: str) -> tuple[Prompt, ...]:

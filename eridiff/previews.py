@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from eridiff.config import ModelParams
 from eridiff.draw import DrawParams, Prompt, draw
+from eridiff.errors import DataError
 from eridiff.families import load_family, load_keys
 from eridiff.progress import say
 from eridiff.project import LocalConfig
@@ -45,7 +46,10 @@ def make_previewer(
             for number, text in enumerate(local.preview_prompts):
                 path = Path("runs/previews") / f"step-{step:06d}-{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                draw(pipeline, family, params, Prompt(prompt=text), seed=number).save(path)
+                try:
+                    draw(pipeline, family, params, Prompt(prompt=text), seed=number).save(path)
+                except DataError as error:
+                    say(f"train: no preview at step {step}: {error}")
         say(f"train: previews of step {step} in runs/previews")
 
     return preview

@@ -21,6 +21,8 @@ def test_every_stage(family: str, tmp_path_factory: pytest.TempPathFactory) -> N
     assert ran.stages == ["check", "captions", "buckets", "latents", "text", "train", "sample", "export"]
     assert ran.encoded == {"latents": (20, 0), "text": (38, 0)}
     exported = sorted(path.name for path in (clone.root / "data/export").glob("*.safetensors"))
-    assert exported == {"sd35": ["eridraw-kohya.safetensors", "eridraw.safetensors"]}.get(family, ["eridraw.safetensors"])
+    assert exported == {"sd35": ["eridraw-kohya.safetensors", "eridraw.safetensors"]}.get(
+        family, ["eridraw.safetensors"]
+    )
     assert (clone.root / "data/samples/grid.png").stat().st_size > 10_000
     assert clone.repro().stages == []

@@ -127,9 +127,7 @@ class Pipeline:
     def __init__(self, denoiser: Any, encoders: TextEncoders, scheduler: Any) -> None:
         self.denoiser, self.encoders, self.scheduler = denoiser, encoders, scheduler
 
-    def __call__(
-        self, prompt: str, num_inference_steps: int, width: int, height: int, generator: Any, **_: Any
-    ) -> Any:
+    def __call__(self, prompt: str, num_inference_steps: int, width: int, height: int, generator: Any, **_: Any) -> Any:
         """Pictures between 0 and 1, [1, H, W, 3]."""
         import torch
 
@@ -147,7 +145,9 @@ def load_pipeline(
 ) -> Any:
     """The pipeline above."""
     kept = load_denoiser(source, dtype) if denoiser is None else denoiser
-    return Pipeline(kept, load_text_encoders(source, dtype), make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")))
+    return Pipeline(
+        kept, load_text_encoders(source, dtype), make_scheduler(SCHEDULERS, scheduler, source.config("scheduler"))
+    )
 
 
 def encode_text(encoders: TextEncoders, captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:
