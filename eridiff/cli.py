@@ -42,7 +42,8 @@ def why(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
-    from eridiff.why import explain, render
+    from eridiff.prediction import render
+    from eridiff.why import explain
 
     prediction = explain(Path.cwd())
     typer.echo(prediction.to_json() if json_output else render(prediction))

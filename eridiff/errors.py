@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-
 # What the file system may refuse, and the way out. Files are written whole or not at all, so a rerun goes on.
 DISK_ERRORS = {
     errno.ENOSPC: "Free some space and run it again: what was finished is kept.",

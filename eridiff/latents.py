@@ -84,32 +84,28 @@ def plan_samples(
         size = f"{odd['bucket_w']} x {odd['bucket_h']}"
         raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
     learn_pixels([(row["path"], row["file_digest"]) for row in rows], pictures, pixels)
-    samples = []
-    for row in rows:
-        for flip in (False, True) if params.flip else (False,):
-            bucket, resize = (row["bucket_w"], row["bucket_h"]), (row["resize_w"], row["resize_h"])
-            crop, digest = (row["crop_left"], row["crop_top"]), pixels.known[row["file_digest"]]
-            parts = {
-                "pixels": digest,
-                "crop": {"bucket": bucket, "resize": resize, "at": crop, "flip": flip},
-                "vae": dict(vae),
-                "params": params.model_dump(exclude={"flip"}),
-                "version": version,
-            }
-            samples.append(
-                Sample(
-                    path=row["path"],
-                    flip=flip,
-                    file_digest=row["file_digest"],
-                    pixel_digest=digest,
-                    bucket=bucket,
-                    resize=resize,
-                    crop=crop,
-                    key=entry_key(parts),
-                    parts=parts,
-                )
-            )
-    return samples
+    common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude={"flip"}), "version": version}
+    flips = (False, True) if params.flip else (False,)
+    return [_sample(row, flip, pixels.known[row["file_digest"]], common) for row in rows for flip in flips]
+
+
+def _sample(row: Row, flip: bool, pixel_digest: str, common: Parts) -> Sample:
+    """One row of buckets.parquet, mirrored or not, with its key: what is common to all, the pixels, the crop."""
+    bucket, resize = (row["bucket_w"], row["bucket_h"]), (row["resize_w"], row["resize_h"])
+    crop = (row["crop_left"], row["crop_top"])
+    geometry = {"bucket": bucket, "resize": resize, "at": crop, "flip": flip}
+    parts = {**common, "pixels": pixel_digest, "crop": geometry}
+    return Sample(
+        path=row["path"],
+        flip=flip,
+        file_digest=row["file_digest"],
+        pixel_digest=pixel_digest,
+        bucket=bucket,
+        resize=resize,
+        crop=crop,
+        key=entry_key(parts),
+        parts=parts,
+    )
 
 
 def learn_pixels(files: list[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:

@@ -136,18 +136,7 @@ def cache_texts(
         store.adopt(earlier())
     encoded = encode_missing(captions, store, params, family, *load()) if store.missing(keys) else 0
     shards = store.publish(keys, out)
-    files = {name: TensorFile(out / name) for name in set(shards.values())}
-    index = []
-    for caption in captions:
-        lost = files[shards[caption.key]].raw(f"{caption.key}.tokens_lost")
-        index.append(
-            {
-                "text": caption.text,
-                "tokens_lost": int.from_bytes(bytes(lost.data), "little"),
-                "key": caption.key,
-                "shard": shards[caption.key],
-            }
-        )
+    index = _index(captions, shards, out)
     counts = CacheCounts(
         what="text",
         samples=len(captions),
@@ -156,6 +145,17 @@ def cache_texts(
         seconds=time.monotonic() - start,
     )
     return index, counts
+
+
+def _index(captions: list[Caption], shards: Mapping[str, str], out: Path) -> list[Row]:
+    """Rows of the index; the count of lost tokens stands in each entry, so that reuse reports it too."""
+    files = {name: TensorFile(out / name) for name in set(shards.values())}
+    rows = []
+    for caption in captions:
+        shard = shards[caption.key]
+        lost = int.from_bytes(bytes(files[shard].raw(f"{caption.key}.tokens_lost").data), "little")
+        rows.append({"text": caption.text, "tokens_lost": lost, "key": caption.key, "shard": shard})
+    return rows
 
 
 def report_lost(index: Iterable[Row]) -> list[str]:

@@ -6,7 +6,6 @@ and DVC's own records and run-cache say the rest. Nothing is written but what th
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,15 @@ from eridiff.earlier import earlier_shards
 from eridiff.errors import EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.files import canonical_json
 from eridiff.latents import plan_samples
 from eridiff.pictures import scan_pictures
+from eridiff.prediction import RESTORED, RUNS, UP_TO_DATE, Prediction, SamplePlan, StagePlan
 from eridiff.project import store_root
 from eridiff.sources import pointers_of
 from eridiff.store import Location, Parts, PixelDigests, Store, read_catalogue
 from eridiff.tables import Row, read_table, table_bytes
 from eridiff.tensorfile import TensorFile
 from eridiff.texts import plan_captions
-
-RUNS, RESTORED, UP_TO_DATE = "runs", "restored", "-"
-
-
-@dataclass(kw_only=True)
-class StagePlan:
-    """What happens to one stage."""
-
-    state: str  # RUNS, RESTORED or UP_TO_DATE
-    reasons: list[str] = field(default_factory=list)
-    encoded: int | None = None  # of the caching stages, when they run
-    reused: int | None = None
-
-
-@dataclass(kw_only=True)
-class SamplePlan:
-    """One sample that would be encoded, and why its key is new."""
-
-    stage: str
-    name: str  # picture or caption
-    reason: str
-
-
-@dataclass(kw_only=True)
-class Prediction:
-    """The next `dvc repro`."""
-
-    stages: dict[str, StagePlan] = field(default_factory=dict)
-    samples: list[SamplePlan] = field(default_factory=list)
-    error: str | None = None  # what the check stage would say
-
-    def to_json(self) -> str:
-        """The prediction as JSON."""
-        return canonical_json(asdict(self))
 
 
 def explain(folder: Path) -> Prediction:
@@ -289,24 +254,3 @@ def _why_new(parts: Parts, known: Mapping[str, Location]) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def render(prediction: Prediction) -> str:
-    """The prediction as text: a line a stage, its reasons, the samples to encode."""
-    lines = [f"error: {prediction.error}"] if prediction.error else []
-    for name, plan in prediction.stages.items():
-        counts = "" if plan.encoded is None else f"{plan.encoded} to encode, {plan.reused} reused; "
-        lines.append(f"{name:9} {plan.state:9} {counts}{_shorten(plan.reasons)}".rstrip())
-    for sample in prediction.samples[:20]:
-        lines.append(f"  {sample.stage}: {sample.name!r}: {sample.reason}")
-    if len(prediction.samples) > 20:
-        lines.append(f"  and {len(prediction.samples) - 20} more")
-    if not any(plan.state == RUNS for plan in prediction.stages.values()):
-        lines.append("nothing runs")
-    return "\n".join(lines)
-
-
-def _shorten(reasons: list[str], most: int = 4) -> str:
-    """The first few reasons in one line."""
-    more = f"; and {len(reasons) - most} more" if len(reasons) > most else ""
-    return "; ".join(reasons[:most]) + more
