@@ -16,6 +16,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
-    monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")
+    monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")  # gpu tests name their device themselves
     for name in ("ERIDIFF_MODELS",):
         monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,80 @@
+"""The same small bases on a CUDA device: `pytest -m gpu`. Run by hand where there is one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eridiff.draw import DrawParams, Prompt, draw
+from eridiff.families import load_family
+from eridiff.latents import LatentParams, encode, prepare_vae
+from eridiff.train import Table, prepare_run, train
+from tests.bases import FAMILIES, source
+from tests.training import params_of, random_set
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+
+
+def losses(family: str, place: Path, device: torch.device, changes: dict[str, Any]) -> Table:
+    params = params_of(changes)
+    facts = source(family).config("vae")
+    run = prepare_run(params, load_family(family), source(family), facts, device, False)
+    return train(run, random_set(family, place, params), place / "state", 50)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_on_cuda_is_training_on_a_cpu(family: str, tmp_path: Path) -> None:
+    there = losses(family, tmp_path / "cuda", CUDA, {"deterministic": True})
+    here = losses(family, tmp_path / "cpu", torch.device("cpu"), {})
+    assert there["loss"] == pytest.approx(here["loss"], rel=2e-3)
+    assert there["lr"] == here["lr"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deterministic_training_gives_the_same_bits(family: str, tmp_path: Path) -> None:
+    first, second = (losses(family, tmp_path / name, CUDA, {"deterministic": True}) for name in ("a", "b"))
+    assert first == second
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_with_eight_bit_adamw_stays_finite(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    changes = {"precision": "bf16", "optimizer": {"name": "adamw8bit", "lr": 1e-3}}
+    table = losses(family, tmp_path, CUDA, changes)
+    assert all(0 < value < 100 for value in table["loss"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_is_near_fp32(family: str, tmp_path: Path) -> None:
+    half, full = (losses(family, tmp_path / p, CUDA, {"precision": p}) for p in ("bf16", "fp32"))
+    assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encoders_on_cuda_are_those_on_a_cpu(family: str) -> None:
+    module, params = load_family(family), LatentParams(batch_size=2)
+    pixels = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = {}
+    for device in (CUDA, torch.device("cpu")):
+        vae = prepare_vae(module.load_vae(source(family), torch.float32), params, device)
+        encoders = module.load_text_encoders(source(family), torch.float32).to(device)
+        with torch.inference_mode():
+            texts = module.encode_text(encoders, ["a red fox", ""], 77)
+        tensors = {**encode(vae, pixels.to(device), params), **texts}
+        found[device.type] = {name: tensor.cpu() for name, tensor in tensors.items()}
+    for name, tensor in found["cpu"].items():
+        assert torch.allclose(found["cuda"][name], tensor, atol=2e-3, rtol=2e-3), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_are_drawn_on_cuda(family: str) -> None:
+    module = load_family(family)
+    pipeline: Any = module.load_pipeline(source(family), torch.float32, "euler")
+    pipeline = pipeline.to(CUDA)
+    pipeline.set_progress_bar_config(disable=True)
+    params = DrawParams(steps=3, size=(64, 96), precision="fp32", max_tokens=module.MAX_TOKENS[-1])
+    pictures = [draw(pipeline, module, params, Prompt(prompt="a red fox"), seed) for seed in (0, 0, 1)]
+    assert pictures[0].size == (64, 96)
+    assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
