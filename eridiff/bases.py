@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from eridiff.config import read_yaml
 from eridiff.errors import BaseError
 from eridiff.families import family_names, load_family, load_keys
 from eridiff.filedigests import FileDigests
@@ -62,8 +63,11 @@ def _remember(name: str, folder: Path) -> None:
 
     path = checkout_root() / "local.yaml"
     yaml = YAML()
-    record = (yaml.load(path.read_text("utf-8")) if path.exists() else None) or {}
-    record.setdefault("bases", {})[name] = str(folder)
+    yaml.preserve_quotes, yaml.width = True, 1 << 16
+    record = (yaml.load(path.read_text("utf-8")) if path.exists() and read_yaml(path) else None) or {}
+    if not record.get("bases"):
+        record["bases"] = {}
+    record["bases"][name] = str(folder)
     buffer = io.StringIO()
     yaml.dump(record, buffer)
     write_text(path, buffer.getvalue())

@@ -53,6 +53,16 @@ def use_deterministic_kernels(enabled: bool) -> None:
     torch.backends.cudnn.benchmark = not enabled
 
 
+def avoid_cudnn_attention() -> None:
+    """Keep cuDNN's attention out of training: torch's default on recent cards, its backward is not sound.
+
+    It gives wrong gradients (not-a-number, or worse) where the gradient of its output is not contiguous, as in
+    transformers that join attention and feed-forward before one projection: seen on an H100 with torch 2.11 as a
+    gradient norm that is no number at the first bf16 step. Flash and memory-efficient attention are sound.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def use_tf32(enabled: bool) -> None:
     """Let fp32 products on CUDA use TF32 (10 bits of mantissa), or not."""
     torch.backends.cuda.matmul.allow_tf32 = enabled

@@ -101,16 +101,23 @@ def pointer_text(pointer: Pointer) -> str:
 def describe_component(folder: Path, canonical: Canonical, digests: FileDigests) -> Component:
     """Read what a component's folder holds: config, file sizes, digest over tensors (or files).
 
-    Raises: BaseError where the folder is missing or holds only pickles.
+    Weights are those that the libraries load when no variant is asked for: `model.fp16.safetensors` and the like
+    are not read. Raises: BaseError where the folder is missing, has no valid config or holds no such weights.
     """
     if not folder.is_dir():
         raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
     config_path = next((folder / name for name in CONFIG_FILES if (folder / name).exists()), None)
-    config = json.loads(config_path.read_text("utf-8")) if config_path else {}
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights and list(folder.glob("*.bin")):
-        raise BaseError(f"{folder} holds pickled weights only; eridiff reads safetensors.")
-    others = [p for p in sorted(folder.iterdir()) if p.is_file() and p not in weights and p != config_path]
+    try:
+        config = json.loads(config_path.read_text("utf-8")) if config_path else {}
+    except ValueError:
+        raise BaseError(f"{config_path} is no valid JSON: copy the model folder again.") from None
+    variants = sorted(folder.glob("*.safetensors"))
+    weights = [path for path in variants if "." not in path.stem]
+    if not weights and (variants or list(folder.glob("*.bin"))):
+        kind = f"only variants ({variants[0].name})" if variants else "pickled weights only"
+        raise BaseError(f"{folder} holds {kind}; eridiff reads safetensors of no variant.")
+    visible = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    others = [path for path in visible if path != config_path]
     files = weights or ([] if config_path and config_path.name == "scheduler_config.json" else others)
     return Component(
         name=folder.name,
@@ -150,14 +157,24 @@ def find_source(pointers: Iterable[Pointer], canonical: Canonical) -> ModelSourc
         for pointer, component in wanted:
             folder = _find_folder(pointer.base, component)
             here = describe_component(folder, canonical, digests)
-            if here.digest != component.digest:
-                raise BaseError(
-                    f"{folder} is not what the pointer of base '{pointer.base}' names: its content has digest "
-                    f"{here.digest[:12]}, the pointer says {component.digest[:12]}. Put the right files there, or "
-                    f"make new pointers with `eridiff base add`."
-                )
+            _refuse_other(folder, here, component, pointer.base)
             folders[component.name] = folder
     return ModelSource(pointers=found, folders=folders)
+
+
+def _refuse_other(folder: Path, here: Component, meant: Component, base: str) -> None:
+    """Refuse a folder whose weights or config are not those of the pointer."""
+    if here.digest != meant.digest:
+        wrong = f"its content has digest {here.digest[:12]}, the pointer says {meant.digest[:12]}"
+    elif here.config != meant.config:
+        keys = sorted(k for k in {*here.config, *meant.config} if here.config.get(k) != meant.config.get(k))
+        wrong = f"its config differs from the pointer's in {', '.join(keys)}"
+    else:
+        return
+    raise BaseError(
+        f"{folder} is not what the pointer of base '{base}' names: {wrong}. Put the right files there, or make new "
+        "pointers with `eridiff base add`."
+    )
 
 
 def search_folders(base: str) -> list[Path]:

@@ -19,7 +19,7 @@ from eridiff.lora import add_adapter, target_modules
 from eridiff.noise import normal, uniform
 from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
 from eridiff.optim import MovingAverage, learning_rate, make_optimizer
-from eridiff.precision import DTYPES, fix_threads, use_deterministic_kernels
+from eridiff.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
 from eridiff.progress import say
 from eridiff.runstate import load_state, save_state
 from eridiff.sources import ModelSource
@@ -92,6 +92,7 @@ def prepare_run(
     """
     fix_threads(device)
     use_deterministic_kernels(params.deterministic)
+    avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params)
     denoiser = family.load_denoiser(source, DTYPES[params.precision]).to(device)
     dead = family.dead_modules(source.config(family.DENOISER))

@@ -26,7 +26,7 @@ LAYERS = (
     ("latents", "texts", "data"),
     ("train", "previews"),
     ("checkpoint", "sample", "export", "bases"),
-    ("check",),
+    ("check", "prediction"),
     ("why", "reference"),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,190 @@
+"""Bases: pointers name weights by content, wherever they lie; other weights are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eridiff.bases import add_base, detect_family
+from eridiff.errors import BaseError, ConfigError
+from eridiff.families import load_family, load_keys
+from eridiff.project import bases_dir
+from eridiff.sources import (
+    PARTS,
+    ModelSource,
+    find_source,
+    pointers_of,
+    read_pointer,
+)
+from tests.bases import FAMILIES
+from tests.checkouts import make_checkout
+
+ROOT = Path(__file__).parent.parent
+FAMILY = FAMILIES[0]
+BASE = f"tiny-{FAMILY}"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one base, weights and pointers, as in git."""
+    folder = make_checkout(tmp_path / "checkout", monkeypatch)
+    shutil.copytree(ROOT / "data" / "bases" / BASE, folder / "data" / "bases" / BASE)
+    return folder
+
+
+def find(*parts: str) -> ModelSource:
+    pointers = pointers_of(BASE, parts or PARTS, FAMILY)
+    return find_source(pointers.values(), load_keys(FAMILY).canonical)
+
+
+def move_weights(checkout: Path, to: Path) -> Path:
+    """Leave the pointers and move the model folder away."""
+    shutil.move(checkout / "data" / "bases" / BASE, to)
+    target = checkout / "data" / "bases" / BASE
+    target.mkdir()
+    for part in PARTS:
+        shutil.copy(to / f"{part}.json", target)
+    return to
+
+
+def test_weights_beside_the_pointers(checkout: Path) -> None:
+    source = find()
+    place = checkout / "data" / "bases" / BASE
+    assert source.folders == {name: place / name for part in load_family(FAMILY).PARTS.values() for name in part}
+    assert set(find("vae").folders) == {"vae"}
+    assert source.config("vae")["latent_channels"] == 16
+    assert "_class_name" not in source.config("vae")
+
+
+def test_weights_named_in_local_yaml(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = move_weights(checkout, tmp_path / "disk" / "other-name")
+    (checkout / "local.yaml").write_text(f"bases: {{{BASE}: {place}}}\n")
+    assert find().folders["vae"] == place / "vae"
+    project = checkout / "projects" / "p"
+    project.mkdir(parents=True)
+    monkeypatch.chdir(project)  # found upward
+    assert find().folders["vae"] == place / "vae"
+
+
+def test_weights_in_a_folder_of_models(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = move_weights(checkout, tmp_path / "models" / BASE)
+    monkeypatch.setenv("ERIDIFF_MODELS", f"/nowhere:{tmp_path}/models")
+    assert find().folders["vae"] == place / "vae"
+    monkeypatch.delenv("ERIDIFF_MODELS")
+    (checkout / "local.yaml").write_text(f"model_folders: [{tmp_path}/models]\n")
+    assert find().folders["vae"] == place / "vae"
+
+
+def test_missing_weights_are_named_with_the_places(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move_weights(checkout, tmp_path / "gone")
+    monkeypatch.setenv("ERIDIFF_MODELS", str(tmp_path / "models"))
+    size = (tmp_path / "gone" / "vae" / "diffusion_pytorch_model.safetensors").stat().st_size
+    with pytest.raises(BaseError) as caught:
+        find("vae")
+    message = str(caught.value)
+    assert (
+        f"component vae, are not on this machine. Wanted: diffusion_pytorch_model.safetensors ({size} bytes)" in message
+    )
+    assert f"{tmp_path}/models/{BASE}/vae, {checkout}/data/bases/{BASE}/vae" in message
+    assert f"local.yaml (bases: {{{BASE}: FOLDER}})" in message
+
+
+def test_a_changed_byte_of_the_same_size_is_refused(checkout: Path) -> None:
+    path = checkout / "data" / "bases" / BASE / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BaseError, match=rf"{BASE}/vae is not what the pointer .* names: its content has digest"):
+        find("vae")
+    assert "text_encoder" in find("text").folders  # the other parts are well
+
+
+def test_another_config_is_refused(checkout: Path) -> None:
+    """Weights of the right bytes with another config are another model."""
+    path = checkout / "data" / "bases" / BASE / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "_diffusers_version": "9", "torch_dtype": "float16"}))
+    find("vae")  # says who wrote it, not what it is
+    path.write_text(json.dumps({**config, "shift_factor": 0.2, "extra": 1}))
+    with pytest.raises(
+        BaseError, match=r"vae is not what .* its config differs from the pointer's in extra, shift_factor"
+    ):
+        find("vae")
+    path.write_text("{")
+    with pytest.raises(BaseError, match=r"vae/config\.json is no valid JSON"):
+        find("vae")
+
+
+def test_pointers_that_cannot_be_read(checkout: Path) -> None:
+    with pytest.raises(
+        BaseError, match=rf"base 'tiny-x' has no pointer vae\.json\. .*Known: {BASE}\. `eridiff base add"
+    ):
+        read_pointer("tiny-x", "vae")
+    with pytest.raises(BaseError, match=f"Did you mean '{BASE}'"):
+        read_pointer(BASE[:-1], "vae")
+    path = bases_dir() / BASE / "vae.json"
+    for text in ("{", "[]", "{}", '{"components": {"vae": {}}, "family": "f", "part": "vae"}'):
+        path.write_text(text)
+        with pytest.raises(BaseError, match=rf"{path} is no pointer .*make it again with `eridiff base add`"):
+            read_pointer(BASE, "vae")
+
+
+def test_a_base_of_another_family_is_refused(checkout: Path) -> None:
+    with pytest.raises(
+        BaseError, match=rf"model\.base '{BASE}' is a base of family '{FAMILY}', but model\.family is 'other'"
+    ):
+        pointers_of(BASE, ["vae"], "other")
+
+
+def test_add_base_writes_the_same_pointers_wherever_the_folder_lies(checkout: Path, tmp_path: Path) -> None:
+    in_git = {part: (bases_dir() / BASE / f"{part}.json").read_bytes() for part in PARTS}
+    local = checkout / "local.yaml"
+    local.write_text("# my machine\nstore: /big/store  # a disk\n")
+    place = move_weights(checkout, tmp_path / "elsewhere")
+    paths = add_base(BASE, place)
+    assert [path.name for path in paths] == ["vae.json", "text.json", "denoiser.json"]
+    assert {part: (bases_dir() / BASE / f"{part}.json").read_bytes() for part in PARTS} == in_git
+    assert local.read_text() == f"# my machine\nstore: /big/store  # a disk\nbases:\n  {BASE}: {place}\n"
+    assert find().folders["vae"] == place / "vae"
+    add_base("second", place)
+    assert local.read_text().startswith("# my machine\nstore: /big/store  # a disk\n")
+    assert local.read_text().endswith(f"  second: {place}\n")
+
+
+def test_add_base_beside_the_pointers_leaves_local_yaml(checkout: Path) -> None:
+    add_base(BASE, checkout / "data" / "bases" / BASE)
+    assert not (checkout / "local.yaml").exists()
+
+
+@pytest.mark.parametrize("text", ["", "bases:\n", "# nothing\n"])
+def test_add_base_with_an_empty_local_yaml(checkout: Path, tmp_path: Path, text: str) -> None:
+    (checkout / "local.yaml").write_text(text)
+    place = move_weights(checkout, tmp_path / "elsewhere")
+    add_base(BASE, place)
+    assert find("vae").folders["vae"] == place / "vae"
+
+
+def test_add_base_with_a_broken_local_yaml(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "local.yaml").write_text("store: [\n")
+    with pytest.raises(ConfigError, match=r"local\.yaml is no valid YAML"):
+        add_base(BASE, move_weights(checkout, tmp_path / "elsewhere"))
+
+
+def test_folders_that_are_no_base(checkout: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(BaseError, match=r"model is no model folder in diffusers' layout: it has no model_index\.json"):
+        detect_family(folder)
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(BaseError, match=r"model_index\.json is no valid JSON"):
+        detect_family(folder)
+    (folder / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(BaseError, match=r"is a 'KandinskyPipeline', which no family trains\. Known: .*FluxPipeline"):
+        detect_family(folder)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": load_family(FAMILY).PIPELINE}))
+    with pytest.raises(BaseError, match=r"model/vae is missing: a base in diffusers' layout has this folder"):
+        add_base("new", folder)
+    assert not (bases_dir() / "new").exists()
