@@ -7,7 +7,7 @@ from typing import Any
 from eridiff.buckets import BucketParams
 from eridiff.captions import CaptionParams
 from eridiff.config import ModelParams, Section, read_yaml, validate
-from eridiff.draw import check_draw
+from eridiff.draw import check_draw, fill_trigger
 from eridiff.errors import ConfigError, EridiffError, did_you_mean
 from eridiff.export import ExportParams
 from eridiff.families import Family, load_family
@@ -100,6 +100,7 @@ def _check_buckets(sections: Mapping[str, Any], family: Family) -> None:
 def _check_sample(sections: Mapping[str, Any], family: Family) -> None:
     sample = sections["sample"]
     check_draw(sample, family, sample.prompts, "params.yaml: sample")
+    fill_trigger(sample.prompts, sections["captions"].trigger, "params.yaml: sample.prompts")
     if sample.ema and sections["train"].ema_decay is None:
         raise ConfigError("params.yaml: sample.ema is true, but train.ema_decay is null: no average is trained.")
 

@@ -121,8 +121,9 @@ def _explain(model: type[Section], problem: dict[str, Any], location: list[str],
         kinds = _leaf_types(_section_at(model, names[:-1]).model_fields[names[-1]].annotation)
         choices = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
         return f"'{path}' is {value!r}, which is none of its choices.{choices}"
-    if problem["type"] == "value_error":  # a section's own rule, which names the values itself
-        return f"'{path}': {problem['ctx']['error']}."
+    if problem["type"] == "value_error":  # a rule of ours; one about a whole section names the values itself
+        shown = "" if isinstance(value, dict) else f" is {value!r}"
+        return f"'{path}'{shown}: {str(problem['ctx']['error']).rstrip('.')}."
     return f"'{path}' is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 

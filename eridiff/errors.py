@@ -83,6 +83,7 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, stop)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to other stages
     quiet_libraries()
     try:
         main()

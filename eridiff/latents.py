@@ -170,7 +170,7 @@ def load_batch(batch: list[Sample], params: LatentParams, pictures: Path) -> "Te
         )
     crops += [crops[-1]] * (params.batch_size - len(crops))
     pixels_BHWC = torch.from_numpy(np.stack(crops))  # uint8
-    return pixels_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels_BHWC.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1  # else strides are channels_last
 
 
 def prepare_vae(vae: "nn.Module", params: LatentParams, device: "torch.device") -> "nn.Module":

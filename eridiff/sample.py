@@ -62,7 +62,7 @@ def plan_columns(folder: Path, params: SampleParams) -> list[Column]:
             kept = ", ".join(map(str, sorted(found)))
             raise ConfigError(f"params.yaml: sample.checkpoints names step {step}, which was not kept. Kept: {kept}.")
         columns += [Column(f"{kind} {step} x {strength:g}", found[step], strength) for strength in params.strengths]
-    return columns
+    return list(dict.fromkeys(columns))  # `last` may be named by its step too
 
 
 def draw_samples(

@@ -130,24 +130,14 @@ class Store:
     @property
     def catalogue(self) -> dict[str, Location]:
         """Every key in the store and where its entry lies; shards in sorted order, the first wins."""
-        if self._catalogue is None:
-            self._catalogue = {}
-            loose = sorted(self.folder.glob("entries/*/*.safetensors"))  # first: entries move into shards meanwhile
-            for path in [*sorted(self.folder.glob("shards/*.safetensors")), *loose]:
-                self._add(path)
+        while self._catalogue is None:
+            loose = sorted(self.folder.glob("entries/*/*.safetensors"))
+            shards = sorted(self.folder.glob("shards/*.safetensors"))
+            found: dict[str, Location] = {}
+            if all([_add(found, path) for path in [*shards, *loose]]):
+                self._catalogue = found
+            # else an entry moved into a shard that was not there yet when the shards were listed: look again
         return self._catalogue
-
-    def _add(self, path: Path) -> None:
-        """Add a file's entries to the catalogue. A file that another process moved meanwhile is skipped."""
-        assert self._catalogue is not None
-        try:
-            entries = read_catalogue(TensorFile(path))
-        except FileNotFoundError:
-            return
-        except DataError as error:
-            raise StoreError(f"{error} Remove it: what it held is encoded again.") from None
-        for key, location in entries.items():
-            self._catalogue.setdefault(key, location)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that the store lacks, sorted, each once."""
@@ -173,7 +163,7 @@ class Store:
 
     def _read(self, key: str, files: dict[Path, TensorFile]) -> tuple[Location, dict[str, RawTensor]]:
         """An entry and where it lies; looked for again where another process has just moved it into a shard."""
-        for _ in range(2):
+        for _ in range(10):  # others may move it again meanwhile
             if key not in self.catalogue:
                 break
             location = self.catalogue[key]
@@ -200,7 +190,7 @@ class Store:
                 read_entry(file, key, location.checksum)
             target = self._shard_path({key: location.checksum for key, location in entries.items()})
             link_or_copy(path, target)
-            self._add(target)
+            _add(self.catalogue, target)
         return len(self.catalogue) - before
 
     def publish(self, keys: Iterable[str], out: Path) -> dict[str, str]:
@@ -247,6 +237,19 @@ class Store:
 
     def _shard_path(self, checksums: Mapping[str, str]) -> Path:
         return self.folder / "shards" / f"{digest_json(dict(checksums))}.safetensors"
+
+
+def _add(catalogue: dict[str, Location], path: Path) -> bool:
+    """Add a file's entries to a catalogue, what is there first stays; False where another process moved the file."""
+    try:
+        entries = read_catalogue(TensorFile(path))
+    except FileNotFoundError:
+        return False
+    except DataError as error:
+        raise StoreError(f"{error} Remove it: what it held is encoded again.") from None
+    for key, location in entries.items():
+        catalogue.setdefault(key, location)
+    return True
 
 
 def split_keys(sizes: Mapping[str, int], prefix: str = "") -> dict[str, list[str]]:

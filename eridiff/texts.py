@@ -88,7 +88,7 @@ def encode_missing(
     encoders: TextEncoders,
     device: "torch.device",
 ) -> int:
-    """Encode every caption that the store lacks, longest first within fixed batches; returns how many."""
+    """Encode every caption that the store lacks, in fixed batches by key; returns how many."""
     import torch
 
     from eridiff.precision import fix_threads, use_tf32

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_main does: threads that wait leave the cores to others
 os.environ["DVC_NO_ANALYTICS"] = "1"
+# Threads that wait sleep: several test processes on few cores are else many times slower. No bit changes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,7 +3,8 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def publish(family: str, params: TrainParams, state: Path, table: Table, out: Pa
 @pytest.mark.parametrize(("family", "option"), CASES)
 def test_resumed_equals_straight(family: str, option: str, tmp_path: Path) -> None:
     """Killed after step 4 of 6 (state: step 4), and again after step 5: adapters, table and files are equal."""
+    # On a CPU bitsandbytes compiles its update: slow, and another matter.
+    with torch.compiler.set_stance("force_eager") if option == "8bit" else nullcontext():
+        check_resumed(family, option, tmp_path)
+
+
+def check_resumed(family: str, option: str, tmp_path: Path) -> None:
     lora = {"rank": 128 if option == "8bit" else 4}  # tensors under 4096 numbers keep 32 bits
     params = training.params_of({"steps": 6, "save_every": 4, "keep": 3, "lora": lora, **OPTIONS[option]})
     table, adapters = run_training(family, params, tmp_path, tmp_path / "straight")
@@ -175,7 +182,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 
 
 HOLD_AND_TRAIN = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from eridiff.runstate import hold
 from tests import training
@@ -184,18 +191,22 @@ from tests.test_resume import run_training
 def wait(step):
     if step == 3:
         print("step 3", flush=True)
-        time.sleep(600)
-folder = Path(sys.argv[1])
+        while os.getppid() == parent:  # not after the tests
+            time.sleep(0.1)
+folder, parent = Path(sys.argv[1]), os.getppid()
 with hold(folder / "state"):
     run_training(FAMILIES[0], training.params_of({"steps": 5}), folder, folder / "state", wait)
 """
 
 
 @pytest.fixture(scope="module")
-def holder(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.Popen[str]]":
+def holder(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[tuple[Path, subprocess.Popen[str]]]":
     """A process that trains three steps and waits; started before this module's other tests."""
     folder = tmp_path_factory.mktemp("held")
-    return folder, processes.start(HOLD_AND_TRAIN, folder)
+    process = processes.start(HOLD_AND_TRAIN, folder)
+    yield folder, process
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -209,7 +220,7 @@ def test_second_holder_is_refused_and_a_killed_one_resumed(
     folder, process = holder
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "step 3\n", process.stderr and process.stderr.read()
+        assert "step 3\n" in iter(process.stdout.readline, "")  # a slow machine prints progress before it
         with (
             pytest.raises(
                 TrainError, match=rf"already running \(process {process.pid} on .+\): wait for it, or stop it"

@@ -47,14 +47,14 @@ def test_two_processes_fill_one_store(tmp_path: Path) -> None:
 
 
 PUT_FOR_EVER = """
-import sys
+import os, sys
 from pathlib import Path
 from eridiff.store import Store
 from tests.entries import entry
 store = Store(Path(sys.argv[1]), "latents")
 print("ready", flush=True)
-number = 0
-while True:
+number, parent = 0, os.getppid()
+while os.getppid() == parent:  # not after the tests
     store.put(*entry(number, 400_000))
     number += 1
 """

@@ -26,7 +26,7 @@ def bucket_of(row: Row) -> tuple[int, int]:
 
 
 def draw_cell(row: Row, colour: str) -> Image.Image:
-    """One picture, whole, at most CELL pixels a side: a frame round its crop, what is cut off pale."""
+    """One picture, whole, at most CELL pixels a side: a frame round its crop, what is cut off grey."""
     picture = load_pixels(ROOT / "data/raw" / row["path"], row["file_digest"]).convert("RGBA")
     scale = min(CELL / picture.width, CELL / picture.height)
     size = (round(picture.width * scale), round(picture.height * scale))

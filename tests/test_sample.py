@@ -1,0 +1,196 @@
+"""Samples: columns planned, pictures with and without the LoRA compared, a labelled grid; previews change nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eridiff.config import ModelParams, validate
+from eridiff.draw import DrawParams, Prompt, draw, fill_trigger
+from eridiff.errors import ConfigError, DataError
+from eridiff.families import load_family
+from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
+from eridiff.previews import make_previewer
+from eridiff.project import LocalConfig
+from eridiff.sample import Column, SampleParams, draw_grid, draw_samples, plan_columns, write_samples
+from eridiff.train import train
+from tests import training
+from tests.bases import FAMILIES, pipeline, source
+from tests.checkouts import make_checkout
+
+ROOT = Path(__file__).parent.parent
+FAMILY = FAMILIES[0]
+TOKENS = load_family(FAMILY).MAX_TOKENS[-1]
+
+
+def params(**changes: Any) -> SampleParams:
+    plain = {"prompts": [{"prompt": "[trigger], a fox"}, {"prompt": "a teapot"}], "steps": 1, "size": [64, 32]}
+    given = {**plain, "precision": "fp32", "max_tokens": TOKENS, **changes}
+    return validate(SampleParams, given, where="params.yaml", prefix="sample")
+
+
+def checkpoint(folder: Path, step: int, shake: float, kind: str = "step") -> Path:
+    """A checkpoint of the small base; shake 0: lora_B is zero, so the LoRA does nothing."""
+    module = load_family(FAMILY)
+    denoiser = training.copy.deepcopy(training.base_denoiser(FAMILY))
+    chosen = LoraParams(rank=2, alpha=2.0)
+    adapters = add_adapter(denoiser, chosen, target_modules(denoiser, module.TARGETS, "attention", []), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in adapters.values() if shake else ():
+        tensor.data += shake * torch.randn(tensor.shape, generator=generator)
+    path = folder / f"{kind}-{step:06d}.safetensors"
+    save_checkpoint(path, adapters, prefix=module.DENOISER, params=chosen, lineage={"trigger": "eridraw"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    checkpoint(folder, 30, 0.0)
+    checkpoint(folder, 60, 0.3)
+    return folder
+
+
+def test_columns(checkpoints: Path) -> None:
+    columns = plan_columns(checkpoints, params(checkpoints=["last", 30], strengths=[0.5, 1.0]))
+    assert [(column.label, column.checkpoint and column.checkpoint.name, column.strength) for column in columns] == [
+        ("base", None, 0.0),
+        ("step 60 x 0.5", "step-000060.safetensors", 0.5),
+        ("step 60 x 1", "step-000060.safetensors", 1.0),
+        ("step 30 x 0.5", "step-000030.safetensors", 0.5),
+        ("step 30 x 1", "step-000030.safetensors", 1.0),
+    ]
+
+
+def test_the_same_checkpoint_twice_is_one_column(checkpoints: Path) -> None:
+    columns = plan_columns(checkpoints, params(checkpoints=["last", 60], strengths=[1.0, 1]))
+    assert [column.label for column in columns] == ["base", "step 60 x 1"]
+
+
+def test_checkpoints_that_are_not_there(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sample\.checkpoints names step 45, which was not kept\. Kept: 30, 60\."):
+        plan_columns(checkpoints, params(checkpoints=[45]))
+    with pytest.raises(ConfigError, match=r"holds no moving average: set train\.ema_decay"):
+        plan_columns(checkpoints, params(ema=True))
+    with pytest.raises(ConfigError, match="holds no checkpoint: run `dvc repro`"):
+        plan_columns(tmp_path, params())
+
+
+def test_the_trigger() -> None:
+    prompts = (Prompt(prompt="[trigger], x [trigger]", negative="n"), Prompt(prompt="y"))
+    assert fill_trigger(prompts, "eri", "") == (Prompt(prompt="eri, x eri", negative="n"), Prompt(prompt="y"))
+    with pytest.raises(ConfigError, match=r"params has '\[trigger\]' in a prompt, but captions\.trigger is null"):
+        fill_trigger(prompts, None, "params")
+    assert fill_trigger(prompts[1:], None, "") == prompts[1:]
+
+
+COLUMNS = [Column("base", None, 0.0), Column("step 5 x 0.5", Path("5"), 0.5), Column("step 5 x 1", Path("5"), 1.0)]
+PROMPTS = [(Prompt(prompt="one"), 0), (Prompt(prompt="two"), 7)]
+
+
+def plain_images() -> dict[tuple[int, int], Image.Image]:
+    """(column, row) -> one grey: the first column 100 and 50, the second moved by 51 and 0, the third by 255 - ..."""
+    greys = {(0, 0): 100, (0, 1): 50, (1, 0): 151, (1, 1): 50, (2, 0): 49, (2, 1): 152}
+    return {place: Image.new("RGB", (40, 30), (grey,) * 3) for place, grey in greys.items()}
+
+
+def test_metrics_and_files(tmp_path: Path) -> None:
+    write_samples(plain_images(), COLUMNS, PROMPTS, tmp_path)
+    moved = json.loads((tmp_path / "metrics.json").read_text())["moved_from_base"]
+    assert moved == {"step 5 x 0.5": pytest.approx(51 / 255 / 2), "step 5 x 1": pytest.approx((51 + 102) / 255 / 2)}
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        f"{row:02d}-{label}.png" for row in (0, 1) for label in ("base", "step-5-x0.5", "step-5-x1")
+    ]
+    with Image.open(tmp_path / "images" / "01-step-5-x1.png") as image:
+        assert (image.size, image.getpixel((3, 3)), image.info) == ((40, 30), (152, 152, 152), {})
+    first = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    write_samples(plain_images(), COLUMNS, PROMPTS, tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*.*")} == first
+
+
+def test_the_grid() -> None:
+    """Every picture whole at its place; black letters in the label lines and nowhere in the gaps below."""
+    images = plain_images()
+    grid = np.asarray(draw_grid(images, COLUMNS, PROMPTS))
+    line, gap = 16, 4
+    assert grid.shape == (line + 2 * (30 + line + gap), 3 * (40 + gap), 3)
+    for (column, row), image in images.items():
+        top, left = line + row * (30 + line + gap) + line, column * (40 + gap)
+        assert np.array_equal(grid[top : top + 30, left : left + 40], np.asarray(image))
+    assert (grid[:line] < 128).any(), "no labels of columns"
+    for row in range(2):
+        top = line + row * (30 + line + gap)
+        assert (grid[top : top + line] < 128).any(), "no prompt above a row"
+
+
+@pytest.fixture(scope="module")
+def drawn(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("samples")
+    chosen = params(checkpoints=[30, 60], strengths=[0.5, 1.0], seeds=[0, 1])
+    draw_samples(chosen, load_family(FAMILY), source(FAMILY), training.CPU, checkpoints, out)
+    return out
+
+
+def test_a_lora_that_does_nothing_moves_nothing(drawn: Path) -> None:
+    moved = json.loads((drawn / "metrics.json").read_text())["moved_from_base"]
+    assert list(moved) == ["step 30 x 0.5", "step 30 x 1", "step 60 x 0.5", "step 60 x 1"]
+    assert moved["step 30 x 0.5"] == moved["step 30 x 1"] == 0.0
+    assert 0 < moved["step 60 x 0.5"] < moved["step 60 x 1"]
+
+
+def test_pictures_are_the_pipelines(drawn: Path) -> None:
+    """Each row is drawn from its own seed and prompt, the trigger filled in; the base is the base."""
+    assert len(list((drawn / "images").iterdir())) == 4 * 5
+    pipe, given = pipeline(FAMILY), params()
+    for row, (prompt, seed) in enumerate((p, s) for p in ("eridraw, a fox", "a teapot") for s in (0, 1)):
+        expected = draw(pipe, load_family(FAMILY), given, Prompt(prompt=prompt), seed)
+        with Image.open(drawn / "images" / f"{row:02d}-base.png") as image:
+            assert image.size == (64, 32)
+            assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_draw_equals_the_pipelines_own_picture() -> None:
+    arguments: dict[str, Any] = {"prompt": "a fox", "num_inference_steps": 1, "width": 64, "height": 32}
+    arguments |= {"guidance_scale": 5.0, "max_sequence_length": TOKENS, "generator": torch.Generator().manual_seed(3)}
+    with torch.inference_mode():
+        theirs = pipeline(FAMILY)(**arguments).images[0]
+    ours = draw(pipeline(FAMILY), load_family(FAMILY), params(), Prompt(prompt="a fox"), seed=3)
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    def broken(**_: Any) -> Any:
+        return type("Answer", (), {"images": np.full((1, 32, 64, 3), np.nan, dtype=np.float32)})
+
+    with pytest.raises(DataError, match=r"drew numbers that are not finite for 'a fox': try precision fp32"):
+        draw(broken, load_family(FAMILY), DrawParams(), Prompt(prompt="a fox"), 0)
+
+
+def test_previews_are_drawn_and_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same training with and without previews: the same adapters, table and next random number."""
+    folder = make_checkout(tmp_path / "checkout", monkeypatch)
+    (folder / "data" / "bases" / f"tiny-{FAMILY}").symlink_to(ROOT / "data" / "bases" / f"tiny-{FAMILY}")
+    model = ModelParams(family=FAMILY, base=f"tiny-{FAMILY}")
+    local = LocalConfig(preview_every=2, preview_prompts=("a fox", "a teapot"), preview_steps=1)
+    chosen = training.params_of({"steps": 3, "caption_dropout": 0.5})
+    data = training.random_set(FAMILY, tmp_path, chosen)
+    found = []
+    for config in (LocalConfig(), local):
+        torch.manual_seed(1)
+        run = training.start(FAMILY, chosen)
+        previewer = make_previewer(config, model, "fp32", run.denoiser, (64, 32))
+        assert (previewer is None) == (config.preview_every == 0)
+        table, _ = train(run, data, tmp_path / f"state-{config.preview_every}", 9, previewer)
+        found.append((table, run.adapters, torch.rand(())))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(tensor, found[1][1][name]) for name, tensor in found[0][1].items())
+    assert found[0][2] == found[1][2]
+    previews = sorted((folder / "runs" / "previews").iterdir())
+    assert [path.name for path in previews] == ["step-000002-0.png", "step-000002-1.png"]
+    with Image.open(previews[0]) as one, Image.open(previews[1]) as two:
+        assert one.size == (64, 32)
+        assert one.tobytes() != two.tobytes()
