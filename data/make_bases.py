@@ -239,9 +239,7 @@ def fill(model: torch.nn.Module, role: str) -> None:
     """Draw every weight anew: the libraries start some at exactly zero, and no gradient passes those."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            noise = np.random.default_rng(
-                [SEED, zlib.crc32(f"{role}/{name.removeprefix('text_model.')}".encode())]
-            )
+            noise = np.random.default_rng([SEED, zlib.crc32(f"{role}/{name.removeprefix('text_model.')}".encode())])
             value = noise.standard_normal(tuple(tensor.shape))
             if tensor.ndim > 1:
                 value /= (tensor.numel() / tensor.shape[0]) ** 0.5  # keeps the size of what flows through

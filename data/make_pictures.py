@@ -198,10 +198,8 @@ def draw_svg(picture: Picture, icon_sets: dict[str, dict[str, Any]]) -> str:
 
 def encode(image: Image.Image, picture: Picture) -> bytes:
     """Pixels => the bytes of the file, in the mode and orientation that the picture asks for."""
-    if picture.mode == "P":
-        image = image.quantize(64, method=Image.Quantize.FASTOCTREE)  # the one method that keeps alpha
-    else:
-        image = image.convert(picture.mode)
+    palette = Image.Quantize.FASTOCTREE  # the one method that keeps alpha
+    image = image.quantize(64, method=palette) if picture.mode == "P" else image.convert(picture.mode)
     exif = Image.Exif()
     if picture.orientation == 6:
         image = image.transpose(Image.Transpose.ROTATE_90)

@@ -8,7 +8,7 @@ from eridiff.errors import BaseError
 from eridiff.families import family_names, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.files import write_text
-from eridiff.project import bases_dir, checkout_root
+from eridiff.project import NAME, bases_dir, checkout_root
 from eridiff.sources import Pointer, describe_component, pointer_text
 
 
@@ -35,6 +35,8 @@ def add_base(name: str, folder: Path) -> list[Path]:
 
     A folder outside data/bases is remembered in local.yaml. Everything is read before anything is written.
     """
+    if not NAME.fullmatch(name):
+        raise BaseError(f"'{name}' is no name for a base: letters, digits, '.', '_' and '-' only.")
     family_name = detect_family(folder)
     family, canonical = load_family(family_name), load_keys(family_name).canonical
     with FileDigests() as digests:

@@ -81,6 +81,15 @@ def _check_objective(sections: Mapping[str, Any], family: Family) -> None:
     refuse_other_objective(family, sections["train"])
 
 
+def _check_warmup(sections: Mapping[str, Any], family: Family) -> None:
+    train = sections["train"]
+    if train.optimizer.warmup_steps > train.steps:
+        raise ConfigError(
+            f"params.yaml: train.optimizer.warmup_steps is {train.optimizer.warmup_steps}, more than train.steps "
+            f"({train.steps}): the learning rate would never be reached."
+        )
+
+
 def _check_targets(sections: Mapping[str, Any], family: Family) -> None:
     targets = sections["train"].lora.targets
     if targets not in family.TARGETS:
@@ -119,4 +128,12 @@ def _check_checkpoints(sections: Mapping[str, Any], family: Family) -> None:
         raise ConfigError("params.yaml: export.ema is true, but train.ema_decay is null: no average is trained.")
 
 
-RULES = (_check_objective, _check_targets, _check_text, _check_buckets, _check_sample, _check_checkpoints)
+RULES = (
+    _check_objective,
+    _check_warmup,
+    _check_targets,
+    _check_text,
+    _check_buckets,
+    _check_sample,
+    _check_checkpoints,
+)

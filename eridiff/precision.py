@@ -32,8 +32,9 @@ def choose_device(*, allow_cpu: bool) -> torch.device:
         raise ConfigError(f"device '{name}' was asked for, but torch {torch.__version__} finds no CUDA device.")
     if device.type == "cpu" and not allow_cpu:
         raise ConfigError(
-            "no CUDA device: this model is not meant for a CPU. Run it on a machine with a GPU, or set "
-            "model.allow_cpu: true in params.yaml (only the small bases are any use there)."
+            f"{'device cpu was asked for' if chosen else 'no CUDA device'}, but this model is not meant for a CPU. Run "
+            "it on a machine with a GPU, or set model.allow_cpu: true in params.yaml (only the small bases are any use "
+            "there)."
         )
     return device
 

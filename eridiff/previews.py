@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from eridiff.config import ModelParams
 from eridiff.draw import DrawParams, Prompt, draw
-from eridiff.errors import DataError
+from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family, load_keys
 from eridiff.progress import say
 from eridiff.project import LocalConfig
@@ -26,6 +26,8 @@ def make_previewer(
     """
     if not local.preview_every:
         return None
+    if not local.preview_prompts:
+        raise ConfigError("local.yaml: preview_every is set, but preview_prompts names nothing to draw.")
     family = load_family(model.family)
     source = find_source(
         pointers_of(model.base, family.PARTS, model.family).values(), load_keys(model.family).canonical

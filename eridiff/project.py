@@ -1,6 +1,7 @@
 """Where things are on this machine: the checkout, local.yaml, the store. Nothing here changes a result."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from pydantic import Field
 
 from eridiff.config import Section, read_yaml, validate
 from eridiff.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a project or a base: a folder, and part of paths
 
 
 class LocalConfig(Section):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from eridiff.errors import ConfigError, DataError
 from eridiff.files import write_text
-from eridiff.project import checkout_root
+from eridiff.images import PICTURE_SUFFIXES
+from eridiff.project import NAME, checkout_root
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHARED = ("eridiff/", "stages/", "data/bases")  # paths of dvc.yaml that lie in the checkout
 
 
@@ -39,6 +39,8 @@ def make_project(name: str, images: Path, params: Path) -> Path:
         raise ConfigError(f"{folder} exists already: choose another name, or work in it.")
     if not images.is_dir():
         raise DataError(f"{images} is no folder of pictures.")
+    if not any(path.suffix.lower() in PICTURE_SUFFIXES for path in images.rglob("*")):
+        raise DataError(f"{images} holds no pictures. Known kinds: {', '.join(sorted(PICTURE_SUFFIXES))}.")
     if not params.is_file():
         raise ConfigError(f"{params} is missing. Presets lie in {root / 'presets'}.")
     try:
@@ -66,6 +68,8 @@ def _init_dvc(root: Path, folder: Path) -> None:
     _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
     _run(["dvc", "add", "-q", "data/raw"], folder)
     _run(["dvc", "unprotect", "data/raw"], folder)  # users edit their pictures and captions in place
+    pointer = folder / "data" / "raw.dvc"
+    write_text(pointer, pointer.read_text("utf-8").rstrip() + "\n  push: false\n")  # pictures leave when asked to
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -152,7 +152,7 @@ def find_source(pointers: Iterable[Pointer], canonical: Canonical) -> ModelSourc
     """
     found = {pointer.part: pointer for pointer in pointers}
     folders: dict[str, Path] = {}
-    wanted = [(pointer, component) for pointer in found.values() for component in pointer.components.values()]
+    wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
     with FileDigests() as digests:
         for pointer, component in wanted:
             folder = _find_folder(pointer.base, component)

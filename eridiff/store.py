@@ -111,8 +111,8 @@ def read_entry(file: TensorFile, key: str, expected: str) -> dict[str, RawTensor
     tensors = {name.split(".", 1)[1]: file.raw(name) for name in names}
     if checksum(tensors) != expected:
         raise StoreError(
-            f"{file.path} is damaged: entry {key[:12]} does not match its checksum. Remove the file, and the "
-            "stage's out, and run `dvc repro`."
+            f"{file.path} is damaged: entry {key[:12]} does not match its checksum. Remove the file, "
+            "its copies in the store and in DVC's cache (docs/troubleshooting.md finds them), and run `dvc repro`."
         )
     return tensors
 
@@ -134,7 +134,7 @@ class Store:
             loose = sorted(self.folder.glob("entries/*/*.safetensors"))
             shards = sorted(self.folder.glob("shards/*.safetensors"))
             found: dict[str, Location] = {}
-            if all([_add(found, path) for path in [*shards, *loose]]):
+            if all(_add(found, path) for path in [*shards, *loose]):
                 self._catalogue = found
             # else an entry moved into a shard that was not there yet when the shards were listed: look again
         return self._catalogue

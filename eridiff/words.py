@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 
 
 def check() -> None:
-    """Lint, format, types, and the documents that are generated."""
+    """Lint, format and types."""
     tool = str(VENV / "bin" / "python")
     run([tool, "-m", "ruff", "check", "."], "ruff found faults")
     run([tool, "-m", "ruff", "format", "--check", "."], "`ruff format .` would change files")
