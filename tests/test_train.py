@@ -15,12 +15,12 @@ from diffusers import DDPMScheduler, FluxPipeline
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 from torch import Tensor
 
-from eridiff.data import Batch, TrainingSet
+from eridiff.data import Batch, TrainingSet, plan_batches
 from eridiff.errors import TrainError
 from eridiff.families import load_family
 from eridiff.lora import LoraParams, add_adapter, target_modules
 from eridiff.noise import normal, uniform
-from eridiff.train import Run, checkpoint_path, train, train_step
+from eridiff.train import Run, checkpoint_path, load_adapters, train, train_step
 from tests import training
 from tests.bases import FAMILIES, source
 
@@ -222,6 +222,34 @@ def test_micro_batches_add_up(sets: dict[str, TrainingSet]) -> None:
     for name, tensor in whole.adapters.items():
         assert tensor.grad is not None
         assert torch.allclose(tensor.grad, halves.adapters[name].grad, rtol=1e-3, atol=1e-7), name
+
+
+def test_the_loop_by_hand(sets: dict[str, TrainingSet], tmp_path: Path) -> None:
+    """Three steps with clipped gradients, a warm-up and an average: what is saved equals torch's own loop."""
+    family = FAMILIES[0]
+    optimizer = {"lr": 1e-2, "max_grad_norm": 0.02, "warmup_steps": 3}
+    params = training.params_of({"steps": 3, "save_every": 3, "ema_decay": 0.9, "optimizer": optimizer})
+    table, _ = train(training.start(family, params), sets[family], tmp_path, state_every=9)
+    run = training.start(family, params)
+    adapters = list(run.adapters.values())
+    average = [tensor.detach().clone() for tensor in adapters]
+    adamw = torch.optim.AdamW(adapters, weight_decay=0.01)
+    plan = plan_batches(sets[family].samples, 2, 3, params.seed)
+    for step in (1, 2, 3):
+        loss = train_step(run, sets[family].batch(plan[step - 1], step, 0), step)
+        norm = torch.stack([tensor.grad.norm() for tensor in adapters if tensor.grad is not None]).norm()
+        assert norm > 0.02
+        for tensor in adapters:
+            tensor.grad = None if tensor.grad is None else tensor.grad * 0.02 / norm
+        adamw.param_groups[0]["lr"] = 1e-2 * step / 3
+        adamw.step()
+        adamw.zero_grad()
+        average = [0.9 * mean + 0.1 * tensor.detach() for mean, tensor in zip(average, adapters, strict=True)]
+        row = [table[name][step - 1] for name in ("loss", "grad_norm", "lr")]
+        assert row == pytest.approx([loss.item(), norm.item(), 1e-2 * step / 3], rel=1e-5)
+    for group, expected in (("adapters", adapters), ("average", average)):
+        saved = load_adapters(tmp_path, group, 3)
+        assert all(torch.allclose(saved[n], e, atol=1e-6) for n, e in zip(run.adapters, expected, strict=True)), group
 
 
 def test_a_loss_that_is_not_finite_stops(sets: dict[str, TrainingSet], tmp_path: Path) -> None:

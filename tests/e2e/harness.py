@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent.parent
 # Small enough that a stage's start is what costs: the numbers themselves are the unit tests' business.
 QUICK = {
-    "train": {"steps": 4, "save_every": 2, "keep": 2, "ema_decay": None},
+    "train": {"steps": 4, "save_every": 2, "keep": 2, "ema_decay": None, "optimizer.warmup_steps": 1},
     "sample": {"steps": 2, "strengths": [1.0], "prompts": [{"prompt": "[trigger], a red fox"}]},
 }
 
