@@ -30,7 +30,7 @@ class Sample:
     path: str
     bucket: tuple[int, int]
     original: tuple[int, int]
-    crop: tuple[int, int]
+    crops: tuple[tuple[int, int], ...]  # (left, top) in the resized picture, by flip
     repeats: int
     latent_keys: tuple[str, ...]
     texts: tuple[str, ...]
@@ -95,13 +95,19 @@ def join_tables(captions: list[Row], buckets: list[Row], latents: list[Row]) -> 
                 path=path,
                 bucket=(row["bucket_w"], row["bucket_h"]),
                 original=(row["original_w"], row["original_h"]),
-                crop=(row["crop_left"], row["crop_top"]),
+                crops=_crops(row),
                 repeats=row["repeats"],
                 latent_keys=tuple(key for _, key in sorted(keys[path].items())),
                 texts=variants[path],
             )
         )
     return samples
+
+
+def _crops(row: Row) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where the crop lies in the resized picture, and in its mirror image."""
+    left, top = row["crop_left"], row["crop_top"]
+    return (left, top), (row["resize_w"] - left - row["bucket_w"], top)
 
 
 def plan_batches(samples: Sequence[Sample], batch_size: int, count: int, seed: int) -> list[list[int]]:
@@ -204,7 +210,7 @@ class TrainingSet:
             text={name: torch.stack([entry[name].torch() for entry in texts]) for name in names},
             sizes=Sizes(
                 original=[sample.original for sample in chosen],
-                crop=[sample.crop for sample in chosen],
+                crop=[sample.crops[flip] for sample, flip in zip(chosen, flips, strict=True)],
                 target=chosen[0].bucket,
             ),
             paths=[sample.path for sample in chosen],

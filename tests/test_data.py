@@ -27,7 +27,7 @@ def picture(number: int) -> Sample:
         path=f"{number:02d}.png",
         bucket=(width, height),
         original=(1000 + number, 2000 + number),
-        crop=(number, 2 * number),
+        crops=((number, 2 * number), (9 - number, 2 * number)),
         repeats=1 + (number % 5 == 0),
         latent_keys=(key_of(f"latent {number} 0"), key_of(f"latent {number} 1")),
         texts=tuple(f"caption {number} {variant}" for variant in range(1 + number % 3)),
@@ -90,7 +90,8 @@ def assert_paired(batch: Batch) -> None:
         expected = torch.tensor(text_number(batch.captions[row]))
         assert batch.text["prompt_embeds"][row].unique() == expected
         assert batch.text["pooled"][row].unique() == expected
-        assert (batch.sizes.original[row], batch.sizes.crop[row]) == (sample.original, sample.crop)
+        flip = int(batch.mean[row].max().item() % 1 * 2)
+        assert (batch.sizes.original[row], batch.sizes.crop[row]) == (sample.original, sample.crops[flip])
     assert set(batch.text) == {"prompt_embeds", "pooled"}
 
 
@@ -220,7 +221,8 @@ def rows() -> dict[str, Any]:
             "repeats": s.repeats,
             **dict(zip(("bucket_w", "bucket_h"), s.bucket, strict=True)),
             **dict(zip(("original_w", "original_h"), s.original, strict=True)),
-            **dict(zip(("crop_left", "crop_top"), s.crop, strict=True)),
+            **dict(zip(("crop_left", "crop_top"), s.crops[0], strict=True)),
+            "resize_w": s.bucket[0] + sum(left for left, _ in s.crops),
         }
         for s in SAMPLES
     ]

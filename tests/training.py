@@ -86,7 +86,7 @@ def random_set(
                     path=path,
                     bucket=(width, height),
                     original=(2 * width + 1, height + 7),
-                    crop=(number, 2 * number),
+                    crops=((number, 2 * number),),
                     repeats=1,
                     latent_keys=(put(store, path, {"mean": shape, "std": shape}, "std"),),
                     texts=captions,

@@ -1,0 +1,40 @@
+"""Two keys of the store, pinned: stores of users hold entries under them, so they never change by accident.
+
+A param that is added later enters the parts only where it is not its default (docs/decisions.md).
+"""
+
+from pathlib import Path
+
+from eridiff.families import load_family
+from eridiff.latents import LatentParams, plan_samples
+from eridiff.store import PixelDigests
+from eridiff.texts import TextParams, plan_captions
+from tests.bases import FAMILIES
+
+IDENTITY = {"content": "c" * 64, "config": "f" * 64}
+ROW = {"path": "a.png", "file_digest": "d" * 64, "repeats": 1, "bucket_w": 128, "bucket_h": 96, "resize_w": 130}
+ROW |= {"resize_h": 96, "crop_left": 1, "crop_top": 0, "original_w": 260, "original_h": 192}
+
+
+def test_the_key_of_a_latent(tmp_path: Path) -> None:
+    pixels = PixelDigests(tmp_path)
+    pixels.learn({"d" * 64: "e" * 64})
+    samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
+    assert [sample.key for sample in samples] == LATENT_KEYS
+
+
+def test_the_key_of_a_text() -> None:
+    family = load_family(FAMILIES[0])
+    captions = plan_captions([{"variants": ["a fox"]}], TextParams(), family, {"text_encoder": IDENTITY})
+    assert [caption.text for caption in captions] == ["", "a fox"]
+    assert [caption.key for caption in captions] == TEXT_KEYS
+
+
+LATENT_KEYS = [
+    "5d277dea2a8106ff3c14a318a610caaad26cb29a7009819fee786e45aeb407c2",
+    "c0531a833ca243bf88d49f849c121819c2f90d34e1c97bb5498312fa2a736ff5",
+]
+TEXT_KEYS = [
+    "4d5a4b1556789d8927628025b3881c8362f0db8581b2ad825b4c682f77fb79d9",
+    "44ee3fbb76ef572e9f0cfa287dbbf72d2b514270dc5677f7d77ebd2b02e67e14",
+]
