@@ -7,7 +7,12 @@ import typer
 
 from eridiff.errors import run_main
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA training that recomputes only what changed.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="LoRA training that recomputes only what changed. `python -m eridiff setup | check | test | repro` are the "
+    "four words that run everything.",
+)
 base_app = typer.Typer(no_args_is_help=True, help="Bases: pointers to model weights.")
 app.add_typer(base_app, name="base")
 

@@ -1,6 +1,7 @@
 """Imports go down only; heavy libraries are imported where they are used; eridiff knows no stage."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,3 +171,10 @@ def test_light_modules_start_light() -> None:
     """All modules but those that work on tensors, imported in one process: no heavy library is loaded."""
     light = [name for name in FILES if name not in WITH_TORCH and name != "__main__"]
     assert processes.run(IMPORT_ALL, ",".join(light), ",".join(HEAVY)) == f"{len(light)}\n"
+
+
+def test_one_function_writes_all_safetensors() -> None:
+    """The library's own writers order metadata by chance: nothing of ours calls them."""
+    for path in [*(ROOT / "eridiff").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        text = path.read_text("utf-8")
+        assert not re.search(r"save_file|save_pretrained|save_lora_weights|torch\.save|import safetensors", text), path
