@@ -72,9 +72,6 @@ class _Predictor:
         """Fill the prediction, stage by stage."""
         for record in self.graph.stages:
             deps = {path: self.outs.get(path, digest) for path, digest in record.present_deps.items()}
-            for path in deps:
-                if path in self.outs:
-                    deps[path] = self.outs[path]
             plan = StagePlan(state=UP_TO_DATE, reasons=self._reasons(record, deps))
             outs: Outs = dict(record.outs)
             if plan.reasons:
