@@ -14,6 +14,7 @@ temporary name and renamed, never changed: any number of processes may fill one 
 
 import hashlib
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 
 FORMAT = "eridiff-store 1\n"
 SHARD_BYTES = 64 << 20
+OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "runs"}
 Parts = dict[str, Any]
 
 
@@ -293,6 +295,13 @@ def _check_format(root: Path) -> None:
     try:
         found = marker.read_text("utf-8") if marker.exists() else None
         if found is None:
+            foreign = sorted(set(os.listdir(root)) - OWN_NAMES) if root.exists() else []
+            foreign = [name for name in foreign if not name.startswith(".")]
+            if foreign:
+                raise StoreError(
+                    f"{root} is no store: it holds {foreign[0]} and no FORMAT. Choose an empty folder with "
+                    "ERIDIFF_STORE or `store:` in local.yaml."
+                )
             with atomic_write(marker) as file:
                 file.write(FORMAT.encode())
     except OSError as error:

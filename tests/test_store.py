@@ -265,3 +265,10 @@ def test_pixel_digests(tmp_path: Path) -> None:
     (tmp_path / "pixels" / "x.tsv").write_text("no tab\n")
     with pytest.raises(StoreError, match=r"x\.tsv is damaged"):
         PixelDigests(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"is no store: it holds holiday.jpg and no FORMAT. Choose an empty folder"):
+        Store(tmp_path, "latents")
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
