@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(folder: Path) -> Clone:
     """A clone that ran once, its dvc.lock committed."""
-    clone = make_clone(folder, "first")
+    clone = make_clone(folder, "first", quick=False)
     assert clone.repro().stages == ALL
     clone.commit("ran")
     return clone
@@ -44,7 +44,7 @@ def clone_of(first: Clone, folder: Path, name: str, *, share: bool) -> Clone:
 
 def test_an_empty_store_and_cache_give_the_same_bytes(first: Clone, folder: Path) -> None:
     """The whole demo twice, with nothing shared: equal digests of every out."""
-    second = make_clone(folder, "second")
+    second = make_clone(folder, "second", quick=False)
     assert second.repro().stages == ALL
     assert second.lock() == first.lock()
 
