@@ -1,6 +1,5 @@
 """The VAE cache: every picture's raw posterior (mean, std), encoded once for everything that it depends on."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from eridiff.caching import CacheCounts, fill
 from eridiff.config import Section
 from eridiff.errors import ConfigError, DataError
 from eridiff.images import crop_picture, load_pixels, pixel_digest
 from eridiff.progress import track
-from eridiff.store import CacheCounts, Parts, PixelDigests, Store, entry_key
+from eridiff.store import Parts, PixelDigests, Store, entry_key
 from eridiff.tables import Row
 
 if TYPE_CHECKING:
@@ -242,13 +242,11 @@ def cache_latents(
     load() gives the VAE and its device and is called only where something has to be encoded; earlier() gives the
     shards of this stage's own last output, read only where the store lacks a key.
     """
-    start = time.monotonic()
     store = Store(store_root, "latents")
     keys = [sample.key for sample in samples]
-    if store.missing(keys):
-        store.adopt(earlier())
-    encoded = encode_missing(samples, store, params, *load(), pictures) if store.missing(keys) else 0
-    shards = store.publish(keys, out)
+    shards, counts = fill(
+        store, keys, earlier, lambda: encode_missing(samples, store, params, *load(), pictures), out, what="latents"
+    )
     index = [
         {
             "path": sample.path,
@@ -260,11 +258,4 @@ def cache_latents(
         }
         for sample in sorted(samples, key=lambda sample: (sample.path, sample.flip))
     ]
-    counts = CacheCounts(
-        what="latents",
-        samples=len(samples),
-        encoded=encoded,
-        shards_written=store.shards_written,
-        seconds=time.monotonic() - start,
-    )
     return index, counts

@@ -2,14 +2,11 @@
 
 import os
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
 from eridiff.errors import ConfigError
 from eridiff.project import load_local
-
-DtypeName = Literal["fp32", "bf16", "fp16"]
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -41,24 +41,6 @@ class Location:
     size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheCounts:
-    """What a caching stage did, for its closing line."""
-
-    what: str
-    samples: int
-    encoded: int
-    shards_written: int
-    seconds: float
-
-    def line(self) -> str:
-        """The stage's closing line."""
-        reused = self.samples - self.encoded
-        shards = f"{self.shards_written} shard{'' if self.shards_written == 1 else 's'} written"
-        samples = f"{self.samples} samples, {self.encoded} encoded, {reused} reused"
-        return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s"
-
-
 def entry_key(parts: Parts) -> str:
     """The key of an entry: the digest of everything that its value depends on."""
     return digest_json(parts)

@@ -1,6 +1,5 @@
 """The text cache: the embedding of every distinct caption, encoded once for everything that it depends on."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from eridiff.caching import CacheCounts, fill
 from eridiff.config import Section
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.progress import track
-from eridiff.store import CacheCounts, Parts, Store, entry_key
+from eridiff.store import Parts, Store, entry_key
 from eridiff.tables import Row
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors
 
@@ -129,22 +129,12 @@ def cache_texts(
     load() gives the encoders and their device and is called only where something has to be encoded; earlier()
     gives the shards of this stage's own last output, read only where the store lacks a key.
     """
-    start = time.monotonic()
     store = Store(store_root, "texts")
     keys = [caption.key for caption in captions]
-    if store.missing(keys):
-        store.adopt(earlier())
-    encoded = encode_missing(captions, store, params, family, *load()) if store.missing(keys) else 0
-    shards = store.publish(keys, out)
-    index = _index(captions, shards, out)
-    counts = CacheCounts(
-        what="text",
-        samples=len(captions),
-        encoded=encoded,
-        shards_written=store.shards_written,
-        seconds=time.monotonic() - start,
+    shards, counts = fill(
+        store, keys, earlier, lambda: encode_missing(captions, store, params, family, *load()), out, what="text"
     )
-    return index, counts
+    return _index(captions, shards, out), counts
 
 
 def _index(captions: list[Caption], shards: Mapping[str, str], out: Path) -> list[Row]:

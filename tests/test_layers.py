@@ -20,7 +20,7 @@ LAYERS = (
     ("", "errors", "progress", "files", "words", "captionrules", "noise"),
     ("config", "tables", "tensorfile", "images", "captionfiles", "schedulers", "runlog", "modelcard", "dvcgraph"),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier"),
-    ("filedigests", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
+    ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("pictures", "sources", "trainparams", "gate"),
     ("captions", "encoders", "objectives"),
     ("families/*",),

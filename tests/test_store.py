@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eridiff import store as module
+from eridiff.caching import CacheCounts
 from eridiff.errors import EridiffError, StoreError
-from eridiff.store import CacheCounts, Parts, PixelDigests, Store, checksum, entry_key, read_catalogue, split_keys
+from eridiff.store import Parts, PixelDigests, Store, checksum, entry_key, read_catalogue, split_keys
 from eridiff.tensorfile import RawTensor, TensorFile
 from tests.entries import ENTRIES, KEYS, contents, filled
 
