@@ -1,0 +1,105 @@
+"""Do a base's samples show what was asked for? Their nearest drawing, among all that were asked for, tells.
+
+    python -m data.demo.accuracy FOLDER --drawings drawings.zip --sheet samples.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.demo.captions import STYLE_NAMES, spoken, with_article
+from data.demo.drawings import STYLES, SUBJECTS, read_pack
+
+CHECKED = SUBJECTS[::4][:54]  # every fourth subject, of every kind
+SMALL, SIDE, STEPS, GUIDANCE, BATCH = 32, 128, 20, 4.0, 27
+
+
+def prompt(subject: str, style: str) -> str:
+    """What is asked for."""
+    return f"{with_article(spoken(subject))}, {STYLE_NAMES[style]}, white background"
+
+
+def shrink(image: Image.Image) -> np.ndarray:
+    """A picture as it is compared: [SMALL, SMALL, 3], 0..1; drawings then need not be in the same place exactly."""
+    small = image.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32) / 255
+
+
+def reference(rgba: np.ndarray) -> Image.Image:
+    """A drawing as a sample shows it: on white, a little smaller than the picture."""
+    inner = round(0.82 * SIDE)
+    drawing = Image.fromarray(rgba).resize((inner, inner), Image.Resampling.BOX)
+    canvas = Image.new("RGB", (SIDE, SIDE), "white")
+    canvas.paste(drawing, ((SIDE - inner) // 2,) * 2, drawing)
+    return canvas
+
+
+def nearest(samples: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Number of the nearest reference (mean square of pixels) of each sample: [N, h, w, 3], [M, h, w, 3] => [N]."""
+    flat, known = samples.reshape(len(samples), -1), references.reshape(len(references), -1)
+    squares = (flat**2).sum(1)[:, None] + (known**2).sum(1)[None] - 2 * flat @ known.T
+    return squares.argmin(axis=1)
+
+
+def sample(pipeline: Any, prompts: list[str], *, guidance: float = GUIDANCE, steps: int = STEPS) -> list[Image.Image]:
+    """One picture a prompt, in batches, each from its own seed."""
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), BATCH):
+        some = prompts[start : start + BATCH]
+        seeds = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
+        with torch.inference_mode():
+            answer = pipeline(
+                prompt=some, generator=seeds, num_inference_steps=steps, guidance_scale=guidance, width=SIDE, height=SIDE
+            )
+        pictures += answer.images
+    return pictures
+
+
+def sheet(pictures: list[Image.Image], columns: int) -> Image.Image:
+    """Pictures in rows."""
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * (SIDE + 2), rows * (SIDE + 2)), "white")
+    for number, picture in enumerate(pictures):
+        page.paste(picture, (number % columns * (SIDE + 2), number // columns * (SIDE + 2)))
+    return page
+
+
+def load_pipeline(folder: Path, device: torch.device) -> Any:
+    """The folder's own diffusers pipeline, in fp32."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How often a base's samples are nearest to what was asked for.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--drawings", type=Path, required=True)
+    parser.add_argument("--sheet", type=Path, help="a picture of all samples")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pack = read_pack(arguments.drawings)
+    pipeline = load_pipeline(arguments.folder, device)
+    references = np.stack([shrink(reference(pack[style][name])) for style in STYLES for name in CHECKED])
+    report, pictures = {}, []
+    for style in STYLES:
+        drawn = sample(pipeline, [prompt(name, style) for name in CHECKED])
+        found = nearest(np.stack([shrink(picture) for picture in drawn]), references) % len(CHECKED)
+        report[style] = float((found == np.arange(len(CHECKED))).mean())
+        pictures += drawn
+    print(f"{arguments.folder.name}: {json.dumps(report)}", flush=True)
+    if arguments.sheet:
+        sheet(pictures, 27).save(arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()
