@@ -21,6 +21,7 @@ from eridiff.errors import DataError
 from eridiff.files import digest_json
 from eridiff.pictures import Ignored, Picture, listing
 from eridiff.tables import Row
+from eridiff.trigger import holds_word, whole_word
 
 IMAGE_COLUMNS = {
     "path": "str", "file_digest": "str",
@@ -41,7 +42,14 @@ def _plain_words(value: str) -> str:
     return value
 
 
+def _folder_path(value: str) -> str:
+    if value != PurePosixPath(value).as_posix() or value.startswith("/") or {".", ".."} & set(value.split("/")):
+        raise ValueError("must be a folder below data/raw, written as `plain` or `studio/plain`")
+    return value
+
+
 Words = Annotated[str, AfterValidator(_plain_words)]
+FolderPath = Annotated[str, AfterValidator(_folder_path)]
 
 
 class CaptionParams(Section):
@@ -68,6 +76,9 @@ class CaptionParams(Section):
     """Tags at the start that are not shuffled; the trigger counts as one where it stands in front."""
     seed: int = 0
     """Seed of the orders."""
+    regularisation: tuple[FolderPath, ...] = ()
+    """Folders below data/raw whose pictures show what the LoRA must leave alone: their captions get neither the
+    trigger nor the class word."""
 
     @field_validator("shuffle_tags")
     @classmethod
@@ -89,7 +100,7 @@ class Cleaned:
 def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
     """Apply the rules, trigger, prefix and suffix. No variants where nothing says what the picture shows."""
     text, fired = _apply([name for name in RULES if name not in AFTER_TRIGGER], (raw or "").strip(), params)
-    there = _holds(params.prefix + text + params.suffix, params.trigger)
+    there = holds_word(params.prefix + text + params.suffix, params.trigger)
     trigger = [params.trigger] if params.trigger and not there else []
     fired += ["trigger"] * len(trigger)
     if text.strip(NOTHING):
@@ -110,21 +121,13 @@ def _apply(names: Iterable[RuleName], text: str, params: CaptionParams, *, hide:
     One that was just put in front is not hidden: it replaces a tag that is the same but for case.
     """
     if hide and params.trigger:
-        text = _whole_word(params.trigger).sub(HIDDEN, text)
+        text = whole_word(params.trigger).sub(HIDDEN, text)
     fired: list[str] = []
     for name in names:
         if name in params.rules:
             before, text = text, RULES[name](text)
             fired += [name] * (text != before)
     return text.replace(HIDDEN, params.trigger or ""), fired
-
-
-def _holds(text: str, trigger: str | None) -> bool:
-    return trigger is not None and _whole_word(trigger).search(text) is not None
-
-
-def _whole_word(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
 
 
 def caption_variants(text: str, params: CaptionParams) -> tuple[str, ...]:
@@ -156,25 +159,67 @@ def images_rows(pictures: Iterable[Picture]) -> list[Row]:
 def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Row]:
     """Rows of captions.parquet, by path: everything about captions, nothing about the files' bytes.
 
-    Raises: DataError that names the pictures of which nothing says what they show.
+    Raises: DataError that names the pictures of which nothing says what they show, regularisation pictures that
+    have the trigger, and folders of params that hold no picture.
     """
+    ordered = sorted(pictures, key=lambda picture: picture.path)
+    _refuse_empty_folders([picture.path for picture in ordered], params.regularisation)
+    plain = params.model_copy(update={"trigger": None, "class_word": None})
     rows: list[Row] = []
-    for picture in sorted(pictures, key=lambda picture: picture.path):
-        clean = clean_caption(picture.caption, params)
+    for picture in ordered:
+        clean = clean_caption(picture.caption, plain if regularises(picture.path, params) else params)
         rows.append({
             "path": picture.path, "raw": picture.caption or "", "clean": clean.text,
             "variants": list(clean.variants), "rules": list(clean.rules_fired),
         })  # fmt: skip
-    silent = [row["path"] + (f": {row['raw'][:60]!r}" if row["raw"] else "") for row in rows if not row["variants"]]
-    if silent:
-        raise DataError(
-            "pictures without a caption, or with one of which the rules leave nothing. Add a caption to each "
-            f"(cat.txt for cat.png), or set captions.trigger or captions.class_word:{listing(silent)}"
-        )
+    _refuse_silent([row for row in rows if not row["variants"]], params)
+    _refuse_triggers([row for row in rows if regularises(row["path"], params)], params.trigger)
     return rows
 
 
-def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[Ignored]) -> str:
+def regularises(path: str, params: CaptionParams) -> bool:
+    """Whether a picture lies in one of the folders of regularisation pictures, at any depth."""
+    return any(path.startswith(f"{folder}/") for folder in params.regularisation)
+
+
+def _refuse_empty_folders(paths: Sequence[str], named: Iterable[str]) -> None:
+    folders = {parent.as_posix() for path in paths for parent in PurePosixPath(path).parents} - {"."}
+    for name in named:
+        if name not in folders:
+            there = f"Folders with pictures: {', '.join(sorted(folders))}." if folders else "No folder holds pictures."
+            raise DataError(f"params.yaml: captions.regularisation names '{name}', which holds no picture. {there}")
+
+
+def _refuse_silent(rows: Sequence[Row], params: CaptionParams) -> None:
+    """Two errors, because a trigger or class word helps only where it is put in."""
+    for plain in (True, False):
+        silent = [
+            row["path"] + (f": {row['raw'][:60]!r}" if row["raw"] else "")
+            for row in rows
+            if regularises(row["path"], params) == plain
+        ]
+        way_out = (
+            "Regularisation pictures (captions.regularisation) get neither trigger nor class word, so each needs a "
+            "caption of its own (cat.txt for cat.png)"
+            if plain
+            else "Add a caption to each (cat.txt for cat.png), or set captions.trigger or captions.class_word"
+        )
+        if silent:
+            raise DataError(
+                f"pictures without a caption, or with one of which the rules leave nothing. {way_out}:{listing(silent)}"
+            )
+
+
+def _refuse_triggers(rows: Sequence[Row], trigger: str | None) -> None:
+    wrong = [f"{row['path']}: {row['clean'][:60]!r}" for row in rows if holds_word(row["clean"], trigger)]
+    if wrong:
+        raise DataError(
+            f"regularisation pictures (captions.regularisation) with the trigger '{trigger}' in their caption, prefix "
+            f"or suffix, which would teach the LoRA the opposite. Take it out, or move the pictures:{listing(wrong)}"
+        )
+
+
+def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[Ignored], params: CaptionParams) -> str:
     """What the stage did, in lines: pictures, rules and how often each fired, repeats, ignored files."""
     counts = Counter(rule for row in rows for rule in row["rules"])
     order = [*RULES, "trigger", "class_word"]
@@ -183,6 +228,8 @@ def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[I
     folders = Counter(_repeat_folder(picture) for picture in pictures if picture.repeats > 1)
     for (folder, times), count in sorted(folders.items()):
         lines.append(f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}")
+    plain = sum(regularises(picture.path, params) for picture in pictures)
+    lines += [f"regularisation: {plain} pictures without the trigger"] if plain else []
     copies: dict[str, list[str]] = {}
     for picture in pictures:
         copies.setdefault(picture.file_digest, []).append(picture.path)

@@ -27,7 +27,7 @@ def main() -> None:
     out = Path("data/captions")
     write_table(out / "images.parquet", images, IMAGE_COLUMNS)
     write_table(out / "captions.parquet", captions, CAPTION_COLUMNS, {"trigger": params.trigger})
-    say(report(pictures, captions, ignored))
+    say(report(pictures, captions, ignored, params))
 
 
 if __name__ == "__main__":

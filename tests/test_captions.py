@@ -207,6 +207,11 @@ def test_without_shuffling_the_caption_is_its_only_variant() -> None:
         ({"trigger": "a, b"}, "'captions.trigger' is 'a, b': must be a word or words, without commas"),
         ({"trigger": ""}, "'captions.trigger' is ''"),
         ({"class_word": " toy"}, "'captions.class_word' is ' toy'"),
+        ({"regularisation": ["plain/"]}, "'captions.regularisation.0' is 'plain/': must be a folder below data/raw"),
+        ({"regularisation": ["/plain"]}, "is '/plain': must be"),
+        ({"regularisation": ["a/../b"]}, "is 'a/../b': must be"),
+        ({"regularisation": ["."]}, "is '.': must be"),
+        ({"regularisation": [""]}, "is '': must be"),
         ({"variants": 4}, "'captions.shuffle_tags' is False: 4 variants would be equal"),
         ({"variants": 0}, "'captions.variants' is 0"),
         ({"rules": ["underscore"]}, "which is none of its choices. Did you mean 'underscores'?"),
@@ -235,6 +240,53 @@ def test_tables_hold_each_their_own_columns(tmp_path: Path) -> None:
         assert read_table(tmp_path / "t.parquet")[0] == rows
 
 
+REGULARISING = params(rules=ALL, trigger="tok", class_word="toy", prefix="photo of ", regularisation=["plain", "b/c"])
+
+
+def test_regularisation_pictures_get_neither_trigger_nor_class_word() -> None:
+    paths = ("a.png", "b/a.png", "b/c/a.png", "b/cc/a.png", "plain/a.png", "plain/2_x/d/a.png", "plainer/a.png")
+    pictures = [picture(path, "a_fox") for path in paths]
+    rows = captions_rows(pictures, REGULARISING)
+    told, plain = "photo of tok, a fox", "photo of a fox"
+    assert [row["clean"] for row in rows] == [told, told, plain, told, plain, plain, told]
+    assert [row["variants"] for row in rows] == [[row["clean"]] for row in rows]
+    assert [row["rules"] for row in rows][2:4] == [["underscores"], ["underscores", "trigger"]]
+    last = report(pictures, rows, [], REGULARISING).splitlines()[1]
+    assert last == "regularisation: 3 pictures without the trigger"
+
+
+def test_regularisation_pictures_without_a_caption_are_refused() -> None:
+    pictures = [picture("plain/a.png", "IMG_1234.JPG"), picture("b/c/a.png", "x"), picture("a.png")]
+    with pytest.raises(DataError) as caught:
+        captions_rows(pictures, params(rules=ALL, trigger="tok", class_word="toy", regularisation=["plain"]))
+    assert str(caught.value) == (
+        "pictures without a caption, or with one of which the rules leave nothing. Regularisation pictures "
+        "(captions.regularisation) get neither trigger nor class word, so each needs a caption of its own "
+        "(cat.txt for cat.png):\n       plain/a.png: 'IMG_1234.JPG'"
+    )
+
+
+def test_regularisation_pictures_with_the_trigger_are_refused() -> None:
+    pictures = [picture("plain/a.png", "a token"), picture("plain/b.png", "by tok"), picture("b/c/a.png", "x")]
+    with pytest.raises(DataError, match=r"with the trigger 'tok'.*:\n       plain/b.png: 'photo of by tok'$"):
+        captions_rows(pictures, REGULARISING)
+    with pytest.raises(DataError, match=r"plain/a.png: 'tok style, x'$"):
+        captions_rows(
+            [picture("plain/a.png", "x")], params(trigger="tok", prefix="tok style, ", regularisation=["plain"])
+        )
+
+
+def test_a_regularisation_folder_without_pictures_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        captions_rows([picture("plain/x/a.png", "y"), picture("bc/a.png", "x")], REGULARISING)
+    assert str(caught.value) == (
+        "params.yaml: captions.regularisation names 'b/c', which holds no picture. "
+        "Folders with pictures: bc, plain, plain/x."
+    )
+    with pytest.raises(DataError, match=r"names 'plain', which holds no picture. No folder holds pictures."):
+        captions_rows([picture("a.png", "y")], REGULARISING)
+
+
 def test_report_counts_rules_and_names_what_is_ignored() -> None:
     pictures = [
         picture("2_x/a.png", "a_red_cat", repeats=2, file_digest="same"),
@@ -242,13 +294,13 @@ def test_report_counts_rules_and_names_what_is_ignored() -> None:
         picture("c.png", "tok", file_digest="same"),
     ]
     rows = captions_rows(pictures, params(rules=ALL, trigger="tok"))
-    assert report(pictures, rows, [Ignored(path="notes.md", reason="neither a picture nor a caption")]) == (
+    assert report(pictures, rows, [Ignored(path="notes.md", reason="neither a picture nor a caption")], params()) == (
         "captions: 3 pictures; underscores 2, punctuation 1, trigger 1\n"
         "repeats: 2_x/: 2 times each of 2 pictures\n"
         "same picture: 2_x/a.png, c.png\n"
         "ignored: notes.md: neither a picture nor a caption"
     )
-    assert report(pictures[2:], rows[2:], []) == "captions: 1 pictures; no rule changed anything"
+    assert report(pictures[2:], rows[2:], [], params()) == "captions: 1 pictures; no rule changed anything"
 
 
 STRICT = params(rules=ALL, trigger="tok_v2", class_word="toy")

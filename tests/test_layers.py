@@ -17,7 +17,7 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise"),
+    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger"),
     ("config", "tables", "tensorfile", "images", "captionfiles", "schedulers", "runlog", "modelcard", "dvcgraph"),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
