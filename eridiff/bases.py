@@ -30,17 +30,15 @@ def detect_family(folder: Path) -> str:
     return known[pipeline]
 
 
-def add_base(name: str, folder: Path) -> list[Path]:
-    """Write data/bases/NAME/{vae,text,denoiser}.json for a model folder; returns the pointers' paths.
+def make_pointers(name: str, folder: Path) -> list[Pointer]:
+    """The pointers of base NAME to what a model folder holds.
 
-    A folder outside data/bases is remembered in local.yaml. Everything is read before anything is written.
+    Raises: BaseError where the folder is no base of a family, or lacks a component.
     """
-    if not NAME.fullmatch(name):
-        raise BaseError(f"'{name}' is no name for a base: letters, digits, '.', '_' and '-' only.")
     family_name = detect_family(folder)
     family, canonical = load_family(family_name), load_keys(family_name).canonical
     with FileDigests() as digests:
-        pointers = [
+        return [
             Pointer(
                 base=name,
                 family=family_name,
@@ -49,6 +47,16 @@ def add_base(name: str, folder: Path) -> list[Path]:
             )
             for part, components in family.PARTS.items()
         ]
+
+
+def add_base(name: str, folder: Path) -> list[Path]:
+    """Write data/bases/NAME/{vae,text,denoiser}.json for a model folder; returns the pointers' paths.
+
+    A folder outside data/bases is remembered in local.yaml. Everything is read before anything is written.
+    """
+    if not NAME.fullmatch(name):
+        raise BaseError(f"'{name}' is no name for a base: letters, digits, '.', '_' and '-' only.")
+    pointers = make_pointers(name, folder)
     target = bases_dir() / name
     for pointer in pointers:
         write_text(target / f"{pointer.part}.json", pointer_text(pointer))

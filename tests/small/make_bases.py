@@ -1,6 +1,6 @@
-"""Make the three small bases with random weights: data/bases/tiny-sdxl, tiny-sd35 and tiny-flux.
+"""Make the tests' three bases, with random weights: tests/small/bases/tiny-sdxl, tiny-sd35 and tiny-flux.
 
-    python data/make_bases.py [--clip-vocab WHEEL] [--out data/bases]
+    python tests/small/make_bases.py [--clip-vocab WHEEL] [--out tests/small/bases]
 
 They are real diffusers folders of the real classes, only narrow and shallow, so every stage runs on them
 unchanged and in seconds; their pictures are noise. Running this again gives the same bytes: numpy's
@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import json
 import math
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,9 @@ import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from eridiff.bases import make_pointers
+from eridiff.sources import pointer_text
 
 SEED, CLIP_MERGES = 20240601, 1500
 CLIP_WHEEL = "clip-anytorch==2.6.0"  # carries OpenAI's vocabulary file unchanged
@@ -99,7 +101,7 @@ ALPHABET = [chr(c) for c in [*range(0x21, 0x7F), *range(0xA1, 0x100)] if c != 0x
 README = """# {base.folder.name}
 
 A model of the {base.family} family in diffusers layout with **random weights**: it loads, trains and samples
-like the real one, in seconds on a CPU, and its pictures are noise. Made by `data/make_bases.py`, seeded.
+like the real one, in seconds on a CPU, and its pictures are noise. Made by `tests/small/make_bases.py`, seeded.
 
 Licence: Apache-2.0, as the rest of this repository. The CLIP vocabulary is the first {merges:,} merges of
 OpenAI CLIP's, under the MIT licence in LICENSE-CLIP.
@@ -266,17 +268,14 @@ def scale_latents(vae: diffusers.AutoencoderKL) -> None:
 
 
 def swap_in(new: Path, target: Path, scratch: Path) -> None:
-    """Put a finished folder in the old one's place; pointers (*.json) that others laid there go along."""
+    """Put a finished folder in the old one's place."""
     if target.exists():
-        for pointer in target.glob("*.json"):
-            if not (new / pointer.name).exists():
-                shutil.copy2(pointer, new / pointer.name)
         target.rename(scratch / f"old-{target.name}")
     new.rename(target)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the small bases with random weights.")
+    parser = argparse.ArgumentParser(description="Make the tests' bases, with random weights.")
     parser.add_argument("--clip-vocab", type=Path, help=f"wheel of {CLIP_WHEEL}; else pip downloads it")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "bases")
     arguments = parser.parse_args()
@@ -290,6 +289,8 @@ def main() -> None:
             base.make()
             write(base.folder / "README.md", README.format(base=base, merges=CLIP_MERGES))
             write(base.folder / "LICENSE-CLIP", licence)
+            for pointer in make_pointers(base.folder.name, base.folder):
+                write(base.folder / f"{pointer.part}.json", pointer_text(pointer))
         for base in bases:
             swap_in(base.folder, arguments.out / base.folder.name, scratch)
 

@@ -1,6 +1,6 @@
-"""Makes the demo pictures and their captions in data/raw, byte for byte the same each time.
+"""Makes the tests' pictures and their captions in tests/small/raw, byte for byte the same each time.
 
-Needs cairosvg, pillow, pyarrow and npm. The captions are messy on purpose: they show what the rules mend.
+Needs cairosvg, pillow, pyarrow and npm. The captions are messy on purpose: every rule has something to mend.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 from PIL import Image
 
-DATA_DIR = Path(__file__).resolve().parent
+SMALL = Path(__file__).resolve().parent
 SEED = 7
 ICON_VERSIONS = {"fluent-emoji-flat": "1.2.6", "noto": "1.2.9"}
 PHOTO_VERSION = "0.26.0"  # of scikit-image
@@ -34,7 +34,7 @@ ORIENTATION_TAG = 0x0112  # EXIF
 
 @dataclass(frozen=True)
 class Picture:
-    path: str  # below data/raw; folders of METADATA_NAMES keep captions in that file, others in sidecars
+    path: str  # below raw; folders of METADATA_NAMES keep captions in that file, others in sidecars
     size: tuple[int, int]  # (width, height) when upright
     icons: tuple[str, ...] = ()  # drawings from left to right, each SET:NAME
     photo: str = ""  # a file of scikit-image's data folder, in place of drawings
@@ -123,13 +123,13 @@ PICTURES = (
 )
 # fmt: on
 
-README = """# Where the demo pictures come from
+README = """# Where the pictures come from
 
-`data/make_pictures.py` makes the pictures of `data/raw` from the sources below, and this file. The drawings
+`tests/small/make_pictures.py` makes the pictures of `raw` from the sources below, and this file. The drawings
 are rasterised and set on a plain background, some a little turned; the photographs are cropped and made
 smaller. The captions were written for this project.
 
-| source | version | licence | text | pictures in data/raw |
+| source | version | licence | text | pictures in raw |
 |---|---|---|---|---|
 """
 SOURCES = (  # name, name in PICTURES, licence
@@ -240,7 +240,7 @@ def encode_metadata(name: str, rows: list[tuple[str, str]]) -> bytes:
 
 
 def make_captions() -> dict[str, bytes]:
-    """Path below data/raw => bytes, of every caption file."""
+    """Path below raw => bytes, of every caption file."""
     files: dict[str, bytes] = {}
     rows: dict[str, list[tuple[str, str]]] = {folder: [] for folder in METADATA_NAMES}
     for picture in PICTURES:
@@ -275,10 +275,10 @@ def write(path: Path, content: bytes) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes the demo pictures in data/raw.")
+    parser = argparse.ArgumentParser(description="Makes the tests' pictures.")
     parser.add_argument("--icons", type=Path, help="folder with the npm packages; default: npm pack")
     parser.add_argument("--wheel", type=Path, help="the scikit-image wheel; default: pip downloads it")
-    parser.add_argument("--out", type=Path, default=DATA_DIR, help="where raw/ and LICENSES/ go")
+    parser.add_argument("--out", type=Path, default=SMALL, help="where raw/ and LICENSES/ go")
     args = parser.parse_args()
     files = {f"raw/{path}": content for path, content in make_captions().items()}
     files["LICENSES/README.md"] = make_readme()
@@ -290,7 +290,7 @@ def main() -> None:
         write(args.out / path, content)
     found = {p.relative_to(args.out).as_posix() for p in (args.out / "raw").rglob("*") if p.is_file()}
     if foreign := sorted(found - set(files)):
-        sys.exit(f"data/raw also holds files that are not of this set; move them away: {', '.join(foreign)}")
+        sys.exit(f"{args.out / 'raw'} also holds files that are not of this set; move them away: {', '.join(foreign)}")
 
 
 if __name__ == "__main__":
