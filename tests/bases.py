@@ -1,4 +1,4 @@
-"""The small bases of data/bases, opened for tests."""
+"""The bases of tests/small, opened for tests: the current folder is a checkout that has them (conftest.py)."""
 
 from functools import cache
 from typing import Any

@@ -1,7 +1,11 @@
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.checkouts import link_bases
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_main does: threads that wait leave the cores to others
@@ -12,11 +16,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkout whose bases are the tests' own, and the current folder: fixtures of modules open bases too."""
+    folder = tmp_path_factory.mktemp("small")
+    link_bases(folder)
+    with contextlib.chdir(folder):
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test runs in the checkout, with a store and caches of its own and no settings of this machine."""
+def machine(small: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs in that checkout, with a store and caches of its own and no settings of this machine."""
     place = tmp_path_factory.mktemp("machine")
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(small)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
     monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")  # gpu tests name their device themselves

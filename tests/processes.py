@@ -9,12 +9,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(code: str, *arguments: object, seed: int = 0) -> "subprocess.Popen[str]":
-    """Start code with arguments in sys.argv; hash randomisation is as on any machine, but seeded."""
+    """Start code in the current folder, arguments in sys.argv; hash randomisation is as on any machine, but seeded."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
     environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(code: str, *arguments: object, seed: int = 0) -> str:

@@ -12,15 +12,15 @@ from eridiff.config import read_yaml
 from eridiff.errors import BaseError, ConfigError, EridiffError
 from eridiff.families import load_family
 from tests.bases import FAMILIES
+from tests.checkouts import SMALL
 
-ROOT = Path(__file__).parent.parent
-PARAMS = read_yaml(ROOT / "params.yaml")
+PARAMS = read_yaml(SMALL / "params" / "tiny-sdxl.yaml")
 DDPM = next(family for family in FAMILIES if load_family(family).OBJECTIVE == "ddpm")
 EMBEDDED = next(family for family in FAMILIES if load_family(family).GUIDANCE)
 
 
 def changed(tmp_path: Path, changes: dict[str, Any]) -> Path:
-    """A copy of params.yaml with key paths set, or removed where the value is `...`."""
+    """A copy of the params with key paths set, or removed where the value is `...`."""
     params = copy.deepcopy(PARAMS)
     for key, value in changes.items():
         section: Any = params
@@ -38,7 +38,7 @@ def changed(tmp_path: Path, changes: dict[str, Any]) -> Path:
 
 
 def of_family(family: str) -> dict[str, Any]:
-    """Changes that make params.yaml one of another family."""
+    """Changes that make the params those of another family."""
     objective = {} if load_family(family).OBJECTIVE == "ddpm" else {"train.ddpm": ...}
     return {"model.family": family, "model.base": f"tiny-{family}", **objective}
 
@@ -54,7 +54,7 @@ def test_sound_params_pass(tmp_path: Path, family: str) -> None:
     check_params(changed(tmp_path, of_family(family)))
 
 
-def test_the_demos_family_is_as_the_cases_below_assume() -> None:
+def test_the_family_is_as_the_cases_below_assume() -> None:
     assert PARAMS["model"]["family"] == DDPM
     assert set(PARAMS) == set(SECTIONS)
 

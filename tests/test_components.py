@@ -13,8 +13,8 @@ from eridiff.filedigests import FileDigests
 from eridiff.sources import Pointer, describe_component, pointer_text, read_pointer
 from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
 from tests.bases import FAMILIES
+from tests.checkouts import SMALL
 
-ROOT = Path(__file__).parent.parent
 BASE = f"tiny-{FAMILIES[0]}"
 
 
@@ -94,7 +94,7 @@ def test_text_encoders_of_any_library_version_are_one(family: str, tmp_path: Pat
     """transformers 5 writes CLIP without the level `text_model.`, older versions with it; T5 under either tied name."""
     canonical = load_keys(family).canonical
     for name in load_family(family).PARTS["text"]:
-        folder = ROOT / "data" / "bases" / f"tiny-{family}" / name
+        folder = SMALL / "bases" / f"tiny-{family}" / name
         if not (folder / "model.safetensors").exists():
             continue
         tensors = load_tensors(folder / "model.safetensors")
@@ -122,4 +122,4 @@ def test_pointer_text_is_sorted_and_whole() -> None:
     reversed_ = Pointer(
         base=BASE, family=FAMILIES[0], part="text", components=dict(reversed(list(pointer.components.items())))
     )
-    assert pointer_text(reversed_) == text == (ROOT / "data" / "bases" / BASE / "text.json").read_text()
+    assert pointer_text(reversed_) == text == (SMALL / "bases" / BASE / "text.json").read_text()

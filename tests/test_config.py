@@ -11,9 +11,7 @@ from eridiff.errors import ConfigError, did_you_mean
 from eridiff.project import LocalConfig, bases_dir, checkout_root, find_upward, load_local, store_root
 from eridiff.sample import SampleParams
 from eridiff.trainparams import TrainParams
-from tests.checkouts import make_checkout
-
-ROOT = Path(__file__).parent.parent
+from tests.checkouts import SMALL, make_checkout
 
 
 class Inner(Section):
@@ -140,9 +138,10 @@ def test_a_missing_section(tmp_path: Path) -> None:
             load_section(ModelParams, "model", path)
 
 
-def test_the_checkouts_own_sections_load() -> None:
-    assert load_section(TrainParams, "train", ROOT / "params.yaml").optimizer.lr == 1e-3
-    assert load_section(SampleParams, "sample", ROOT / "params.yaml").size == (128, 128)
+def test_sections_of_a_whole_file_load() -> None:
+    params = SMALL / "params" / "tiny-sdxl.yaml"
+    assert load_section(TrainParams, "train", params).optimizer.lr == 1e-3
+    assert load_section(SampleParams, "sample", params).size == (128, 128)
 
 
 def test_unions_of_the_real_sections_name_one_key_once() -> None:

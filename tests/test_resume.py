@@ -89,14 +89,12 @@ def check_resumed(family: str, option: str, tmp_path: Path) -> None:
     assert list(files) == [*average, "step-000004.safetensors", "step-000006.safetensors", "loss.tsv"]
 
 
-def stage() -> Stage:
-    return Stage(name="train", cmd="", deps=("eridiff/train.py", "data/x"), params=(), outs=(), meta={})
-
-
-def key_of(changes: dict[str, Any], tmp_path: Path, content: str = "1") -> str:
+def key_of(changes: dict[str, Any], tmp_path: Path, content: str = "1", code: str = "") -> str:
     (tmp_path / "input").write_text(content)
+    (tmp_path / "code.py").write_text(code)
     pointer = source(FAMILIES[0]).pointers["denoiser"]
-    return train_key(training.params_of(changes), pointer, {"captions": tmp_path / "input"}, stage())
+    stage = Stage(name="train", cmd="", deps=(str(tmp_path / "code.py"), "data/x"), params=(), outs=(), meta={})
+    return train_key(training.params_of(changes), pointer, {"captions": tmp_path / "input"}, stage)
 
 
 def test_what_the_states_key_depends_on(tmp_path: Path) -> None:
@@ -110,8 +108,9 @@ def test_what_the_states_key_depends_on(tmp_path: Path) -> None:
         key_of({"optimizer": {**constant, "lr": 2e-3}}, tmp_path),
         key_of({"optimizer": constant, "save_every": 3}, tmp_path),
         key_of({"optimizer": constant}, tmp_path, content="2"),
+        key_of({"optimizer": constant}, tmp_path, code="pass\n"),
     ]
-    assert len({same, *others}) == 7
+    assert len({same, *others}) == 8
 
 
 def test_more_steps_go_on_and_equal_a_straight_run(tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from eridiff.sample import Column, SampleParams, draw_grid, draw_samples, plan_c
 from eridiff.train import train
 from tests import training
 from tests.bases import FAMILIES, pipeline, source
-from tests.checkouts import make_checkout
+from tests.checkouts import SMALL, make_checkout
 
-ROOT = Path(__file__).parent.parent
 FAMILY = FAMILIES[0]
 TOKENS = load_family(FAMILY).MAX_TOKENS[-1]
 
@@ -173,7 +172,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
 def test_previews_are_drawn_and_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same training with and without previews: the same adapters, table and next random number."""
     folder = make_checkout(tmp_path / "checkout", monkeypatch)
-    (folder / "data" / "bases" / f"tiny-{FAMILY}").symlink_to(ROOT / "data" / "bases" / f"tiny-{FAMILY}")
+    (folder / "data" / "bases" / f"tiny-{FAMILY}").symlink_to(SMALL / "bases" / f"tiny-{FAMILY}")
     model = ModelParams(family=FAMILY, base=f"tiny-{FAMILY}")
     local = LocalConfig(preview_every=2, preview_prompts=("a fox", "a teapot"), preview_steps=1)
     chosen = training.params_of({"steps": 3, "caption_dropout": 0.5})

@@ -18,9 +18,8 @@ from eridiff.sources import (
     read_pointer,
 )
 from tests.bases import FAMILIES
-from tests.checkouts import make_checkout
+from tests.checkouts import SMALL, make_checkout
 
-ROOT = Path(__file__).parent.parent
 FAMILY = FAMILIES[0]
 BASE = f"tiny-{FAMILY}"
 
@@ -29,7 +28,7 @@ BASE = f"tiny-{FAMILY}"
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with one base, weights and pointers, as in git."""
     folder = make_checkout(tmp_path / "checkout", monkeypatch)
-    shutil.copytree(ROOT / "data" / "bases" / BASE, folder / "data" / "bases" / BASE)
+    shutil.copytree(SMALL / "bases" / BASE, folder / "data" / "bases" / BASE)
     return folder
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from tests.checkouts import SMALL
+
 ROOT = Path(__file__).parent.parent.parent
 # Small enough that a stage's start is what costs: the numbers themselves are the unit tests' business.
 QUICK = {
@@ -112,8 +114,22 @@ def parse(code: int, output: str) -> Ran:
     )
 
 
-def make_clone(folder: Path, name: str, *, quick: bool = True, store: Path | None = None) -> Clone:
-    """A clone of the checkout as it stands (committed or not), with an empty store and an empty DVC cache."""
+def lay_small(root: Path) -> None:
+    """Pictures, bases, presets and params of tests/small in place of the demo's."""
+    for name in ("raw", "bases"):
+        shutil.rmtree(root / "data" / name)
+        shutil.copytree(SMALL / name, root / "data" / name)
+    for preset in (SMALL / "params").iterdir():
+        shutil.copyfile(preset, root / "presets" / preset.name)
+    shutil.copyfile(SMALL / "params" / "tiny-sdxl.yaml", root / "params.yaml")
+
+
+def make_clone(folder: Path, name: str, *, quick: bool = True, demo: bool = False, store: Path | None = None) -> Clone:
+    """A clone of the checkout as it stands (committed or not), with an empty store and an empty DVC cache.
+
+    Its pictures, bases and params are those of tests/small, unless the demo itself is wanted. `quick` shortens
+    training and sampling.
+    """
     root = folder / name
     root.mkdir(parents=True)
     listed = subprocess.run(
@@ -123,6 +139,8 @@ def make_clone(folder: Path, name: str, *, quick: bool = True, store: Path | Non
         if (ROOT / line).is_file() and line != "dvc.lock":
             (root / line).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / line, root / line)
+    if not demo:
+        lay_small(root)
     clone = Clone(root, store or folder / f"{name}-store", folder / f"{name}-cache")
     if quick:
         clone.params({f"{section}.{key}": value for section, keys in QUICK.items() for key, value in keys.items()})

@@ -43,7 +43,7 @@ def clone_of(first: Clone, folder: Path, name: str, *, share: bool) -> Clone:
 
 
 def test_an_empty_store_and_cache_give_the_same_bytes(first: Clone, folder: Path) -> None:
-    """The whole demo twice, with nothing shared: equal digests of every out."""
+    """A whole run twice, none of it shortened, with nothing shared: equal digests of every out."""
     second = make_clone(folder, "second", quick=False)
     assert second.repro().stages == ALL
     assert second.lock() == first.lock()
