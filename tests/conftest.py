@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True, scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def small_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A checkout whose bases are the tests' own, and the current folder: fixtures of modules open bases too."""
     folder = tmp_path_factory.mktemp("small")
     link_bases(folder)
@@ -26,10 +26,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def machine(small: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(small_checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs in that checkout, with a store and caches of its own and no settings of this machine."""
     place = tmp_path_factory.mktemp("machine")
-    monkeypatch.chdir(small)
+    monkeypatch.chdir(small_checkout)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
     monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")  # gpu tests name their device themselves
