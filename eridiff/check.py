@@ -12,7 +12,7 @@ from eridiff.errors import ConfigError, EridiffError, did_you_mean
 from eridiff.export import ExportParams
 from eridiff.families import Family, load_family
 from eridiff.latents import LatentParams
-from eridiff.sample import SampleParams
+from eridiff.sample import SampleParams, check_measures
 from eridiff.sources import PARTS, pointers_of
 from eridiff.texts import TextParams, choose_max_tokens
 from eridiff.trainparams import TrainParams, kept_steps, refuse_other_objective
@@ -110,6 +110,7 @@ def _check_sample(sections: Mapping[str, Any], family: Family) -> None:
     sample = sections["sample"]
     check_draw(sample, family, sample.prompts, "params.yaml: sample")
     fill_trigger(sample.prompts, sections["captions"].trigger, "params.yaml: sample.prompts")
+    check_measures(sample)
     if sample.ema and sections["train"].ema_decay is None:
         raise ConfigError("params.yaml: sample.ema is true, but train.ema_decay is null: no average is trained.")
 

@@ -17,6 +17,8 @@ class Prompt(Section):
     """What to draw. `[trigger]` stands for captions.trigger."""
     negative: str | None = None
     """What to keep away from, where the family has classifier-free guidance."""
+    group: Annotated[str, Field(min_length=1)] = "all"
+    """With measures: prompts of one group share their figures, such as `trained` and `held-out` subjects."""
 
 
 class DrawParams(Section):

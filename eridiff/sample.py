@@ -1,7 +1,7 @@
 """Samples: the same prompts and seeds with and without the LoRA, for checkpoints and strengths, in one grid."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +11,13 @@ from pydantic import Field
 from eridiff.draw import DrawParams, Prompt, check_draw, draw, fill_trigger
 from eridiff.errors import ConfigError
 from eridiff.families import Family
+from eridiff.figures import Measured, figures
 from eridiff.files import atomic_write, write_text
 from eridiff.lora import read_checkpoint
+from eridiff.measure import Array, difference, pixels_of
 from eridiff.progress import track
 from eridiff.sources import ModelSource
+from eridiff.trigger import PLACE, without_trigger
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,9 @@ class SampleParams(DrawParams):
     """Strengths of the LoRA; the base without it is always drawn."""
     ema: bool = False
     """Draw with the moving average of the adapters (train.ema_decay)."""
+    measures: bool = False
+    """Measure what was learned (docs/sampling.md): prompts with `[trigger]` are also drawn without it, and compared
+    with the pictures whose caption holds the trigger. About twice the time."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,50 @@ def plan_columns(folder: Path, params: SampleParams) -> list[Column]:
     return list(dict.fromkeys(columns))  # `last` may be named by its step too
 
 
+@dataclass(frozen=True)
+class GridRow:
+    """One row of the grid: a prompt with the trigger filled in, and a seed."""
+
+    prompt: Prompt
+    seed: int
+    plain: Prompt | None = None  # the prompt without the trigger, where it is measured
+
+
+def plan_rows(params: SampleParams, trigger: str | None) -> list[GridRow]:
+    """Every prompt with every seed."""
+    told = fill_trigger(params.prompts, trigger, "params.yaml: sample.prompts")
+    plain = [
+        prompt.model_copy(update={"prompt": without_trigger(prompt.prompt)})
+        if params.measures and PLACE in prompt.prompt
+        else None
+        for prompt in params.prompts
+    ]
+    return [GridRow(prompt, seed, other) for prompt, other in zip(told, plain, strict=True) for seed in params.seeds]
+
+
+def check_measures(params: SampleParams) -> None:
+    """Refuse prompts of which nothing can be measured.
+
+    Raises: ConfigError that says what lacks.
+    """
+    if not params.measures:
+        return
+    subjects = [without_trigger(prompt.prompt) for prompt in params.prompts if PLACE in prompt.prompt]
+    where = "params.yaml: sample.measures is true, but"
+    if "" in subjects:
+        raise ConfigError(
+            f"{where} a prompt of sample.prompts is '{PLACE}' alone: name a subject, as in '{PLACE}, a cat'."
+        )
+    if len(set(subjects)) < 2:
+        raise ConfigError(
+            f"{where} sample.prompts has {len(set(subjects))} different prompts with '{PLACE}': what the LoRA does to "
+            "subjects shows in at least 2. Add prompts, or set it to false."
+        )
+
+
+Images = dict[tuple[int, int], "Image.Image"]  # (column, row)
+
+
 def draw_samples(
     params: SampleParams,
     family: Family,
@@ -72,31 +122,35 @@ def draw_samples(
     device: "torch.device",
     checkpoints: Path,
     out: Path,
+    concept: Sequence[Array] = (),
 ) -> None:
-    """Write images/, grid.png and metrics.json into `out`."""
+    """Write images/, grid.png and metrics.json into `out`. concept: what measures compare with (open_concept)."""
     from eridiff.precision import DTYPES, fix_threads
 
     columns = plan_columns(checkpoints, params)
     trigger = read_checkpoint(next(c.checkpoint for c in columns if c.checkpoint))[1].get("trigger")
-    prompts = fill_trigger(params.prompts, trigger, "params.yaml: sample.prompts")
-    check_draw(params, family, prompts, "params.yaml: sample")
+    check_draw(params, family, params.prompts, "params.yaml: sample")
+    check_measures(params)
+    rows = plan_rows(params, trigger)
     fix_threads(device)
     pipeline = family.load_pipeline(source, DTYPES[params.precision], params.scheduler).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    rows = [(prompt, seed) for prompt in prompts for seed in params.seeds]
-    work = _work(pipeline, columns, rows)
-    images: dict[tuple[int, int], Image.Image] = {}
-    for column, row in track(work, what="samples", total=len(columns) * len(rows), unit="pictures"):
-        prompt, seed = rows[row]
-        images[column, row] = draw(pipeline, family, params, prompt, seed)
-    write_samples(images, columns, rows, out)
+    images: Images = {}
+    plain: Images = {}
+    total = len(columns) * sum(2 if row.plain else 1 for row in rows)
+    for column, number, prompt in track(_work(pipeline, columns, rows), what="samples", total=total, unit="pictures"):
+        place = images if prompt is rows[number].prompt else plain
+        place[column, number] = draw(pipeline, family, params, prompt, rows[number].seed)
+    write_samples(images, columns, rows, out, plain)
+    write_metrics(measure(images, plain, columns, params, rows, concept), out)
 
 
-def _work(pipeline: Any, columns: list[Column], rows: list[tuple[Prompt, int]]) -> Iterator[tuple[int, int]]:
-    """Every (column, row), with the column's LoRA in the pipeline."""
+def _work(pipeline: Any, columns: list[Column], rows: list[GridRow]) -> Iterator[tuple[int, int, Prompt]]:
+    """Every (column, row, prompt), with the column's LoRA in the pipeline."""
     for number, column in enumerate(columns):
         with_lora(pipeline, column)
-        yield from ((number, row) for row in range(len(rows)))
+        for place, row in enumerate(rows):
+            yield from ((number, place, prompt) for prompt in (row.prompt, row.plain) if prompt)
 
 
 def with_lora(pipeline: Any, column: Column) -> None:
@@ -114,25 +168,51 @@ def with_lora(pipeline: Any, column: Column) -> None:
 
 
 def write_samples(
-    images: "dict[tuple[int, int], Image.Image]",
-    columns: list[Column],
-    rows: list[tuple[Prompt, int]],
-    out: Path,
+    images: Images, columns: list[Column], rows: list[GridRow], out: Path, plain: Mapping[tuple[int, int], Any]
 ) -> None:
-    """Every picture, the labelled grid, and how far each column moved from the base (mean of |difference|, 0..1)."""
-    import numpy as np
+    """Every picture and the labelled grid; pictures without the trigger stand beside theirs, not in the grid."""
+    for pictures, end in ((images, ""), (plain, "-without")):
+        for (number, row), image in sorted(pictures.items()):
+            label = columns[number].label.replace(" x ", "-x").replace(" ", "-")
+            save_png(image, out / "images" / f"{row:02d}-{label}{end}.png")
+    save_png(draw_grid(images, columns, rows), out / "grid.png")
 
-    pixels = {place: np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for place, image in images.items()}
+
+def measure(
+    images: Images,
+    plain: Images,
+    columns: list[Column],
+    params: SampleParams,
+    rows: list[GridRow],
+    concept: Sequence[Array],
+) -> dict[str, Any]:
+    """moved_from_base: how far each column is from the base (mean |difference|, 0..1); and the figures, if asked."""
+    pixels = {place: pixels_of(image) for place, image in images.items()}
     moved = {
-        column.label: float(np.mean([np.abs(pixels[number, row] - pixels[0, row]).mean() for row in range(len(rows))]))
+        column.label: difference(*([pixels[n, row] for row in range(len(rows))] for n in (number, 0)))
         for number, column in enumerate(columns)
         if column.checkpoint is not None
     }
-    for (number, row), image in sorted(images.items()):
-        label = columns[number].label.replace(" x ", "-x").replace(" ", "-")
-        save_png(image, out / "images" / f"{row:02d}-{label}.png")
-    save_png(draw_grid(images, columns, rows), out / "grid.png")
-    write_text(out / "metrics.json", json.dumps({"moved_from_base": moved}, indent=1, sort_keys=True) + "\n")
+    if not params.measures:
+        return {"moved_from_base": moved}
+    numbers = range(len(columns))
+    measured = [
+        Measured(
+            group=row.prompt.group,
+            subject=row.plain.prompt,
+            seed=row.seed,
+            told=[pixels[number, place] for number in numbers],
+            plain=[pixels_of(plain[number, place]) for number in numbers],
+        )
+        for place, row in enumerate(rows)
+        if row.plain
+    ]
+    return {"moved_from_base": moved, **figures([column.label for column in columns], measured, concept)}
+
+
+def write_metrics(values: Mapping[str, Any], out: Path) -> None:
+    """metrics.json."""
+    write_text(out / "metrics.json", json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 
 def save_png(image: "Image.Image", path: Path) -> None:
@@ -141,9 +221,7 @@ def save_png(image: "Image.Image", path: Path) -> None:
         image.convert("RGB").save(file, format="PNG")
 
 
-def draw_grid(
-    images: "dict[tuple[int, int], Image.Image]", columns: list[Column], rows: list[tuple[Prompt, int]]
-) -> "Image.Image":
+def draw_grid(images: Images, columns: list[Column], rows: list[GridRow]) -> "Image.Image":
     """Columns side by side, a row for each prompt and seed, labels above."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -155,9 +233,9 @@ def draw_grid(
     pen = ImageDraw.Draw(grid)
     for number, column in enumerate(columns):
         pen.text((number * (width + gap) + 2, 1), column.label, fill="black", font=font)
-    for row, (prompt, seed) in enumerate(rows):
-        top = line + row * (height + line + gap)
-        pen.text((2, top), f"{prompt.prompt} (seed {seed})", fill="black", font=font)
+    for place, row in enumerate(rows):
+        top = line + place * (height + line + gap)
+        pen.text((2, top), f"{row.prompt.prompt} (seed {row.seed})", fill="black", font=font)
         for number in range(len(columns)):
-            grid.paste(images[number, row], (number * (width + gap), top + line))
+            grid.paste(images[number, place], (number * (width + gap), top + line))
     return grid

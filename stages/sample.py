@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eridiff.concept import open_concept
 from eridiff.config import ModelParams, load_section
 from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
@@ -13,15 +14,17 @@ from eridiff.sources import find_source, pointers_of
 
 
 def main() -> None:
-    """Read data/lora and the whole base; write data/samples."""
+    """Read data/lora and the whole base, and for measures the concept's pictures; write data/samples."""
     model = load_section(ModelParams, "model")
     params = load_section(SampleParams, "sample")
     family = load_family(model.family)
     device = choose_device(allow_cpu=model.allow_cpu)
     pointers = pointers_of(model.base, family.PARTS, model.family)
     source = find_source(pointers.values(), load_keys(model.family).canonical)
+    tables = Path("data/captions/captions.parquet"), Path("data/buckets/buckets.parquet")
+    concept = open_concept(*tables, Path("data/raw")) if params.measures else []
     out = Path("data/samples")
-    draw_samples(params, family, source, device, Path("data/lora"), out)
+    draw_samples(params, family, source, device, Path("data/lora"), out, concept)
     record_run("sample", device=device, scheduler=params.scheduler)
     say(f"sample: {len(list(out.glob('images/*.png')))} pictures, {out}/grid.png")
 

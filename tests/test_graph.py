@@ -56,13 +56,16 @@ def literals(stage: str) -> set[str]:
 
 
 # Paths that a stage builds from those in its source (out / "index.parquet"), or reads without depending on them:
-# latents reads pictures by the digests that buckets.parquet carries.
+# latents and sample read pictures by the digests that buckets.parquet carries.
 BUILT: dict[str, dict[str, set[str]]] = {
     "captions": {"data/captions": {"data/captions/images.parquet", "data/captions/captions.parquet"}},
     "buckets": {"data/buckets": {"data/buckets/buckets.parquet", "data/buckets/report.md"}},
     "latents": {"data/raw": set()},
     "train": {"data/latents/index.parquet": {"data/latents"}, "data/text/index.parquet": {"data/text"}},
-    "sample": {"data/samples": {"data/samples/images", "data/samples/grid.png", "data/samples/metrics.json"}},
+    "sample": {
+        "data/samples": {"data/samples/images", "data/samples/grid.png", "data/samples/metrics.json"},
+        "data/raw": set(),
+    },
 }
 
 # Deps that a stage's own source does not name: read by way of eridiff/sources.py, or there for the order alone.

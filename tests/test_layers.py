@@ -17,9 +17,20 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger"),
-    ("config", "tables", "tensorfile", "images", "captionfiles", "schedulers", "runlog", "modelcard", "dvcgraph"),
-    ("families", "buckets", "store", "floats", "project", "pipeline", "earlier"),
+    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure"),
+    (
+        "config",
+        "tables",
+        "tensorfile",
+        "images",
+        "captionfiles",
+        "schedulers",
+        "runlog",
+        "modelcard",
+        "dvcgraph",
+        "colourfilters",
+    ),
+    ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("pictures", "sources", "trainparams", "gate"),
     ("captions", "encoders", "objectives"),

@@ -16,7 +16,19 @@ from eridiff.families import load_family
 from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
 from eridiff.previews import make_previewer
 from eridiff.project import LocalConfig
-from eridiff.sample import Column, SampleParams, draw_grid, draw_samples, plan_columns, write_samples
+from eridiff.sample import (
+    Column,
+    GridRow,
+    SampleParams,
+    check_measures,
+    draw_grid,
+    draw_samples,
+    measure,
+    plan_columns,
+    plan_rows,
+    write_metrics,
+    write_samples,
+)
 from eridiff.train import train
 from tests import training
 from tests.bases import FAMILIES, pipeline, source
@@ -88,7 +100,7 @@ def test_the_trigger() -> None:
 
 
 COLUMNS = [Column("base", None, 0.0), Column("step 5 x 0.5", Path("5"), 0.5), Column("step 5 x 1", Path("5"), 1.0)]
-PROMPTS = [(Prompt(prompt="one"), 0), (Prompt(prompt="two"), 7)]
+ROWS = [GridRow(Prompt(prompt="one"), 0), GridRow(Prompt(prompt="two"), 7)]
 
 
 def plain_images() -> dict[tuple[int, int], Image.Image]:
@@ -97,24 +109,31 @@ def plain_images() -> dict[tuple[int, int], Image.Image]:
     return {place: Image.new("RGB", (40, 30), (grey,) * 3) for place, grey in greys.items()}
 
 
-def test_metrics_and_files(tmp_path: Path) -> None:
-    write_samples(plain_images(), COLUMNS, PROMPTS, tmp_path)
-    moved = json.loads((tmp_path / "metrics.json").read_text())["moved_from_base"]
-    assert moved == {"step 5 x 0.5": pytest.approx(51 / 255 / 2), "step 5 x 1": pytest.approx((51 + 102) / 255 / 2)}
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        f"{row:02d}-{label}.png" for row in (0, 1) for label in ("base", "step-5-x0.5", "step-5-x1")
-    ]
+def test_moves_and_files(tmp_path: Path) -> None:
+    values = measure(plain_images(), {}, COLUMNS, params(), ROWS, [])
+    expected = {"step 5 x 0.5": pytest.approx(51 / 255 / 2), "step 5 x 1": pytest.approx((51 + 102) / 255 / 2)}
+    assert values == {"moved_from_base": expected}
+    write_metrics(values, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == values
+    without = {(1, 1): Image.new("RGB", (40, 30), "red")}
+    write_samples(plain_images(), COLUMNS, ROWS, tmp_path, without)
+    names = [f"{row:02d}-{label}.png" for row in (0, 1) for label in ("base", "step-5-x0.5", "step-5-x1")]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(
+        [*names, "01-step-5-x0.5-without.png"]
+    )
     with Image.open(tmp_path / "images" / "01-step-5-x1.png") as image:
         assert (image.size, image.getpixel((3, 3)), image.info) == ((40, 30), (152, 152, 152), {})
-    first = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    write_samples(plain_images(), COLUMNS, PROMPTS, tmp_path / "again")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*.*")} == first
+    with Image.open(tmp_path / "images" / "01-step-5-x0.5-without.png") as image:
+        assert image.getpixel((3, 3)) == (255, 0, 0)
+    first = {path.name: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    write_samples(plain_images(), COLUMNS, ROWS, tmp_path / "again", without)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*.png")} == first
 
 
 def test_the_grid() -> None:
     """Every picture whole at its place; black letters in the label lines and nowhere in the gaps below."""
     images = plain_images()
-    grid = np.asarray(draw_grid(images, COLUMNS, PROMPTS))
+    grid = np.asarray(draw_grid(images, COLUMNS, ROWS))
     line, gap = 16, 4
     assert grid.shape == (line + 2 * (30 + line + gap), 3 * (40 + gap), 3)
     for (column, row), image in images.items():
@@ -150,6 +169,78 @@ def test_pictures_are_the_pipelines(drawn: Path) -> None:
         with Image.open(drawn / "images" / f"{row:02d}-base.png") as image:
             assert image.size == (64, 32)
             assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+TWO = [{"prompt": "[trigger], a fox", "group": "one"}, {"prompt": "a teapot by [trigger]"}, {"prompt": "a cat"}]
+
+
+def test_rows_that_are_measured() -> None:
+    rows = plan_rows(params(prompts=TWO, seeds=[3, 4], measures=True), "eri")
+    assert [(row.prompt.prompt, row.seed, row.plain and row.plain.prompt) for row in rows] == [
+        ("eri, a fox", 3, "a fox"),
+        ("eri, a fox", 4, "a fox"),
+        ("a teapot by eri", 3, "a teapot by"),
+        ("a teapot by eri", 4, "a teapot by"),
+        ("a cat", 3, None),
+        ("a cat", 4, None),
+    ]
+    assert [row.prompt.group for row in rows] == ["one", "one", "all", "all", "all", "all"]
+    assert {row.plain for row in plan_rows(params(prompts=TWO), "eri")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (["[trigger], a fox", "a cat"], "has 1 different prompts with '[trigger]'"),
+        (["a fox", "a cat"], "has 0 different prompts with '[trigger]'"),
+        (["[trigger], a fox", "a fox, [trigger]"], "has 1 different prompts with '[trigger]'"),
+        (["[trigger]", "[trigger], a fox", "[trigger], a cat"], "a prompt of sample.prompts is '[trigger]' alone"),
+    ],
+)
+def test_what_cannot_be_measured(prompts: list[str], words: str) -> None:
+    given = [{"prompt": prompt} for prompt in prompts]
+    with pytest.raises(ConfigError) as caught:
+        check_measures(params(prompts=given, measures=True))
+    assert words in str(caught.value)
+    check_measures(params(prompts=given))
+
+
+def test_measured_samples(checkpoints: Path, tmp_path: Path) -> None:
+    """Both pictures of each measured row are the pipeline's; the column that does nothing has the base's figures."""
+    chosen = params(prompts=TWO, checkpoints=[30, 60], measures=True)
+    concept = [np.random.default_rng(0).random((128, 128, 3), dtype=np.float32)]
+    draw_samples(chosen, load_family(FAMILY), source(FAMILY), training.CPU, checkpoints, tmp_path, concept)
+    columns = ("base", "step-30-x1", "step-60-x1")
+    expected = [f"0{row}-{column}.png" for row in (0, 1, 2) for column in columns]
+    expected += [f"0{row}-{column}-without.png" for row in (0, 1) for column in columns]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(expected)
+    pictures = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "images").iterdir()}
+    for name, prompt in (("00-base", "eridraw, a fox"), ("00-base-without", "a fox"), ("02-base", "a cat")):
+        drawn = draw(pipeline(FAMILY), load_family(FAMILY), chosen, Prompt(prompt=prompt), 0)
+        assert np.array_equal(pictures[f"{name}.png"], np.asarray(drawn))
+    assert np.array_equal(pictures["01-base-without.png"], pictures["01-step-30-x1-without.png"])
+    assert not np.array_equal(pictures["01-base-without.png"], pictures["01-step-60-x1-without.png"])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics) == {"moved_from_base", "concept_distance", "fall", "subject_kept", "leakage"}
+    for group in ("one", "all"):
+        found = metrics["concept_distance"][group]
+        assert set(found) == {"base", "colour_filter", "step 30 x 1", "step 60 x 1"}
+        assert found["base"] == found["step 30 x 1"] != found["step 60 x 1"]
+        assert found["colour_filter"] <= found["base"]
+        assert metrics["fall"][group]["step 30 x 1"] == 0
+        assert metrics["fall"][group]["step 60 x 1"] == pytest.approx(
+            1 - found["step 60 x 1"] / found["base"], abs=0.01
+        )
+        assert metrics["subject_kept"][group]["base"] == metrics["subject_kept"][group]["step 30 x 1"]
+    without, told = (
+        sum(
+            np.abs(pictures[f"0{row}-base{end}.png"] / 255.0 - pictures[f"0{row}-step-60-x1{end}.png"] / 255.0).mean()
+            for row in (0, 1)
+        )
+        for end in ("-without", "")
+    )
+    assert metrics["leakage"] == {"step 30 x 1": None, "step 60 x 1": pytest.approx(without / told, abs=1e-4)}
+    assert len(str(metrics["leakage"]["step 60 x 1"])) <= 6, "four digits"
 
 
 def test_draw_equals_the_pipelines_own_picture() -> None:
