@@ -84,4 +84,4 @@ def _share(part: float, whole: float) -> float | None:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
-    return value if value is None else round(value, DIGITS)
+    return value if value is None else round(value, DIGITS) + 0.0  # no -0.0

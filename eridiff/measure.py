@@ -89,7 +89,7 @@ def distance(one: Sequence[Array], other: Sequence[Array]) -> float:
 
 def _texture_histograms(pixels_HWC: Array) -> list[Array]:
     """One picture's histograms: edges and ridges at each scale."""
-    intensity = pixels_HWC.mean(axis=-1, dtype=np.float64)
+    intensity = pixels_HWC.astype(np.float32).mean(axis=-1)
     contrast = max(float(intensity.std()), LEAST_CONTRAST)
     histograms = []
     for scale, (x, y, xx, xy, yy) in zip(SCALES, _derivatives(intensity), strict=True):
@@ -101,9 +101,10 @@ def _texture_histograms(pixels_HWC: Array) -> list[Array]:
 
 
 def _histogram(values: Array, span: tuple[float, float]) -> Array:
-    bins = round((span[1] - span[0]) * BINS_PER_UNIT)
-    places = np.clip((values - span[0]) * BINS_PER_UNIT, 0, bins - 1).astype(np.int64)
-    shares: Array = np.bincount(places.ravel(), minlength=bins) / values.size
+    """Shares of bins whose middles are k / BINS_PER_UNIT, so that the last bit of a 0 decides no bin."""
+    last = round((span[1] - span[0]) * BINS_PER_UNIT)
+    places = np.clip(np.rint((values - span[0]) * BINS_PER_UNIT), 0, last).astype(np.int64)
+    shares: Array = np.bincount(places.ravel(), minlength=last + 1) / values.size
     return shares
 
 
@@ -120,12 +121,12 @@ def _derivatives(intensity_HW: Array) -> Array:
 
 @cache
 def _transfer(shape: tuple[int, int]) -> Array:
-    """Spectra of the Gaussians' derivatives for pictures of a shape [H, W]."""
+    """Spectra of the Gaussians' derivatives for pictures of a shape [H, W], in single precision."""
     v = 2 * np.pi * np.fft.fftfreq(shape[0])[:, None]
     u = 2 * np.pi * np.fft.rfftfreq(shape[1])[None, :]
     orders = np.stack([1j * u + 0 * v, 1j * v + 0 * u, -u * u + 0 * v, -u * v, -v * v + 0 * u])
     gaussians = np.stack([np.exp(-(scale**2) * (u * u + v * v) / 2) for scale in SCALES])
-    spectra: Array = gaussians[:, None] * orders
+    spectra: Array = (gaussians[:, None] * orders).astype(np.complex64)
     return spectra
 
 

@@ -1,0 +1,27 @@
+"""Whether samples convince: the thresholds that the demo's LoRA must meet, read off metrics.json."""
+
+from typing import Any
+
+FALLS = {"trained": 1 / 2, "held-out": 1 / 3}  # at least, by group
+KEPT = 0.9  # at least, of the base's own accuracy
+LEAKAGE = 0.2  # at most
+
+
+def failures(metrics: dict[str, Any], column: str) -> list[str]:
+    """What a column lacks, in words; nothing where it convinces."""
+    found = []
+    for group, least in FALLS.items():
+        distance, kept = metrics["concept_distance"][group], metrics["subject_kept"][group]
+        fall = metrics["fall"][group][column]
+        if fall is None or fall < least:
+            found.append(f"{group}: the distance to the concept falls by {fall}, not by {least:.2f}")
+        if distance[column] >= distance["colour_filter"]:
+            found.append(f"{group}: no nearer ({distance[column]}) than a filter ({distance['colour_filter']})")
+        if kept["base"] < KEPT:
+            found.append(f"{group}: the base's own subjects are told apart in {kept['base']} only")
+        if kept[column] < KEPT * kept["base"]:
+            found.append(f"{group}: subjects kept in {kept[column]}, the base's in {kept['base']}")
+    leakage = metrics["leakage"][column]
+    if leakage is None or leakage > LEAKAGE:
+        found.append(f"leakage {leakage}")
+    return found
