@@ -100,6 +100,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"captions.trigger": None},
         "sample.prompts has '[trigger]' in a prompt, but captions.trigger is null.",
     ),
+    "measures": (
+        {"sample.measures": True, "sample.prompts": [{"prompt": "[trigger], a fox"}, {"prompt": "a cat"}]},
+        "sample.measures is true, but sample.prompts has 1 different prompts with '[trigger]'",
+    ),
+    "group": ({"sample.prompts": [{"prompt": "a cat", "group": ""}]}, "'sample.prompts.0.group' is ''"),
     "checkpoint of sample": (
         {"sample.checkpoints": ["last", 45]},
         "sample.checkpoints[1] is 45, but with train.steps 60, save_every 30 and keep 2 the kept checkpoints are 30, 60"
