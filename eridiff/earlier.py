@@ -15,23 +15,30 @@ def earlier_shards(stage: str, out: str) -> list[Path]:
 
     The cache's place comes from DVC's configuration: experiments and projects have no `.dvc/cache` of their own.
     """
+    return sorted(path for name, path in _earlier_files(stage, out).items() if name.endswith(".safetensors"))
+
+
+def earlier_index(stage: str, out: str) -> Path | None:
+    """The index that the last run of `stage` put out in the folder `out`, in DVC's cache; None if there is none."""
+    return _earlier_files(stage, out).get("index.parquet")
+
+
+def _earlier_files(stage: str, out: str) -> dict[str, Path]:
+    """Relative path -> file in DVC's cache, of those that the cache holds."""
     lock = Path("dvc.lock")
     if not lock.exists():
-        return []
+        return {}
     record = (read_yaml(lock) or {}).get("stages", {}).get(stage, {})
     digests = [entry["md5"] for entry in record.get("outs", []) if entry["path"] == out]
     if not digests:
-        return []
+        return {}
     cache = _cache_folder()
     listing = _object(cache, digests[0])
     if not listing.exists():
-        return []
-    files = [_object(cache, item["md5"]) for item in json.loads(listing.read_text("utf-8")) if _is_shard(item)]
-    return sorted(path for path in files if path.exists())
-
-
-def _is_shard(item: dict[str, str]) -> bool:
-    return item["relpath"].endswith(".safetensors")
+        return {}
+    items = json.loads(listing.read_text("utf-8"))
+    files = {item["relpath"]: _object(cache, item["md5"]) for item in items}
+    return {name: path for name, path in files.items() if path.exists()}
 
 
 def _object(cache: Path, md5: str) -> Path:

@@ -71,10 +71,12 @@ def plan_samples(
     side_multiple: int,
     pictures: Path,
     pixels: PixelDigests,
+    generation: str = "",
 ) -> list[Sample]:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
     vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
+    generation: of the VAE's numbers (eridiff/probe.py); the first is in no key.
     Raises: ConfigError where a bucket's sides do not fit the family,
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
@@ -85,6 +87,7 @@ def plan_samples(
         raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
     learn_pixels([(row["path"], row["file_digest"]) for row in rows], pictures, pixels)
     common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude={"flip"}), "version": version}
+    common |= {"probe": generation} if generation else {}
     flips = (False, True) if params.flip else (False,)
     return [_sample(row, flip, pixels.known[row["file_digest"]], common) for row in rows for flip in flips]
 

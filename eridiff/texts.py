@@ -60,11 +60,16 @@ def choose_max_tokens(params: TextParams, family: Family) -> int:
 
 
 def plan_captions(
-    rows: Iterable[Row], params: TextParams, family: Family, encoders: Mapping[str, Mapping[str, str]]
+    rows: Iterable[Row],
+    params: TextParams,
+    family: Family,
+    encoders: Mapping[str, Mapping[str, str]],
+    generation: str = "",
 ) -> list[Caption]:
     """Every distinct caption of captions.parquet, all variants, and the empty caption, sorted by text.
 
-    encoders: component -> digests of the text encoders and tokenizers.
+    encoders: component -> digests of the text encoders and tokenizers. generation: of their numbers
+    (eridiff/probe.py); the first is in no key.
     """
     texts = {"", *(text for row in rows for text in row["variants"])}
     max_tokens = choose_max_tokens(params, family)
@@ -76,6 +81,7 @@ def plan_captions(
             "params": {**params.model_dump(), "max_tokens": max_tokens},
             "version": family.TEXT_ENCODE,
         }
+        parts |= {"probe": generation} if generation else {}
         captions.append(Caption(text=text, key=entry_key(parts), parts=parts))
     return captions
 

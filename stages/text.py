@@ -1,18 +1,20 @@
 """text: distinct captions -> text embeddings, by way of the store."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eridiff.config import ModelParams, load_section
-from eridiff.earlier import earlier_shards
+from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
+from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table, write_table
-from eridiff.texts import INDEX_COLUMNS, TextParams, cache_texts, plan_captions, report_lost
+from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, plan_captions, report_lost
 
 
 def main() -> None:
@@ -22,8 +24,9 @@ def main() -> None:
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["text"], model.family)["text"]
     rows, _ = read_table(Path("data/captions/captions.parquet"))
-    out = Path("data/text")
+    root, out = store_root(), Path("data/text")
 
+    @cache
     def load() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
@@ -31,11 +34,24 @@ def main() -> None:
         source = find_source([pointer], load_keys(model.family).canonical)
         return family.load_text_encoders(source, DTYPES[params.dtype]), device
 
-    captions = plan_captions(rows, params, family, pointer.identity())
-    index, counts = cache_texts(
-        captions, params, family, load, store_root(), lambda: earlier_shards("text", str(out)), out
+    @cache
+    def plan(generation: str) -> list[Caption]:
+        return plan_captions(rows, params, family, pointer.identity(), generation)
+
+    def earlier() -> list[Path]:
+        return earlier_shards("text", str(out))
+
+    probing = Probing(
+        encoder=text_encoder(pointer, params, family),
+        root=root,
+        take=lambda: probe_text(params, family, *load()),
+        lacks=lambda generation: entries_lacking(root, "texts", [c.key for c in plan(generation)], earlier),
+        earlier=lambda: index_reference(earlier_index("text", str(out))),
     )
-    write_table(out / "index.parquet", index, INDEX_COLUMNS)
+    reference = settle(probing)
+    index, counts = cache_texts(plan(generation_of(reference)), params, family, load, root, earlier, out)
+    facts = {"probe": reference.facts()} if reference else {}
+    write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     for line in report_lost(index):
         say(line)
     record_run("text", counts=vars(counts))

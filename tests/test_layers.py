@@ -18,14 +18,14 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # checkpoint | sample export why | cli.
 LAYERS = (
     ("", "errors", "progress", "files", "words", "captionrules", "noise"),
-    ("config", "tables", "tensorfile", "images", "captionfiles", "schedulers", "runlog", "modelcard", "dvcgraph"),
+    ("config", "tables", "tensorfile", "images", "captionfiles", "schedulers", "runlog", "modelcard", "dvcgraph", "probe"),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("pictures", "sources", "trainparams", "gate"),
     ("captions", "encoders", "objectives"),
     ("families/*",),
     ("latents", "texts", "data"),
-    ("train", "previews"),
+    ("train", "previews", "probing"),
     ("checkpoint", "sample", "export", "bases"),
     ("check", "prediction"),
     ("why", "reference"),
