@@ -53,7 +53,7 @@ __all__ = [
 
 FORMAT = "eridiff-store 1\n"
 SHARD_BYTES = 64 << 20
-OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "roots", "runs"}
+OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
 
 
 class EntryGone(StoreError):
