@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.store import Store
+from eridiff.roots import pin
+from eridiff.store import EntryGone, Store
+
+ATTEMPTS = 3  # at a fill, where entries vanish from the store under it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,19 @@ def fill(
     earlier() gives the shards of the stage's own last output; encode() puts every key that is missing and says how
     many it put. Each is called only where a key is missing. Returns key -> shard and the counts.
     """
-    start = time.monotonic()
-    if store.missing(keys):
-        store.adopt(earlier())
-    encoded = encode() if store.missing(keys) else 0
-    shards = store.publish(keys, out)
+    start, encoded = time.monotonic(), 0
+    for attempt in range(1, ATTEMPTS + 1):
+        if store.missing(keys):
+            store.adopt(earlier())
+        encoded += encode() if store.missing(keys) else 0
+        try:
+            shards = store.publish(keys, out)
+            break
+        except EntryGone:  # `eridiff store gc` or a user took entries meanwhile
+            if attempt == ATTEMPTS:
+                raise
+            store.look_again()
+    pin(store.root, store.kind, Path.cwd(), store.published)
     seconds = time.monotonic() - start
     counts = CacheCounts(
         what=what, samples=len(keys), encoded=encoded, shards_written=store.shards_written, seconds=seconds

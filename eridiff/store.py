@@ -25,6 +25,7 @@ from eridiff.entries import (
     WAY_OUT,
     Location,
     Parts,
+    check_parts,
     checksum,
     entry_key,
     open_shard,
@@ -35,7 +36,7 @@ from eridiff.entries import (
 )
 from eridiff.errors import StoreError
 from eridiff.files import atomic_write, canonical_json, link_or_copy, write_text
-from eridiff.progress import say
+from eridiff.progress import warn
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 
 __all__ = [
@@ -82,7 +83,7 @@ class Store:
         if self._found is None:
             self._found = read_store(self.folder)
             for reason in self._found.damaged.values():
-                say(f"warning: {reason} What it held counts as missing.")
+                warn(f"{reason} What it held counts as missing.")
         return self._found
 
     def look_again(self) -> None:
@@ -95,8 +96,11 @@ class Store:
 
     def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
         """Add one entry, atomically. What is there already is kept: an entry never changes."""
-        if key in self.catalogue:
-            return
+        if key not in self.catalogue:
+            self.keep(key, parts, tensors)
+
+    def keep(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+        """Write one entry as a file of its own, wherever else it stands."""
         total = checksum(tensors)
         parts = json.loads(canonical_json(parts))  # as they will be read: a tuple is a list
         path = self._loose_path(key)
@@ -146,6 +150,7 @@ class Store:
             if set(entries) <= set(self.catalogue):
                 continue
             for key, location in entries.items():
+                check_parts(location)
                 read_entry(file, key, location.checksum)
             target = self._shard_path({key: location.checksum for key, location in entries.items()})
             link_or_copy(path, target)
@@ -194,7 +199,8 @@ class Store:
                 entries[key], read = self._read(key, files)
                 tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
             path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
-            metadata = shard_metadata({k: (e.checksum, e.parts) for k, e in _with_parts(entries).items()})
+            entries = _with_parts(entries)
+            metadata = shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()})
             write_tensors(path, tensors, metadata)
             self._catalogue.shards.add(path)
             self.shards_written += 1
@@ -227,9 +233,15 @@ class Store:
 
 
 def _with_parts(entries: Mapping[str, Location]) -> dict[str, Location]:
-    """The entries with their parts read, each file's header once."""
+    """The entries with their parts, each file's header read once.
+
+    Raises: StoreError where the parts do not give the key.
+    """
     headers = {path: read_catalogue(open_shard(path)) for path in {e.path for e in entries.values() if e.known is None}}
-    return {key: e if e.known is not None else headers[e.path][key] for key, e in entries.items()}
+    found = {key: e if e.known is not None else headers[e.path][key] for key, e in entries.items()}
+    for entry in found.values():
+        check_parts(entry)
+    return found
 
 
 def _inode(path: Path) -> tuple[int, int]:
@@ -266,17 +278,24 @@ class PixelDigests:
         self.folder = root / "pixels"
         self.known: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.tsv")):
-            try:
-                self.known |= dict(line.split("\t") for line in path.read_text("utf-8").splitlines())
-            except ValueError:
-                raise StoreError(f"{path} is damaged. Remove it: its pictures are read again.") from None
+            with suppress(FileNotFoundError):  # gc joins small files
+                text = path.read_text("utf-8", errors="replace")
+                if path.name != self.file_name(text):
+                    warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
+                    continue
+                self.known |= dict(line.split("\t") for line in text.splitlines())
+
+    @staticmethod
+    def file_name(text: str) -> str:
+        """The name of a file with this content."""
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.tsv"
 
     def learn(self, digests: Mapping[str, str]) -> None:
         """Remember new digests in one immutable file, named by its content."""
         new = {key: value for key, value in digests.items() if key not in self.known}
         if new:
             text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
-            write_text(self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.tsv", text)
+            write_text(self.folder / self.file_name(text), text)
             self.known |= new
 
 
