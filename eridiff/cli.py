@@ -1,4 +1,4 @@
-"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`."""
+"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff store`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from eridiff.errors import run_main
+from eridiff.storecommands import store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 base_app = typer.Typer(no_args_is_help=True, help="Bases: pointers to model weights.")
 app.add_typer(base_app, name="base")
+app.add_typer(store_app, name="store")
 
 
 @base_app.command("add")

@@ -55,7 +55,7 @@ def pin(root: Path, kind: str, project: Path, names: Iterable[str]) -> None:
     names = sorted(set(names))
     before: set[str] = set()
     with suppress(FileNotFoundError, StoreError):  # a damaged one is written anew
-        old = _read_pin(path)
+        old = read_pin(path)
         before = {*old.names, *old.earlier}
     record = {
         "host": host,
@@ -78,7 +78,7 @@ def read_pins(root: Path) -> list[Pin]:
     found = []
     for path in sorted((root / ROOTS).glob("*.json")):
         with suppress(FileNotFoundError):
-            found.append(_read_pin(path))
+            found.append(read_pin(path))
     return found
 
 
@@ -92,7 +92,11 @@ def forget_earlier(pins: Iterable[Pin], names: set[str]) -> None:
             os.utime(old.path, (old.written, old.written))  # no run of the project: its lease goes on
 
 
-def _read_pin(path: Path) -> Pin:
+def read_pin(path: Path) -> Pin:
+    """One pin.
+
+    Raises: StoreError where it is damaged, FileNotFoundError.
+    """
     try:
         record = json.loads(path.read_text("utf-8"))
         return Pin(

@@ -164,9 +164,10 @@ def test_captions_mirrors_and_dropout_have_their_shares(caches: tuple[Cache, Cac
 
 def test_the_mean_alone_has_std_zero(tmp_path: Path, caches: tuple[Cache, Cache]) -> None:
     store = Store(tmp_path / "store", "latents")
-    store.put("a" * 64, {}, raw_tensors({"mean": torch.ones(4, 8, 8)}))
-    store.publish(["a" * 64], tmp_path / "latents")
-    sample = replace(SAMPLES[0], latent_keys=("a" * 64,))
+    key = entry_key({})
+    store.put(key, {}, raw_tensors({"mean": torch.ones(4, 8, 8)}))
+    store.publish([key], tmp_path / "latents")
+    sample = replace(SAMPLES[0], latent_keys=(key,))
     data = TrainingSet(
         [sample], {text: key_of(text) for text in all_texts()}, Cache(tmp_path / "latents"), caches[1], 0, 0
     )
