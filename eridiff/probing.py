@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eridiff.errors import BaseError, ConfigError, DataError
 from eridiff.families import Family, TextEncoders
-from eridiff.latents import LatentParams, encode, prepare_vae
+from eridiff.latents import LatentParams
 from eridiff.probe import (
     FIRST,
+    Difference,
     Encoder,
     ProbeMemory,
     Reference,
     Values,
+    compare,
     library_versions,
     name_upgrade,
     reference_of,
@@ -24,6 +26,7 @@ from eridiff.sources import Pointer
 from eridiff.store import Store
 from eridiff.tables import read_table
 from eridiff.texts import TextParams, choose_max_tokens
+from eridiff.vae import encode, prepare_vae
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +196,31 @@ def _unknown(probing: Probing, memory: ProbeMemory) -> str:
     return verdict.generation
 
 
-def describe(name: str, upgrade: str, difference: Any) -> str:
+def foresee(probing: Probing) -> Reference | None:
+    """`settle` for `eridiff why`: the same, but the very first probe of an encoder is left to its stage.
+
+    Raises: BaseError, ConfigError where the encoder cannot be probed here although something has to be encoded.
+    """
+    memory = ProbeMemory(probing.root, probing.encoder)
+    return settle(probing) if memory.references or probing.earlier() else None
+
+
+def compare_with_output(probing: Probing, now: Reference | None, output: Reference | None) -> str | None:
+    """How an encoder's numbers differ from those that a stage's last output was made with; None where they do not.
+
+    An output without a reference was made with the first generation.
+    """
+    before = generation_of(output)
+    if now is None or now.generation == before:
+        return None
+    memory = ProbeMemory(probing.root, probing.encoder)
+    reference = output or memory.references.get(FIRST)
+    upgrade = name_upgrade(memory.versions_of(before), library_versions())
+    difference = compare(reference.values, now.values, probing.encoder.precision) if reference else None
+    return describe(probing.encoder.name, upgrade, difference)
+
+
+def describe(name: str, upgrade: str, difference: Difference | None) -> str:
     """What a probe found, in words."""
     since = f" since {upgrade}" if upgrade else ""
-    return f"{name} gives other numbers{since}: {difference}"
+    return f"{name} gives other numbers{since}" + (f": {difference}" if difference else "")

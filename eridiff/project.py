@@ -26,6 +26,10 @@ class LocalConfig(Section):
     """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower, the same numbers."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Processes among which the stages latents and text share what has to be encoded, a CUDA device each."""
     preview_every: Annotated[int, Field(ge=0)] = 0
     """Draw the preview prompts every N training steps into runs/previews (0: never)."""
     preview_prompts: tuple[str, ...] = ()

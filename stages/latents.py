@@ -8,10 +8,12 @@ from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
-from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, cache_latents, plan_samples
+from eridiff.latentcache import cache_latents, help_latents
+from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
-from eridiff.project import store_root
+from eridiff.project import load_local, store_root
+from eridiff.ranks import find_ranks
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.store import PixelDigests
@@ -20,6 +22,9 @@ from eridiff.tables import read_table, write_table
 
 def main() -> None:
     """Read data/buckets, data/raw and the VAE; write data/latents."""
+    local = load_local()
+    ranks = find_ranks("stages.latents", local.processes)
+    ranks.wait_for_plan()
     model = load_section(ModelParams, "model")
     params = load_section(LatentParams, "latents")
     family = load_family(model.family)
@@ -54,7 +59,12 @@ def main() -> None:
         earlier=lambda: index_reference(earlier_index("latents", str(out))),
     )
     reference = settle(probing)
-    index, counts = cache_latents(plan(generation_of(reference)), params, load, root, earlier, pictures, out)
+    samples, workers = plan(generation_of(reference)), local.workers
+    if ranks.index:
+        encoded = help_latents(samples, params, load, root, pictures, ranks, workers=workers)
+        say(f"latents{ranks.label}: {encoded} encoded")
+        return
+    index, counts = cache_latents(samples, params, load, root, earlier, pictures, out, workers=workers, ranks=ranks)
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
     facts |= {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)

@@ -10,15 +10,19 @@ from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
-from eridiff.project import store_root
+from eridiff.project import load_local, store_root
+from eridiff.ranks import find_ranks
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table, write_table
-from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, plan_captions, report_lost
+from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_texts, plan_captions, report_lost
 
 
 def main() -> None:
     """Read data/captions/captions.parquet and the text encoders; write data/text."""
+    local = load_local()
+    ranks = find_ranks("stages.text", local.processes)
+    ranks.wait_for_plan()
     model = load_section(ModelParams, "model")
     params = load_section(TextParams, "text")
     family = load_family(model.family)
@@ -49,7 +53,11 @@ def main() -> None:
         earlier=lambda: index_reference(earlier_index("text", str(out))),
     )
     reference = settle(probing)
-    index, counts = cache_texts(plan(generation_of(reference)), params, family, load, root, earlier, out)
+    captions = plan(generation_of(reference))
+    if ranks.index:
+        say(f"text{ranks.label}: {help_texts(captions, params, family, load, root, ranks)} encoded")
+        return
+    index, counts = cache_texts(captions, params, family, load, root, earlier, out, ranks=ranks)
     facts = {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     for line in report_lost(index):

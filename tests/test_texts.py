@@ -133,7 +133,7 @@ def test_every_part_counts_in_the_key() -> None:
 
     same = key()
     other = load_family(FAMILY).MAX_TOKENS[0]
-    changed: dict[str, Any] = {"dtype": "bf16", "batch_size": 5, "max_tokens": other, "tf32": True}
+    changed: dict[str, Any] = {"dtype": "bf16", "batch_size": 5, "max_tokens": other, "tf32": True, "compile": True}
     assert set(changed) == set(TextParams.model_fields)
     variants = [key(params=TextParams(**{**PARAMS.model_dump(), name: value})) for name, value in changed.items()]
     variants += [key(text) for text in ("a red fox ", "a red  fox", "A red fox", "")]
