@@ -54,7 +54,7 @@ def pin(root: Path, kind: str, project: Path, names: Iterable[str]) -> None:
     path = root / ROOTS / f"{digest_json([host, str(place)])[:32]}.{kind}.json"
     names = sorted(set(names))
     before: set[str] = set()
-    with suppress(FileNotFoundError, StoreError):  # a damaged one is written anew
+    with suppress(OSError, StoreError):  # a damaged one is written anew
         old = read_pin(path)
         before = {*old.names, *old.earlier}
     record = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from eridiff.files import write_text
 from eridiff.roots import DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
+from eridiff.store import PixelDigests
 
 KINDS = ("latents", "texts")
 LEASE_DAYS = 14.0
@@ -83,7 +84,7 @@ def remove(root: Path, plan: Plan, days: float = LEASE_DAYS, now: float | None =
 
 
 def _remove_one(item: Garbage) -> bool:
-    """Whether it could be removed: a state whose training runs stays."""
+    """Whether it could be removed: a state whose training runs, or where no lock can tell, stays."""
     if item.what != "state":
         item.path.unlink(missing_ok=True)
         return True
@@ -93,7 +94,7 @@ def _remove_one(item: Garbage) -> bool:
     try:
         with lock.acquire(timeout=0):
             shutil.rmtree(item.path)
-    except Timeout:
+    except (Timeout, OSError):
         return False
     return True
 
@@ -101,8 +102,6 @@ def _remove_one(item: Garbage) -> bool:
 def join_pixels(root: Path, days: float = LEASE_DAYS, now: float | None = None) -> int:
     """Join the small files of remembered pixel digests that are older than the lease; returns how many it joined."""
     limit = (time.time() if now is None else now) - days * DAY_SECONDS
-    from eridiff.store import PixelDigests
-
     old = [path for path in sorted((root / "pixels").glob("*.tsv")) if _touched(path) < limit]
     if len(old) < 2:
         return 0

@@ -1,5 +1,6 @@
 """The store: entries by content, shards as a function of the key set, damage found, many processes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -98,9 +99,12 @@ def test_publish_replaces_the_shards_of_an_out(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {}
 
 
-def test_without_hardlinks_shards_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK])
+def test_without_hardlinks_shards_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Another file system, one without hardlinks, one whose file has as many as there can be."""
+
     def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
     filled(tmp_path, ENTRIES[:5]).publish(KEYS[:5], tmp_path / "out")
@@ -109,6 +113,9 @@ def test_without_hardlinks_shards_are_copied(tmp_path: Path, monkeypatch: pytest
     assert not shard.samefile(out)
     assert shard.read_bytes() == out.read_bytes()
     assert [path.name for path in (tmp_path / "out").iterdir()] == [out.name]
+    store = Store(tmp_path / "other", "latents")
+    assert store.adopt([out]) == 5
+    assert checksum(store.get(KEYS[4])) == checksum(ENTRIES[4][2])
 
 
 def test_adopt_takes_what_is_new(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_shard_that_gc_took_from_under_a_fill_is_made_again(tmp_path: Path) ->
             store.put(*item)
         return len(lost)
 
-    _, counts = fill(store, KEYS[:3], lambda: [], encode, tmp_path / "out", what="latents")
+    _, counts = fill(store, KEYS[:3], list, encode, tmp_path / "out", what="latents")
     assert counts.encoded == 3
     assert contents(tmp_path / "out") == expected
 
