@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eridiff.data import Batch, Cache, Sample, TrainingSet, join_tables, open_training_set, plan_batches
+from eridiff.data import Batch, Sample, TrainingSet, join_tables, open_training_set, plan_batches
 from eridiff.errors import DataError, StoreError
+from eridiff.shards import Cache
 from eridiff.store import Store, entry_key
 from eridiff.tensorfile import raw_tensors
 from eridiff.trainparams import TrainParams
@@ -221,13 +222,22 @@ def rows() -> dict[str, Any]:
             "path": s.path,
             "repeats": s.repeats,
             **dict(zip(("bucket_w", "bucket_h"), s.bucket, strict=True)),
-            **dict(zip(("original_w", "original_h"), s.original, strict=True)),
-            **dict(zip(("crop_left", "crop_top"), s.crops[0], strict=True)),
-            "resize_w": s.bucket[0] + sum(left for left, _ in s.crops),
         }
         for s in SAMPLES
     ]
-    latents = [{"path": s.path, "flip": flip, "key": s.latent_keys[flip]} for s in SAMPLES for flip in (1, 0)]
+    latents = [
+        {
+            "path": s.path,
+            "flip": place % 2,
+            "variant": place // 2,
+            "key": s.latent_keys[place],
+            **dict(zip(("bucket_w", "bucket_h"), s.bucket, strict=True)),
+            **dict(zip(("original_w", "original_h"), s.original, strict=True)),
+            **dict(zip(("crop_left", "crop_top"), s.crops[place], strict=True)),
+        }
+        for s in SAMPLES
+        for place in (1, 0)
+    ]
     texts = [{"text": text, "key": key_of(text)} for text in all_texts()]
     return {"captions": (captions, {}), "buckets": (buckets, {}), "latents": (latents, {}), "text": (texts, {})}
 

@@ -33,7 +33,7 @@ LAYERS = (
     ("entries", "ownouts", "roots"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier"),
-    ("tiles", "variants"),
+    ("tiles", "variants", "shards"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("storegc", "storecare", "storesize"),
     ("storerepair",),
@@ -65,7 +65,7 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"noise", "precision", "objectives", "runstate", "data", "train", "checkpoint"}
+WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
 
 
 def files() -> dict[str, Path]:
