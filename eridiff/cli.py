@@ -47,12 +47,17 @@ def new(
 @app.command()
 def why(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    rehash: Annotated[bool, typer.Option(help="Read every file again, also those that look unchanged.")] = False,
 ) -> None:
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
+    import contextlib
+    import sys
+
     from eridiff.prediction import render
     from eridiff.why import explain
 
-    prediction = explain(Path.cwd())
+    with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
+        prediction = explain(Path.cwd(), rehash=rehash)
     typer.echo(prediction.to_json() if json_output else render(prediction))
 
 
