@@ -60,7 +60,7 @@ def text_encoder(pointer: Pointer, params: TextParams, family: Family) -> Encode
     precision = {"dtype": params.dtype, "tf32": params.tf32, "max_tokens": limit}
     return Encoder(
         stage="text",
-        name=f"the text encoders of {pointer.base}",
+        name=f"the set of text encoders of {pointer.base}",
         identity={"encoders": pointer.identity(), "params": precision, "version": family.TEXT_ENCODE},
         precision=_precision(params.dtype, params.tf32),
     )
@@ -149,7 +149,8 @@ class Probing:
     """How one stage probes its encoder.
 
     take: the probe itself, which loads the encoder. lacks: whether the store lacks entries under a generation's keys.
-    earlier: the reference that the stage's own last output carries.
+    earlier: the reference that the stage's own last output carries. tell: hears what a probe found, and
+    whether it is the same as before but for rounding.
     """
 
     encoder: Encoder
@@ -157,6 +158,7 @@ class Probing:
     take: Callable[[], Values]
     lacks: Callable[[str], bool]
     earlier: Callable[[], Reference | None]
+    tell: Callable[[str, bool], None] = lambda text, same: say(text)
 
 
 def settle(probing: Probing) -> Reference | None:
@@ -191,8 +193,12 @@ def _unknown(probing: Probing, memory: ProbeMemory) -> str:
         say(f"{probing.encoder.stage}: not probed, the entries that are there are taken: {error}")
         return assumed
     verdict = memory.learn(values, versions)
-    if verdict.generation != assumed:
-        say(f"{probing.encoder.stage}: {describe(probing.encoder.name, verdict.upgrade, verdict.difference)}")
+    if verdict.difference:
+        same = verdict.generation == assumed
+        told = describe_same if same else describe
+        probing.tell(
+            f"{probing.encoder.stage}: {told(probing.encoder.name, verdict.upgrade, verdict.difference)}", same
+        )
     return verdict.generation
 
 
@@ -224,3 +230,8 @@ def describe(name: str, upgrade: str, difference: Difference | None) -> str:
     """What a probe found, in words."""
     since = f" since {upgrade}" if upgrade else ""
     return f"{name} gives other numbers{since}" + (f": {difference}" if difference else "")
+
+
+def describe_same(name: str, upgrade: str, difference: Difference) -> str:
+    """What a probe found that found nothing."""
+    return f"{name} gives the same numbers with {upgrade or 'these libraries'}, but for rounding: {difference}"

@@ -252,19 +252,24 @@ class _Predictor:
     def _probe(self, cache: CachePlan, facts: Mapping[str, Any]) -> tuple[Reference | None, str | None]:
         """The generation of a stage's encoder, and how its numbers differ from those of the stage's last output."""
         root, output = self.setting.root, reference_of(facts)
+        found: list[str] = []
         probing = Probing(
             encoder=cache.encoder,
             root=root,
             take=cache.take,
             lacks=lambda generation: bool(cache.look_up(root, generation).encoded),
             earlier=lambda: output,
+            tell=lambda text, same: found.append(text) if same else None,
         )
         try:
             reference = foresee(probing)
         except (BaseError, ConfigError) as error:
             self._note(f"{cache.stage}: {cache.encoder.name} cannot be probed here, so its stage does it: {error}")
             reference = output
-        return reference, compare_with_output(probing, reference, output) if facts else None
+        message = compare_with_output(probing, reference, output) if facts else None
+        for text in found if message is None else ():
+            self._note(text)
+        return reference, message
 
 
 def _md5(data: bytes) -> str:
