@@ -57,7 +57,7 @@ def fix_threads(device: torch.device) -> None:
 
 
 def compile_fixed_shapes(modules: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """Compile modules in place, one graph for each shape that they see.
+    """Compile modules in place, one graph for each shape that they see; one that is compiled already is left alone.
 
     Shapes are never made dynamic: else the second shape would get another kind of graph than the first, and last bits
     would depend on which came first. Beyond torch's own limit a module would run uncompiled without a word; here the
@@ -68,7 +68,8 @@ def compile_fixed_shapes(modules: Iterable[nn.Module], backend: str = "inductor"
     config.accumulated_recompile_limit = 64 * MAX_GRAPHS  # one code object may serve many layers
     config.fail_on_recompile_limit_hit = True
     for module in modules:
-        module.compile(dynamic=False, backend=backend)
+        if module._compiled_call_impl is None:  # a second call would trace anew
+            module.compile(dynamic=False, backend=backend)
 
 
 def repeated_layers(module: nn.Module) -> list[nn.Module]:
