@@ -121,7 +121,9 @@ def check_parts(entry: Location) -> None:
     Raises: StoreError that names the file.
     """
     if entry_key(entry.parts) != entry.key:
-        raise StoreError(f"{entry.path} is damaged: entry {entry.key[:12]} has parts that do not give its key. {WAY_OUT}")
+        raise StoreError(
+            f"{entry.path} is damaged: entry {entry.key[:12]} has parts that do not give its key. {WAY_OUT}"
+        )
 
 
 def read_entry(file: TensorFile, key: str, expected: str) -> dict[str, RawTensor]:

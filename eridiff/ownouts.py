@@ -13,6 +13,7 @@ from eridiff.config import read_yaml
 from eridiff.files import CHUNK_BYTES
 
 STAGES = {"latents": "data/latents", "text": "data/text"}  # stage -> out
+KIND_OF = {"latents": "latents", "text": "texts"}  # stage -> kind of its entries in the store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ def _frees(items: "list[Garbage] | tuple[Garbage, ...]") -> int:
 
 def _existing_store() -> Path:
     root = store_root()
-    if not (root / "FORMAT").exists():
+    if not (root / "FORMAT").exists() and not Path("dvc.lock").exists():  # a new clone has none yet
         raise typer.BadParameter(f"there is no store at {root}; ERIDIFF_STORE or `store:` in local.yaml names another.")
     return root
 

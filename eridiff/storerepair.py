@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eridiff.entries import open_shard, read_entry
 from eridiff.files import canonical_json, write_text
-from eridiff.ownouts import OwnOut, all_objects
+from eridiff.ownouts import KIND_OF, OwnOut, all_objects
 from eridiff.store import Store
 from eridiff.storecare import KINDS, Fault, sound_entries
 
@@ -39,7 +39,7 @@ def repair(root: Path, faults: Iterable[Fault], outs: Iterable[OwnOut], cache: P
     touched = [out for out in outs if set(removed).intersection(_paths(out))]
     if touched:
         write_text(RECORD, canonical_json({str(out.folder): out.md5 for out in touched}) + "\n")
-    kept = sum(_keep_sound(root, path) for path in removed if path.is_relative_to(root))
+    kept = sum(_keep_sound(Store(root, kind), paths) for kind, paths in _by_kind(root, removed, outs).items())
     for path in removed:
         path.unlink(missing_ok=True)
     return Repaired(
@@ -65,17 +65,29 @@ def _paths(out: OwnOut) -> set[Path]:
     return {out.listing, *(file.object for file in out.files), *(file.path for file in out.files)}
 
 
-def _keep_sound(root: Path, path: Path) -> int:
-    """Write the sound entries of a damaged shard as files of their own; returns how many."""
-    kind, place = path.relative_to(root).parts[:2]
-    if place != "shards":
-        return 0
-    store, file, kept = Store(root, kind), None, 0
-    for entry in sound_entries(path):
-        file = file or open_shard(path)
-        store.keep(entry.key, entry.parts, read_entry(file, entry.key, entry.checksum))
-        kept += 1
-    return kept
+def _by_kind(root: Path, paths: list[Path], outs: list[OwnOut]) -> dict[str, list[Path]]:
+    """Kind -> those of the files that are shards: of the store, or objects of the project's outs."""
+    found: dict[str, list[Path]] = {}
+    for kind in KINDS:
+        found[kind] = [path for path in paths if path.parent == root / kind / "shards"]
+    for out in outs:
+        shards = {file.object for file in out.files if file.path.suffix == ".safetensors"}
+        found[KIND_OF[out.stage]] += [path for path in paths if path in shards]
+    return {kind: found[kind] for kind in KINDS if found[kind]}
+
+
+def _keep_sound(store: Store, paths: list[Path]) -> int:
+    """Write the sound entries of damaged shards as files of their own, unless the store has them; returns how many."""
+    there = {key for key, entry in store.catalogue.items() if entry.path not in paths}
+    kept: set[str] = set()
+    for path in paths:
+        file = None
+        for entry in sound_entries(path):
+            if entry.key not in there | kept:
+                file = file or open_shard(path)
+                store.keep(entry.key, entry.parts, read_entry(file, entry.key, entry.checksum))
+                kept.add(entry.key)
+    return len(kept)
 
 
 def compare(outs: Iterable[OwnOut]) -> list[tuple[str, bool]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eridiff.entries import open_shard, read_catalogue, shard_id
 from eridiff.errors import StoreError
-from eridiff.ownouts import OwnOut, all_objects
+from eridiff.ownouts import KIND_OF, OwnOut, all_objects
 from eridiff.store import Store
 
 KINDS = ("latents", "texts")
@@ -68,7 +68,6 @@ def project_size(root: Path, outs: Iterable[OwnOut]) -> ProjectSize:
     """What the caches of the current project take in its present state."""
     shards, objects, files, payload = [], [], [], 0
     for out in outs:
-        kind = "texts" if out.stage == "text" else out.stage
         for file in out.files:
             objects.append(file.object)
             files.append(file.path)
@@ -77,7 +76,7 @@ def project_size(root: Path, outs: Iterable[OwnOut]) -> ProjectSize:
                 entries = read_catalogue(open_shard(place))
                 payload += sum(entry.size for entry in entries.values())
                 name = shard_id({key: entry.checksum for key, entry in entries.items()})
-                shards.append(root / kind / "shards" / f"{name}.safetensors")
+                shards.append(root / KIND_OF[out.stage] / "shards" / f"{name}.safetensors")
         objects.append(out.listing)
     seen: set[tuple[int, int]] = set()
     store, cache, folder = (_disk(paths, seen) for paths in (shards, objects, files))

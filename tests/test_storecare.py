@@ -37,12 +37,14 @@ def entry_of(root: Path) -> Path:
 
 
 def alter(path: Path, place: int, mask: int = 0xFF) -> None:
-    """Flip bits in place: every link shows it, as after a fault of the disk."""
+    """Flip bits in place, times kept: every link shows it, as after a fault of the disk."""
+    facts = path.stat()
     with open(path, "r+b") as file:
         file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ mask]))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
 def data_place(path: Path, key: str) -> int:
@@ -194,7 +196,7 @@ def test_store_out_and_object_are_repaired_together(
     done = repair(root, faults, [out], tmp_path / "cache")
     assert set(done.removed) == damaged | {file.path}
     assert done.stages == ("latents",)
-    assert done.kept == (5 if link else 0)
+    assert done.kept == (5 if link else 0)  # a copy's entries stand in the store
     assert compare([out]) == []  # not made again yet
     store = Store(root, "latents")
     assert store.missing(KEYS[:6]) == ([KEYS[0]] if link else [])
@@ -202,6 +204,15 @@ def test_store_out_and_object_are_repaired_together(
     store.publish(KEYS[:6], tmp_path / "out")
     assert compare([own_out(tmp_path / "out", tmp_path / "cache", link=False)]) == [(str(tmp_path / "out"), True)]
     assert not RECORD.exists()
+
+
+def test_sound_entries_of_a_damaged_object_are_kept_where_the_store_lacks_them(root: Path, tmp_path: Path) -> None:
+    out = own_out(tmp_path / "out", tmp_path / "cache", link=False)
+    alter(out.files[0].object, data_place(out.files[0].object, KEYS[0]))
+    empty = tmp_path / "empty"
+    done = repair(empty, verify(empty, [out]), [out], tmp_path / "cache")
+    assert done.kept == 5
+    assert Store(empty, "latents").missing(KEYS[:6]) == [KEYS[0]]
 
 
 def test_a_repair_that_gave_other_bytes_is_said(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
