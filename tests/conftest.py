@@ -18,6 +18,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     place = tmp_path_factory.mktemp("machine")
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
     monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
     monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")  # gpu tests name their device themselves
     for name in ("ERIDIFF_MODELS",):
