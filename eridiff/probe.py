@@ -73,7 +73,7 @@ class Difference:
     @property
     def beyond_rounding(self) -> bool:
         """Whether the encoder's numbers are others."""
-        return not self.largest <= self.allowed  # also where it is no number
+        return self.largest > self.allowed
 
     def __str__(self) -> str:
         return f"largest difference {self.largest:.2g} ({self.tensor}), rounding would be {self.allowed:.2g}"
@@ -125,10 +125,15 @@ def compare(reference: Values, values: Values, precision: str) -> Difference:
         return Difference(tensor="shape", largest=math.inf, allowed=0.0)
     found = []
     for name, before in sorted(reference.items()):
-        largest = max(abs(a - b) for a, b in zip(before, values[name], strict=True))
+        largest = max(_distance(a, b) for a, b in zip(before, values[name], strict=True))
         allowed = TOLERANCE[precision] * max(map(abs, before))
         found.append(Difference(tensor=name, largest=largest, allowed=allowed))
-    return max(found, key=lambda one: one.largest / one.allowed if one.allowed else math.inf)
+    return max(found, key=lambda one: one.largest / one.allowed if one.allowed else math.inf if one.largest else 0.0)
+
+
+def _distance(a: float, b: float) -> float:
+    """How far two numbers lie apart; infinitely where one is no number."""
+    return abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf
 
 
 class ProbeMemory:
