@@ -9,7 +9,7 @@ with; the file is written again where a shard is new or gone, and may be removed
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eridiff.entries import WAY_OUT, Location, open_shard, read_catalogue, shard_id
@@ -86,7 +86,7 @@ def _read_file(path: Path, found: Catalogue) -> list[Location] | None:
     if path.stem not in names:
         found.damaged[path] = f"{path} holds something else than its name says. {WAY_OUT}"
         return None
-    return list(entries.values())
+    return [replace(entry, known=None) for entry in entries.values()]  # parts of many entries are many bytes
 
 
 def _recall(path: Path) -> dict[str, tuple[Facts, list[Location]]]:

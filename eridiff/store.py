@@ -112,7 +112,7 @@ class Store:
                 f"cannot write to the store {self.root}: {error.strerror}. What was written is kept: make room or "
                 "give yourself the right to it and run `dvc repro`, or choose another store with ERIDIFF_STORE."
             ) from None
-        self.catalogue[key] = Location(key, path, total, sum(len(t.data) for t in tensors.values()), parts)
+        self.catalogue[key] = Location(key, path, total, sum(len(t.data) for t in tensors.values()))
         self._catalogue.loose.add(key)
 
     def get(self, key: str) -> dict[str, RawTensor]:
@@ -156,7 +156,7 @@ class Store:
             link_or_copy(path, target)
             self._catalogue.shards.add(target)
             for key, location in read_catalogue(open_shard(target)).items():
-                self.catalogue.setdefault(key, location)
+                self.catalogue.setdefault(key, replace(location, known=None))
         return len(self.catalogue) - before
 
     def publish(self, keys: Iterable[str], out: Path) -> dict[str, str]:
@@ -208,7 +208,7 @@ class Store:
             _remove_copy(self._loose_path(key))
             self._catalogue.loose.discard(key)
             if entries[key].path == self._loose_path(key):
-                self.catalogue[key] = replace(entries[key], path=path)
+                self.catalogue[key] = replace(entries[key], path=path, known=None)
         return path
 
     def _has_shard(self, path: Path) -> bool:
