@@ -14,6 +14,7 @@ from eridiff.probing import Probing, entries_lacking, generation_of, index_refer
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.ranks import find_ranks
+from eridiff.rates import count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.store import PixelDigests
@@ -68,6 +69,8 @@ def main() -> None:
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
     facts |= {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
+    area = sum(s.bucket[0] * s.bucket[1] for s in samples) / max(len(samples), 1)
+    counts = count_saving(counts, root, probing.encoder.identity, area)
     record_run("latents", counts=vars(counts))
     say(counts.line())
 

@@ -12,6 +12,7 @@ from eridiff.probing import Probing, entries_lacking, generation_of, index_refer
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.ranks import find_ranks
+from eridiff.rates import count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table, write_table
@@ -62,6 +63,7 @@ def main() -> None:
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     for line in report_lost(index):
         say(line)
+    counts = count_saving(counts, root, probing.encoder.identity)
     record_run("text", counts=vars(counts))
     say(counts.line())
 

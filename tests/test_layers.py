@@ -43,7 +43,7 @@ LAYERS = (
     ("vae",),
     ("latents", "texts", "data"),
     ("latentcache",),
-    ("train", "previews", "probing"),
+    ("train", "previews", "probing", "rates"),
     ("checkpoint", "sample", "export", "bases"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
