@@ -72,11 +72,11 @@ def measure(count: int, folder: Path) -> Iterator[str]:
     """Cells of one row."""
     params, root, out = LatentParams(batch_size=8), folder / "store", folder / "out"
     samples, store = make_samples(count, folder, params), Store(root, "latents")
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), time.process_time()
     encode_batches(list(batch_by_bucket(samples, 8)), store, params, FakeVae(), CPU, folder)
-    written = time.monotonic()
+    written, cpu_written = time.monotonic(), time.process_time()
     cache_latents(samples, params, nothing_to_load, root, list, folder, out)
-    published = time.monotonic()
+    published, cpu_published = time.monotonic(), time.process_time()
     cache_latents(samples, params, nothing_to_load, root, list, folder, out)
     again = time.monotonic()
     cache, few = Cache(out), samples[:: max(1, count // 200)]
@@ -89,8 +89,8 @@ def measure(count: int, folder: Path) -> Iterator[str]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield f"{count:,}"
     yield f"{gib:.1f} GiB"
-    yield f"{1000 * (written - began) / count:.2f} ms"
-    yield f"{1000 * (published - written) / count:.2f} ms"
+    yield f"{1000 * (written - began) / count:.1f} ({1000 * (cpu_written - cpu_began) / count:.1f}) ms"
+    yield f"{1000 * (published - written) / count:.1f} ({1000 * (cpu_published - cpu_written) / count:.1f}) ms"
     yield f"{again - published:.2f} s"
     yield f"{1000 * (read - opened) / len(few):.2f} ms"
     yield f"{peak:.1f} GiB"
@@ -103,12 +103,21 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10000])
     given = parser.parse_args()
     latentcache.PictureReader.fill = no_pictures  # type: ignore[method-assign]
-    cells = ["samples", "shards", "write a sample", "publish a sample", "no-op", "first read of a sample", "peak RSS"]
+    cells = [
+        "samples",
+        "shards",
+        "write a sample (CPU)",
+        "publish a sample (CPU)",
+        "no-op",
+        "first read of a sample",
+        "peak RSS",
+    ]
     lines = [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
     for count in given.counts:
         folder = Path(tempfile.mkdtemp(prefix="eridiff-scale-", dir=given.folder))
         try:
             lines.append(f"| {' | '.join(measure(count, folder))} |")
+            print(lines[-1], flush=True)
         finally:
             shutil.rmtree(folder)
     table = "\n".join(lines)

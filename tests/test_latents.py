@@ -273,18 +273,17 @@ def test_an_autoencoder_without_a_posterior_has_std_zero() -> None:
 
 def test_tiles_differ_little() -> None:
     """A texture of 512 px in tiles of 256: 5 % of the mean's spread on average (a random VAE has no less)."""
-    whole, tiled = vae(), load_family(FAMILY).load_vae(source(FAMILY), torch.float32)
-    prepare_vae(tiled, LatentParams(tile=256), CPU)
     waves = torch.arange(512) * 2 * torch.pi / 32
     pixels = torch.stack(
         [waves.sin()[:, None] + 0 * waves, waves.cos() + 0 * waves[:, None], (waves[:, None] + waves).sin()]
     )[None]
-    expected, found = (encode(model, pixels, LatentParams())["mean"] for model in (whole, tiled))
+    whole, tiled = LatentParams(), LatentParams(tile=256)
+    expected, found = (encode(vae(), pixels, params)["mean"] for params in (whole, tiled))
     assert found.shape == expected.shape == (1, 16, 64, 64)
     difference = (found - expected).abs().mean() / expected.std()
     assert 0 < difference < 0.05
     small = pixels[..., :256, :256]
-    assert torch.equal(encode(tiled, small, LatentParams())["mean"], encode(whole, small, LatentParams())["mean"])
+    assert torch.equal(encode(vae(), small, tiled)["mean"], encode(vae(), small, whole)["mean"])
 
 
 def test_what_cannot_be_encoded_is_named(pictures: Path) -> None:
@@ -294,3 +293,16 @@ def test_what_cannot_be_encoded_is_named(pictures: Path) -> None:
         plan(pictures, LatentParams(), [row(pictures, 0, file_digest="1" * 64)])
     with pytest.raises(DataError, match=r"9\.png"):
         plan(pictures, LatentParams(), [row(pictures, 9)])
+
+
+def test_bytes_become_the_same_pixels_by_table_and_by_division() -> None:
+    """A device looks the values up: the table has the bits that a CPU computes."""
+    values = torch.arange(256, dtype=torch.uint8)
+    pixels = pixels_from_bytes(values.reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous())
+    assert pixels.shape == (1, 3, 16, 16)
+    assert torch.equal(
+        pixels[0, 1].flatten(), torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(127.5) - 1)
+    )
+    table = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    assert torch.equal(pixels[0, 2].flatten(), table[values.int()])
+    assert (pixels.min(), pixels.max()) == (-1, 1)
