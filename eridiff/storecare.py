@@ -62,7 +62,7 @@ def sound_entries(path: Path) -> Iterator[Location]:
 
 def _store_checks(root: Path) -> Iterator[tuple[Path, Check]]:
     for path in sorted(root.glob("*")):
-        if path.name not in OWN_NAMES:
+        if path.name not in OWN_NAMES and not _is_temporary(path):
             yield path, _is_stray
     for kind in KINDS:
         for path in sorted((root / kind).rglob("*")):

@@ -123,6 +123,7 @@ def test_stray_files_pixels_and_pins_are_found(root: Path) -> None:
     pinned.write_text("{}")
     found = {fault.path: fault.what for fault in verify(root, [])}
     assert found == dict.fromkeys(strays, "stray") | {pixels: "pixels", pinned: "pin"}
+    (root / ".FORMAT.x.tmp").write_text("")
     (root / "latents/shards/.x.tmp").write_text("")  # of a process that writes, or was killed: gc's business
     assert len(verify(root, [])) == 6
 
