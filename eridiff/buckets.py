@@ -33,6 +33,8 @@ class BucketParams(Section):
 
     resolution: Annotated[int, Field(ge=64)]
     """Square root of the largest area of a bucket in pixels: 1024 permits 1024x1024, 832x1216..."""
+    more_resolutions: tuple[Annotated[int, Field(ge=64)], ...] = ()
+    """Further resolutions: every picture is also put into a bucket of each of them, and trained at all."""
     step: Annotated[int, Field(ge=8, multiple_of=8, validate_default=True)] = 64
     """Sides are multiples of this."""
     max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
@@ -45,8 +47,9 @@ class BucketParams(Section):
     @field_validator("step")
     @classmethod
     def _one_square_fits(cls, value: int, info: ValidationInfo) -> int:
-        if value > info.data.get("resolution", value):
-            raise ValueError(f"must be at most resolution ({info.data['resolution']})")
+        least = min((info.data.get("resolution", value), *info.data.get("more_resolutions", ())))
+        if value > least:
+            raise ValueError(f"must be at most resolution ({least})")
         return value
 
 
@@ -65,27 +68,35 @@ def bucket_sizes(params: BucketParams) -> list[Size]:
 
 
 def plan_buckets(image_rows: Iterable[Row], params: BucketParams) -> tuple[list[Row], list[LeftOut]]:
-    """Rows of buckets.parquet and the pictures left out, both by path.
+    """Rows of buckets.parquet and the pictures left out, both by path: one for each picture and resolution.
 
     Raises: DataError where every picture is left out.
     """
-    sizes, rows, left_out = bucket_sizes(params), [], []
+    resolutions = dict.fromkeys((params.resolution, *params.more_resolutions))
+    all_sizes = [bucket_sizes(params.model_copy(update={"resolution": resolution})) for resolution in resolutions]
+    rows: dict[tuple[str, Size], Row] = {}  # two resolutions may share a size
+    left_out: list[LeftOut] = []
     for image in sorted(image_rows, key=lambda row: str(row["path"])):
         original = upright_size(image)
-        bucket = nearest_bucket(original, sizes)
-        if not params.upscale and (original[0] < bucket[0] or original[1] < bucket[1]):
-            left_out.append((image["path"], f"{_text(original)} is smaller than its bucket {_text(bucket)}"))
-            continue
-        resize = cover(original, bucket)
-        left, top = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
-        row = {name: image[name] for name in ("path", "file_digest", "repeats")}
-        row |= {"bucket_w": bucket[0], "bucket_h": bucket[1], "resize_w": resize[0], "resize_h": resize[1]}
-        row |= {"crop_left": left, "crop_top": 0 if params.crop == "top" else top}
-        row |= {"original_w": original[0], "original_h": original[1]}
-        rows.append(row)
+        for sizes in all_sizes:
+            bucket = nearest_bucket(original, sizes)
+            if not params.upscale and (original[0] < bucket[0] or original[1] < bucket[1]):
+                left_out.append((image["path"], f"{_text(original)} is smaller than its bucket {_text(bucket)}"))
+            else:
+                rows.setdefault((image["path"], bucket), _row(image, original, bucket, params))
     if not rows:
         raise DataError(_all_left_out(left_out))
-    return rows, left_out
+    return list(rows.values()), left_out
+
+
+def _row(image: Row, original: Size, bucket: Size, params: BucketParams) -> Row:
+    """One picture in one bucket: how it is scaled and where it is cut."""
+    resize = cover(original, bucket)
+    left, top = (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2
+    row = {name: image[name] for name in ("path", "file_digest", "repeats")}
+    row |= {"bucket_w": bucket[0], "bucket_h": bucket[1], "resize_w": resize[0], "resize_h": resize[1]}
+    row |= {"crop_left": left, "crop_top": 0 if params.crop == "top" else top}
+    return row | {"original_w": original[0], "original_h": original[1]}
 
 
 def upright_size(image: Row) -> Size:
@@ -124,7 +135,7 @@ def crop_loss(row: Row) -> float:
 
 def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
     """Markdown: how many pictures each bucket holds and what cropping costs; pictures left out, by name."""
-    lines = ["# Buckets", "", f"{len(rows)} pictures used, {len(left_out)} left out.", ""]
+    lines = ["# Buckets", "", f"{_num_pictures(rows)} pictures used, {len(left_out)} left out.", ""]
     lines += ["| bucket | pictures | with repeats | mean crop loss |", "|---|---|---|---|"]
     counts = Counter((row["bucket_w"], row["bucket_h"]) for row in rows)
     for size, count in sorted(counts.items()):
@@ -144,8 +155,12 @@ def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
 def summary(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
     """The stage's last line, and one for each picture left out."""
     buckets = len({(row["bucket_w"], row["bucket_h"]) for row in rows})
-    first = f"buckets: {len(rows)} pictures in {buckets} buckets, {len(left_out)} left out"
+    first = f"buckets: {_num_pictures(rows)} pictures in {buckets} buckets, {len(left_out)} left out"
     return "\n".join([first, *(f"left out: {path}: {reason}" for path, reason in left_out)])
+
+
+def _num_pictures(rows: Iterable[Row]) -> int:
+    return len({row["path"] for row in rows})
 
 
 def _cropped_most(rows: Sequence[Row]) -> list[str]:

@@ -5,25 +5,40 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.store import Store
+from eridiff.roots import pin
+from eridiff.store import EntryGone, Store
+
+ATTEMPTS = 3  # at a fill, where entries vanish from the store under it
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheCounts:
-    """What a caching stage did, for its closing line."""
+    """What a caching stage did, for its closing line. saved: seconds, as far as known (eridiff/rates.py)."""
 
     what: str
     samples: int
     encoded: int
     shards_written: int
     seconds: float
+    encode_seconds: float = 0.0  # of these, with the loading of the encoder
+    saved: float | None = None
 
     def line(self) -> str:
         """The stage's closing line."""
         reused = self.samples - self.encoded
         shards = f"{self.shards_written} shard{'' if self.shards_written == 1 else 's'} written"
         samples = f"{self.samples} samples, {self.encoded} encoded, {reused} reused"
-        return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s"
+        saved = "" if self.saved is None else f", saved about {_duration(self.saved)}"
+        return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s{saved}"
+
+
+def _duration(seconds: float) -> str:
+    """A length of time in words, two figures."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def fill(
@@ -40,13 +55,28 @@ def fill(
     earlier() gives the shards of the stage's own last output; encode() puts every key that is missing and says how
     many it put. Each is called only where a key is missing. Returns key -> shard and the counts.
     """
-    start = time.monotonic()
-    if store.missing(keys):
-        store.adopt(earlier())
-    encoded = encode() if store.missing(keys) else 0
-    shards = store.publish(keys, out)
+    start, encoded, encode_seconds = time.monotonic(), 0, 0.0
+    for attempt in range(1, ATTEMPTS + 1):
+        if store.missing(keys):
+            store.adopt(earlier())
+        began = time.monotonic()
+        encoded += encode() if store.missing(keys) else 0
+        encode_seconds += time.monotonic() - began
+        try:
+            shards = store.publish(keys, out)
+            break
+        except EntryGone:  # `eridiff store gc` or a user took entries meanwhile
+            if attempt == ATTEMPTS:
+                raise
+            store.look_again()
+    pin(store.root, store.kind, Path.cwd(), store.published)
     seconds = time.monotonic() - start
     counts = CacheCounts(
-        what=what, samples=len(keys), encoded=encoded, shards_written=store.shards_written, seconds=seconds
+        what=what,
+        samples=len(keys),
+        encoded=encoded,
+        shards_written=store.shards_written,
+        seconds=seconds,
+        encode_seconds=encode_seconds,
     )
     return shards, counts

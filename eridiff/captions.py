@@ -68,6 +68,8 @@ class CaptionParams(Section):
     (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
     not in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace
     (lines joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
+    alternatives: bool = False
+    """Take each line of a caption as a caption of its own, among which training draws; else lines are joined."""
     variants: Annotated[int, Field(ge=1, le=1000)] = 1
     """Versions of each caption, among which training draws. Each is encoded once."""
     shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
@@ -113,6 +115,19 @@ def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
         return Cleaned(text="", variants=(), rules_fired=tuple(fired))
     variants = tuple(params.prefix + variant + params.suffix for variant in caption_variants(text, params))
     return Cleaned(text=params.prefix + text + params.suffix, variants=variants, rules_fired=tuple(fired))
+
+
+def clean_alternatives(raw: str | None, params: CaptionParams) -> Cleaned:
+    """A picture's caption, or its lines each by itself where params say so: all their variants, each text once."""
+    lines = [line for line in (raw or "").splitlines() if line.strip()] if params.alternatives else []
+    if len(lines) < 2:
+        return clean_caption(raw, params)
+    cleaned = [clean_caption(line, params) for line in lines]
+    return Cleaned(
+        text=", ".join(dict.fromkeys(one.text for one in cleaned if one.variants)),
+        variants=tuple(dict.fromkeys(variant for one in cleaned for variant in one.variants)),
+        rules_fired=tuple(dict.fromkeys(rule for one in cleaned for rule in one.rules_fired)),
+    )
 
 
 def _apply(names: Iterable[RuleName], text: str, params: CaptionParams, *, hide: bool = True) -> tuple[str, list[str]]:
@@ -167,7 +182,7 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
     plain = params.model_copy(update={"trigger": None, "class_word": None})
     rows: list[Row] = []
     for picture in ordered:
-        clean = clean_caption(picture.caption, plain if regularises(picture.path, params) else params)
+        clean = clean_alternatives(picture.caption, plain if regularises(picture.path, params) else params)
         rows.append({
             "path": picture.path, "raw": picture.caption or "", "clean": clean.text,
             "variants": list(clean.variants), "rules": list(clean.rules_fired),

@@ -1,4 +1,4 @@
-"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`."""
+"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff store`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from eridiff.errors import run_main
+from eridiff.storecommands import store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 base_app = typer.Typer(no_args_is_help=True, help="Bases: pointers to model weights.")
 app.add_typer(base_app, name="base")
+app.add_typer(store_app, name="store")
 
 
 @base_app.command("add")
@@ -45,12 +47,17 @@ def new(
 @app.command()
 def why(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    rehash: Annotated[bool, typer.Option(help="Read every file again, also those that look unchanged.")] = False,
 ) -> None:
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
+    import contextlib
+    import sys
+
     from eridiff.prediction import render
     from eridiff.why import explain
 
-    prediction = explain(Path.cwd())
+    with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
+        prediction = explain(Path.cwd(), rehash=rehash)
     typer.echo(prediction.to_json() if json_output else render(prediction))
 
 

@@ -6,31 +6,30 @@ caption, whatever is shuffled. Which samples a step sees is a function of the se
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from eridiff.encodepipe import ahead
 from eridiff.errors import DataError
 from eridiff.families import Sizes
 from eridiff.noise import uniform
-from eridiff.store import Location, read_catalogue, read_entry
+from eridiff.shards import Cache
 from eridiff.tables import Row
-from eridiff.tensorfile import RawTensor, TensorFile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture: its bucket, the keys of its latents (by flip) and of its caption variants."""
+    """One picture in one bucket: the keys of its latents (by crop and flip) and its caption variants."""
 
     path: str
     bucket: tuple[int, int]
     original: tuple[int, int]
-    crops: tuple[tuple[int, int], ...]  # (left, top) in the resized picture, by flip
+    crops: tuple[tuple[int, int], ...]  # (left, top) in the resized picture, of each of latent_keys
     repeats: int
     latent_keys: tuple[str, ...]
     texts: tuple[str, ...]
@@ -54,60 +53,33 @@ class Batch:
         return Batch(**{**vars(self), "mean": self.mean.to(device), "std": self.std.to(device), "text": text})
 
 
-class Cache:
-    """Entries of one cache folder by key, mapped from its shards and checked when read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def _entries(self) -> dict[str, tuple[TensorFile, Location]]:
-        files = [TensorFile(path) for path in sorted(self.folder.glob("*.safetensors"))]
-        return {key: (file, location) for file in files for key, location in read_catalogue(file).items()}
-
-    def read(self, key: str) -> dict[str, RawTensor]:
-        """The tensors of one entry.
-
-        Raises: DataError where the folder lacks it, StoreError where it is damaged.
-        """
-        if key not in self._entries:
-            raise DataError(f"{self.folder} lacks entry {key[:12]}: remove the folder and run `dvc repro`.")
-        file, location = self._entries[key]
-        return read_entry(file, key, location.checksum)
-
-
 def join_tables(captions: list[Row], buckets: list[Row], latents: list[Row]) -> list[Sample]:
-    """Samples sorted by path: every picture that has a bucket, with its latents and captions.
+    """Samples sorted by path and bucket: every picture in each of its buckets, with its latents and captions.
 
     Raises: DataError where a picture has no latents or no caption.
     """
     variants = {row["path"]: tuple(row["variants"]) for row in captions}
-    keys: dict[str, dict[int, str]] = {}
+    cached: dict[tuple[str, tuple[int, int]], list[Row]] = {}
     for row in latents:
-        keys.setdefault(row["path"], {})[row["flip"]] = row["key"]
+        cached.setdefault((row["path"], (row["bucket_w"], row["bucket_h"])), []).append(row)
     samples = []
-    for row in sorted(buckets, key=lambda row: str(row["path"])):
-        path = row["path"]
-        if path not in keys or path not in variants:
+    for row in sorted(buckets, key=lambda row: (row["path"], row["bucket_w"], row["bucket_h"])):
+        path, bucket = row["path"], (row["bucket_w"], row["bucket_h"])
+        if (path, bucket) not in cached or path not in variants:
             raise DataError(f"{path} has a bucket but no latents or no caption: run `dvc repro`.")
+        own = sorted(cached[path, bucket], key=lambda row: (row["variant"], row["flip"]))
         samples.append(
             Sample(
                 path=path,
-                bucket=(row["bucket_w"], row["bucket_h"]),
-                original=(row["original_w"], row["original_h"]),
-                crops=_crops(row),
+                bucket=bucket,
+                original=(own[0]["original_w"], own[0]["original_h"]),
+                crops=tuple((row["crop_left"], row["crop_top"]) for row in own),
                 repeats=row["repeats"],
-                latent_keys=tuple(key for _, key in sorted(keys[path].items())),
+                latent_keys=tuple(row["key"] for row in own),
                 texts=variants[path],
             )
         )
     return samples
-
-
-def _crops(row: Row) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where the crop lies in the resized picture, and in its mirror image."""
-    left, top = row["crop_left"], row["crop_top"]
-    return (left, top), (row["resize_w"] - left - row["bucket_w"], top)
 
 
 def plan_batches(samples: Sequence[Sample], batch_size: int, count: int, seed: int) -> list[list[int]]:
@@ -188,35 +160,44 @@ class TrainingSet:
     def batch(self, numbers: list[int], step: int, first_index: int) -> Batch:
         """The samples of one micro-batch; first_index is the place of its first sample in the global batch.
 
-        Caption variant, dropout and mirror image are draws by (seed, step, index).
+        Caption variant, dropout, crop and mirror image are draws by (seed, step, index).
         """
         chosen = [self.samples[number] for number in numbers]
         indices = list(range(first_index, first_index + len(numbers)))
-        flips = self._choose(step, indices, "flip", [len(sample.latent_keys) for sample in chosen])
+        crops = self._choose(step, indices, "flip", [len(sample.latent_keys) for sample in chosen])
         variants = self._choose(step, indices, "caption", [len(sample.texts) for sample in chosen])
         dropped = uniform(self.seed, step, indices, "dropout") < self.dropout
         captions = [
             "" if drop else sample.texts[variant]
             for sample, variant, drop in zip(chosen, variants, dropped.tolist(), strict=True)
         ]
-        latents = [self.latents.read(sample.latent_keys[flip]) for sample, flip in zip(chosen, flips, strict=True)]
-        texts = [self.texts.read(self.text_keys[caption]) for caption in captions]
-        mean = torch.stack([entry["mean"].torch() for entry in latents])
-        std = [entry["std"].torch() if "std" in entry else torch.zeros_like(mean[0]) for entry in latents]
+        latents = [self.latents.tensors(sample.latent_keys[crop]) for sample, crop in zip(chosen, crops, strict=True)]
+        texts = [self.texts.tensors(self.text_keys[caption]) for caption in captions]
+        mean = torch.stack([entry["mean"] for entry in latents])  # the one copy from the shards
+        std = [entry["std"] if "std" in entry else torch.zeros_like(mean[0]) for entry in latents]
         names = [name for name in texts[0] if name != "tokens_lost"]
         return Batch(
             mean=mean,
             std=torch.stack(std),
-            text={name: torch.stack([entry[name].torch() for entry in texts]) for name in names},
+            text={name: torch.stack([entry[name] for entry in texts]) for name in names},
             sizes=Sizes(
                 original=[sample.original for sample in chosen],
-                crop=[sample.crops[flip] for sample, flip in zip(chosen, flips, strict=True)],
+                crop=[sample.crops[crop] for sample, crop in zip(chosen, crops, strict=True)],
                 target=chosen[0].bucket,
             ),
             paths=[sample.path for sample in chosen],
             captions=captions,
             indices=indices,
         )
+
+    def stream(self, plan: list[list[int]], accumulation: int, first_step: int) -> Iterator[Batch]:
+        """The micro-batches of a plan from a step on, read in a thread while the step before them runs."""
+
+        def read(place: int) -> Batch:
+            numbers = plan[place]
+            return self.batch(numbers, 1 + place // accumulation, place % accumulation * len(numbers))
+
+        return ahead(range((first_step - 1) * accumulation, len(plan)), read, threads=1, depth=2)
 
     def _choose(self, step: int, indices: list[int], purpose: str, counts: list[int]) -> list[int]:
         """One of `count` choices for each sample."""

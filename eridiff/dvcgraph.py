@@ -3,7 +3,9 @@
 Reads only. The pipeline itself needs none of this; `eridiff why` does.
 """
 
+import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +93,32 @@ class Graph:
             return None
         return {out["path"]: out["md5"] for out in found["outs"]}
 
+    def hidden_edits(self) -> Iterator[tuple[str, str, list[str]]]:
+        """Sources whose bytes are not those that DVC believes: (path, true digest, files). Reads every file."""
+        from dvc.dependency.param import ParamsDependency
+
+        made = {out.fs_path for stage in self.repo.index.stages for out in stage.outs if stage.cmd}
+        deps = {
+            dep.fs_path: dep
+            for stage in self.repo.index.stages
+            for dep in stage.deps
+            if not isinstance(dep, ParamsDependency) and dep.fs_path not in made and dep.exists
+        }
+        with self.repo.lock:
+            for dep in deps.values():
+                believed, true = _files(dep, trust=True), _files(dep, trust=False)
+                files = sorted(name for name in true[1] if true[1][name] != believed[1].get(name))
+                if files:
+                    yield dep.def_path, true[0], [f"{dep.def_path}/{name}" if name else dep.def_path for name in files]
+
+    def index_of(self, digest: str | None) -> Path | None:
+        """The index in a caching stage's out, in DVC's cache; None where the cache lacks it."""
+        if digest is None or not self.object_path(digest).exists():
+            return None
+        md5 = self.listing(digest).get("index.parquet")
+        path = self.object_path(md5) if md5 else None
+        return path if path and path.exists() else None
+
     def has_object(self, digest: str) -> bool:
         """Whether DVC's cache holds a file or, with all its files, a folder."""
         path = self.object_path(digest)
@@ -108,3 +136,23 @@ class Graph:
         """Relative path -> digest of the files in a folder object."""
         items = json.loads(self.object_path(digest).read_text("utf-8"))
         return {item["relpath"]: item["md5"] for item in items}
+
+
+def _files(dep: Any, *, trust: bool) -> tuple[str, dict[str, str]]:
+    """Digest of a dep, and relative path -> digest of the files in it ("" for a file itself).
+
+    trust: take what DVC remembers of files whose time, size and inode are the same.
+    """
+    from dvc_data.hashfile.build import build
+    from dvc_data.hashfile.state import StateNoop
+    from dvc_data.hashfile.tree import Tree
+
+    store = copy.copy(dep.local_cache)
+    if not trust:
+        store.state = StateNoop()
+    _, _, found = build(store, dep.fs_path, dep.fs, dep.hash_name, ignore=dep.dvcignore, dry_run=True)
+    digest = str(found.hash_info.value)
+    if not isinstance(found, Tree):
+        return digest, {"": digest}
+    items: Any = found
+    return digest, {"/".join(key): str(value.value) for key, (_, value) in items.iteritems()}

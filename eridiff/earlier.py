@@ -4,10 +4,11 @@ While a stage runs its out is gone, but the dvc.lock beside the dvc.yaml still n
 a clone and `dvc pull`, or in a project or experiment with an empty store, nothing then is encoded again.
 """
 
-import json
 from pathlib import Path
 
-from eridiff.config import read_yaml
+from eridiff.entries import WAY_OUT
+from eridiff.errors import StoreError
+from eridiff.ownouts import read_outs
 
 
 def earlier_shards(stage: str, out: str) -> list[Path]:
@@ -15,33 +16,18 @@ def earlier_shards(stage: str, out: str) -> list[Path]:
 
     The cache's place comes from DVC's configuration: experiments and projects have no `.dvc/cache` of their own.
     """
-    lock = Path("dvc.lock")
-    if not lock.exists():
-        return []
-    record = (read_yaml(lock) or {}).get("stages", {}).get(stage, {})
-    digests = [entry["md5"] for entry in record.get("outs", []) if entry["path"] == out]
-    if not digests:
-        return []
-    cache = _cache_folder()
-    listing = _object(cache, digests[0])
-    if not listing.exists():
-        return []
-    files = [_object(cache, item["md5"]) for item in json.loads(listing.read_text("utf-8")) if _is_shard(item)]
-    return sorted(path for path in files if path.exists())
+    return sorted(path for name, path in _earlier_files(stage, out).items() if name.endswith(".safetensors"))
 
 
-def _is_shard(item: dict[str, str]) -> bool:
-    return item["relpath"].endswith(".safetensors")
+def earlier_index(stage: str, out: str) -> Path | None:
+    """The index that the last run of `stage` put out in the folder `out`, in DVC's cache; None if there is none."""
+    return _earlier_files(stage, out).get("index.parquet")
 
 
-def _object(cache: Path, md5: str) -> Path:
-    """The cache's file of a digest; a folder's digest ends in `.dir`."""
-    return cache / "files" / "md5" / md5[:2] / md5[2:]
-
-
-def _cache_folder() -> Path:
-    """DVC's cache as its own configuration gives it."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        return Path(repo.cache.local.path).parent.parent
+def _earlier_files(stage: str, out: str) -> dict[str, Path]:
+    """Relative path -> file in DVC's cache, of those that the cache holds."""
+    found = [own for own in read_outs() if own.stage == stage and own.folder == Path(out)]
+    if found and not found[0].files and found[0].listing.exists():
+        raise StoreError(f"{found[0].listing} in DVC's cache is damaged. {WAY_OUT}")
+    files = {str(file.path.relative_to(own.folder)): file.object for own in found for file in own.files}
+    return {name: path for name, path in files.items() if path.exists()}

@@ -35,8 +35,12 @@ Record = tuple[bytes, str, int, int, int, str]
 class FileDigests:
     """Remembered digests in one SQLite file that processes share: a context manager, for one thread."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Open the cache. path: default `digests.sqlite` in the user's cache folder."""
+    def __init__(self, path: Path | None = None, *, anew: bool = False) -> None:
+        """Open the cache. path: default `digests.sqlite` in the user's cache folder.
+
+        anew: take every digest anew and remember it in place of what was known.
+        """
+        self._anew = anew
         self._path = path or user_cache() / "digests.sqlite"
         self._pending: list[Record] = []
         self._committed = time.monotonic()
@@ -67,7 +71,7 @@ class FileDigests:
         before = path.stat()
         name = os.fsencode(os.path.abspath(path))
         state = (name, what, before.st_size, before.st_mtime_ns, before.st_ino)
-        known = self._look_up(state)
+        known = None if self._anew else self._look_up(state)
         if known is not None:
             return known
         digest = compute()

@@ -1,9 +1,11 @@
 """Devices and number formats: the one place that chooses them, and says so."""
 
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
 from eridiff.errors import ConfigError
 from eridiff.project import load_local
@@ -13,10 +15,14 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 # Sums are split over threads, so the thread count decides last bits: fixed here, not read from the machine.
 CPU_THREADS = 2
 
+# Shapes for which one module may be compiled: more than any project has buckets (each graph is checked at a call).
+MAX_GRAPHS = 512
+
 
 def choose_device(*, allow_cpu: bool) -> torch.device:
     """The device that a stage runs on: ERIDIFF_DEVICE, else local.yaml's `device`, else CUDA, else the CPU.
 
+    Of several processes on one machine (LOCAL_RANK) each takes its own CUDA device, unless one is named by number.
     Raises: ConfigError where there is no CUDA device and the params do not allow a CPU; nothing falls back.
     """
     chosen = os.environ.get("ERIDIFF_DEVICE") or load_local().device
@@ -27,6 +33,14 @@ def choose_device(*, allow_cpu: bool) -> torch.device:
         raise ConfigError(f"device '{name}' is unknown. Known: cpu, cuda, cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device '{name}' was asked for, but torch {torch.__version__} finds no CUDA device.")
+    if device.type == "cuda" and device.index is None and (place := os.environ.get("LOCAL_RANK")) is not None:
+        if int(place) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {place} (counted from 0) has no device: there are {torch.cuda.device_count()} CUDA devices. "
+                "Start as many processes as there are devices."
+            )
+        device = torch.device("cuda", int(place))
+        torch.cuda.set_device(device)
     if device.type == "cpu" and not allow_cpu:
         raise ConfigError(
             f"{'device cpu was asked for' if chosen else 'no CUDA device'}, but this model is not meant for a CPU. Run "
@@ -40,6 +54,29 @@ def fix_threads(device: torch.device) -> None:
     """On a CPU, use the same number of threads on every machine."""
     if device.type == "cpu":
         torch.set_num_threads(CPU_THREADS)
+
+
+def compile_fixed_shapes(modules: Iterable[nn.Module], backend: str = "inductor") -> None:
+    """Compile modules in place, one graph for each shape that they see; one that is compiled already is left alone.
+
+    Shapes are never made dynamic: else the second shape would get another kind of graph than the first, and last bits
+    would depend on which came first. Beyond torch's own limit a module would run uncompiled without a word; here the
+    limit is far above any number of buckets, and passing it is an error.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = MAX_GRAPHS
+    config.accumulated_recompile_limit = 64 * MAX_GRAPHS  # one code object may serve many layers
+    config.fail_on_recompile_limit_hit = True
+    for module in modules:
+        if module._compiled_call_impl is None:  # a second call would trace anew
+            module.compile(dynamic=False, backend=backend)
+
+
+def repeated_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of a model's longest stack; the model itself where it has none. One graph serves all of a stack."""
+    stacks = [stack for stack in module.modules() if isinstance(stack, nn.ModuleList)]
+    longest = max(stacks, key=len, default=None)
+    return list(longest) if longest else [module]
 
 
 def use_deterministic_kernels(enabled: bool) -> None:

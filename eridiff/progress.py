@@ -15,6 +15,11 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
+def warn(message: str) -> None:
+    """Print one line of warning at once, apart from what a command answers."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def track(items: Iterable[Item], *, what: str, total: int, unit: str = "it") -> Iterator[Item]:
     """Yield the items and show how many are done, the rate, and the time left."""
     if sys.stderr.isatty():

@@ -26,6 +26,10 @@ class LocalConfig(Section):
     """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower, the same numbers."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Processes among which the stages latents and text share what has to be encoded, a CUDA device each."""
     preview_every: Annotated[int, Field(ge=0)] = 0
     """Draw the preview prompts every N training steps into runs/previews (0: never)."""
     preview_prompts: tuple[str, ...] = ()
@@ -62,16 +66,20 @@ def bases_dir() -> Path:
 
 
 def load_local() -> LocalConfig:
-    """Read the nearest local.yaml at or above the current folder; all defaults where there is none.
+    """Read the nearest local.yaml at or above the current folder, over the user's own; all defaults without either.
 
     Upward, so that the checkout's file also holds in projects and in `dvc exp` workspaces, which lie
-    inside the checkout and see no untracked file.
+    inside the checkout and see no untracked file. The user's holds in every checkout.
     """
     folder = find_upward("local.yaml")
-    if folder is None:
-        return LocalConfig()
-    path = folder / "local.yaml"
-    return validate(LocalConfig, read_yaml(path) or {}, where=path.name, prefix="")
+    nearest = folder / "local.yaml" if folder else None
+    chosen: dict[str, object] = {}
+    for path in (user_config(), nearest):
+        if path is not None and path.exists():
+            found = read_yaml(path) or {}
+            validate(LocalConfig, found, where=path.name if path == nearest else str(path), prefix="")
+            chosen |= found
+    return validate(LocalConfig, chosen, where="local.yaml", prefix="")
 
 
 def store_root() -> Path:
@@ -80,6 +88,11 @@ def store_root() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return user_cache() / "store"
+
+
+def user_config() -> Path:
+    """This user's local.yaml, which counts in every checkout: ~/.config/eridiff/local.yaml."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "eridiff" / "local.yaml"
 
 
 def user_cache() -> Path:

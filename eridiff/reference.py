@@ -25,7 +25,8 @@ LOCAL_HEAD = """# local.yaml
 
 Settings of one machine. None of them changes a byte of a result, so no stage reruns when one changes. The file is
 optional, not tracked, and as strict as params.yaml. It is looked for in the current folder and then upward, so the
-checkout's also holds in projects and experiments. This page is generated: `python -m eridiff.reference`.
+checkout's also holds in projects and experiments. Keys that it lacks are taken from `~/.config/eridiff/local.yaml`,
+which holds in every checkout. This page is generated: `python -m eridiff.reference`.
 
 Three environment variables win over it: `ERIDIFF_STORE` (the store's folder), `ERIDIFF_DEVICE`, and `ERIDIFF_MODELS`
 (folders searched for bases, joined by `:`).

@@ -3,102 +3,62 @@
     STORE/FORMAT                      'eridiff-store 1'
     STORE/KIND/entries/ab/KEY.safetensors    an entry just encoded, not yet in a shard
     STORE/KIND/shards/ID.safetensors         many entries; ID is a digest of the keys and checksums in it
+    STORE/KIND/catalogue.parquet             what the headers of the shards say; may be removed
     STORE/pixels/ID.tsv                      file digest <tab> pixel digest, one immutable file a batch
+    STORE/roots/PROJECT.STAGE.json           what a project's stage put out last, which gc keeps
     STORE/runs/TRAIN_KEY/                    state from which a killed training resumes
 
-KIND is `latents` or `texts`. A key is the digest of everything that the value depends on; these parts stand
-beside the tensors, so that any difference can be named. Entries and shards have one format: safetensors, the
-tensors named KEY.NAME, and in the metadata a checksum and the parts of each key. Files are written to a
+KIND is `latents` or `texts`; eridiff/entries.py has the format of entries and shards. Files are written to a
 temporary name and renamed, never changed: any number of processes may fill one store.
 """
 
 import hashlib
 import json
 import os
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from eridiff.errors import DataError, StoreError
-from eridiff.files import atomic_write, canonical_json, digest_json, link_or_copy, write_text
+from eridiff.catalogue import Catalogue, read_store
+from eridiff.entries import (
+    WAY_OUT,
+    Location,
+    Parts,
+    check_parts,
+    checksum,
+    entry_key,
+    open_shard,
+    read_catalogue,
+    read_entry,
+    shard_id,
+    shard_metadata,
+)
+from eridiff.errors import StoreError
+from eridiff.files import atomic_write, canonical_json, link_or_copy, write_text
+from eridiff.progress import warn
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
+
+__all__ = [
+    "EntryGone",
+    "Location",
+    "Parts",
+    "PixelDigests",
+    "Store",
+    "checksum",
+    "entry_key",
+    "read_catalogue",
+    "read_entry",
+    "split_keys",
+]
 
 FORMAT = "eridiff-store 1\n"
 SHARD_BYTES = 64 << 20
-OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "runs"}
-Parts = dict[str, Any]
+OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where an entry lies: the file, its checksum, and the parts of its key."""
-
-    path: Path
-    checksum: str
-    parts: Parts
-    size: int
-
-
-def entry_key(parts: Parts) -> str:
-    """The key of an entry: the digest of everything that its value depends on."""
-    return digest_json(parts)
-
-
-def checksum(tensors: Mapping[str, RawTensor]) -> str:
-    """Checksum of one entry's tensors, by which a reader finds damage."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        digest.update(f"{name}\0{tensors[name].dtype}\0{list(tensors[name].shape)}\0".encode())
-        digest.update(tensors[name].data)
-    return digest.hexdigest()
-
-
-def shard_metadata(entries: Mapping[str, tuple[str, Parts]]) -> dict[str, str]:
-    """The metadata of an entry or shard file: key -> (checksum, parts); parts equal in all are written once."""
-    all_parts = [parts for _, parts in entries.values()]
-    texts = [{k: canonical_json(v) for k, v in parts.items()} for parts in all_parts]  # True is not 1
-    shared = {k: v for k, v in all_parts[0].items() if all(text.get(k) == texts[0][k] for text in texts)}
-    own = {
-        key: {"sum": total, "parts": {k: v for k, v in parts.items() if k not in shared}}
-        for key, (total, parts) in entries.items()
-    }
-    return {"eridiff": canonical_json({"format": 1, "shared": shared, "entries": own})}
-
-
-def read_catalogue(file: TensorFile) -> dict[str, Location]:
-    """The entries of one entry or shard file, from its header alone.
-
-    Raises: StoreError where the file is none of the store's.
-    """
-    try:
-        record = json.loads(file.metadata["eridiff"])
-        shared, entries = record["shared"], record["entries"]
-        sizes: dict[str, int] = dict.fromkeys(entries, 0)
-        for name in file.header:
-            sizes[name.split(".", 1)[0]] += file.size(name)
-        return {
-            key: Location(file.path, entry["sum"], {**shared, **entry["parts"]}, sizes[key])
-            for key, entry in entries.items()
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise StoreError(f"{file.path} is no shard of an eridiff store, or is damaged.") from None
-
-
-def read_entry(file: TensorFile, key: str, expected: str) -> dict[str, RawTensor]:
-    """The tensors of one entry, checked.
-
-    Raises: StoreError that names the file where the bytes are not those that were written.
-    """
-    names = file.names[bisect_left(file.names, f"{key}.") : bisect_left(file.names, f"{key}/")]  # '/' follows '.'
-    tensors = {name.split(".", 1)[1]: file.raw(name) for name in names}
-    if checksum(tensors) != expected:
-        raise StoreError(
-            f"{file.path} is damaged: entry {key[:12]} does not match its checksum. Remove the file, "
-            "its copies in the store and in DVC's cache (docs/troubleshooting.md finds them), and run `dvc repro`."
-        )
-    return tensors
+class EntryGone(StoreError):
+    """An entry that was there has vanished from the store: it must be encoded again."""
 
 
 class Store:
@@ -106,22 +66,29 @@ class Store:
 
     def __init__(self, root: Path, kind: str) -> None:
         self.root = root
+        self.kind = kind
         self.folder = root / kind
         self.shards_written = 0
-        self._catalogue: dict[str, Location] | None = None
+        self.published: list[str] = []  # names of the shards in the last out, less the suffix
+        self._found: Catalogue | None = None
         _check_format(root)
 
     @property
     def catalogue(self) -> dict[str, Location]:
         """Every key in the store and where its entry lies; shards in sorted order, the first wins."""
-        while self._catalogue is None:
-            loose = sorted(self.folder.glob("entries/*/*.safetensors"))
-            shards = sorted(self.folder.glob("shards/*.safetensors"))
-            found: dict[str, Location] = {}
-            if all(_add(found, path) for path in [*shards, *loose]):
-                self._catalogue = found
-            # else an entry moved into a shard that was not there yet when the shards were listed: look again
-        return self._catalogue
+        return self._catalogue.entries
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        if self._found is None:
+            self._found = read_store(self.folder)
+            for reason in self._found.damaged.values():
+                warn(f"{reason} What it held counts as missing.")
+        return self._found
+
+    def look_again(self) -> None:
+        """Forget what was read of the store: other processes may have changed it."""
+        self._found = None
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that the store lacks, sorted, each once."""
@@ -129,8 +96,11 @@ class Store:
 
     def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
         """Add one entry, atomically. What is there already is kept: an entry never changes."""
-        if key in self.catalogue:
-            return
+        if key not in self.catalogue:
+            self.keep(key, parts, tensors)
+
+    def keep(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+        """Write one entry as a file of its own, wherever else it stands."""
         total = checksum(tensors)
         parts = json.loads(canonical_json(parts))  # as they will be read: a tuple is a list
         path = self._loose_path(key)
@@ -138,8 +108,12 @@ class Store:
         try:
             write_tensors(path, named, shard_metadata({key: (total, parts)}))
         except OSError as error:
-            raise StoreError(f"cannot write to the store {self.root}: {error.strerror}.") from None
-        self.catalogue[key] = Location(path, total, parts, sum(len(t.data) for t in tensors.values()))
+            raise StoreError(
+                f"cannot write to the store {self.root}: {error.strerror}. What was written is kept: make room or "
+                "give yourself the right to it and run `dvc repro`, or choose another store with ERIDIFF_STORE."
+            ) from None
+        self.catalogue[key] = Location(key, path, total, sum(len(t.data) for t in tensors.values()))
+        self._catalogue.loose.add(key)
 
     def get(self, key: str) -> dict[str, RawTensor]:
         """The tensors of one entry, checked against its checksum."""
@@ -150,31 +124,39 @@ class Store:
         for _ in range(10):  # others may move it again meanwhile
             if key not in self.catalogue:
                 break
-            location = self.catalogue[key]
+            location, loose = self.catalogue[key], self._loose_path(key)
             try:
-                file = files[location.path] = files.get(location.path) or TensorFile(location.path)
-                if location.path == self._loose_path(key):  # another process may have put its own
+                if location.path == loose:  # another process may have put its own; a file each, so none stays open
+                    file = open_shard(loose, whole=True)
                     location = read_catalogue(file)[key]
+                else:
+                    file = files[location.path] = files.get(location.path) or open_shard(location.path)
                 return location, read_entry(file, key, location.checksum)
             except FileNotFoundError:
-                self._catalogue = None
-            except (DataError, KeyError) as error:
-                raise StoreError(f"{location.path} is damaged ({error}): remove it and run `dvc repro`.") from None
-        raise StoreError(f"entry {key[:12]} is gone from the store {self.root}: run `dvc repro`.")
+                self.look_again()
+            except KeyError:
+                raise StoreError(f"{location.path} is damaged: it lacks entry {key[:12]}. {WAY_OUT}") from None
+        raise EntryGone(f"entry {key[:12]} is gone from the store {self.root}: run `dvc repro`, it is encoded again.")
 
     def adopt(self, shards: Iterable[Path]) -> int:
         """Take in shards that lie elsewhere (a stage's own earlier output); returns how many keys were new."""
         before = len(self.catalogue)
+        inodes = {_inode(path) for path in self._catalogue.shards if path.exists()}
         for path in shards:
-            file = TensorFile(path)
+            if _inode(path) in inodes:  # the same file: its entries are known
+                continue
+            file = open_shard(path)
             entries = read_catalogue(file)
             if set(entries) <= set(self.catalogue):
                 continue
             for key, location in entries.items():
+                check_parts(location)
                 read_entry(file, key, location.checksum)
             target = self._shard_path({key: location.checksum for key, location in entries.items()})
             link_or_copy(path, target)
-            _add(self.catalogue, target)
+            self._catalogue.shards.add(target)
+            for key, location in read_catalogue(open_shard(target)).items():
+                self.catalogue.setdefault(key, replace(location, known=None))
         return len(self.catalogue) - before
 
     def publish(self, keys: Iterable[str], out: Path) -> dict[str, str]:
@@ -182,16 +164,26 @@ class Store:
 
         The shards are a function of the set of keys: one, or split into 16 by the next digit of the key
         wherever one would be larger than SHARD_BYTES.
+        Raises: EntryGone where the store has lost one of them, StoreError where one is damaged.
         """
-        sizes = {key: self.catalogue[key].size for key in set(keys)}
+        lost = self.missing(keys := set(keys))
+        if lost:
+            raise EntryGone(f"entry {lost[0][:12]} is gone from the store {self.root}: run `dvc repro`.")
+        sizes = {key: self.catalogue[key].size for key in keys}
         placed: dict[str, str] = {}
+        self.published = []
         try:
             for old in out.glob("shard-*.safetensors"):
                 old.unlink()
             for prefix, members in sorted(split_keys(sizes).items()):
                 name = f"shard-{prefix or 'all'}.safetensors"
-                link_or_copy(self._shard(members), out / name)
+                shard = self._shard(members)
+                link_or_copy(shard, out / name)
                 placed |= dict.fromkeys(members, name)
+                self.published.append(shard.stem)
+        except FileNotFoundError:  # gc took a shard between its look-up and its link
+            self.look_again()
+            raise EntryGone(f"a shard has vanished from the store {self.root}: run `dvc repro`.") from None
         except OSError as error:
             raise StoreError(f"cannot write shards to {self.root} or {out}: {error.strerror}.") from None
         return placed
@@ -200,40 +192,67 @@ class Store:
         """The store's shard of exactly these keys; written if there is none, its loose entries then removed."""
         entries = {key: self.catalogue[key] for key in keys}
         path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
-        if not path.exists():
+        if not self._has_shard(path):
             tensors: dict[str, RawTensor] = {}
             files: dict[Path, TensorFile] = {}
             for key in keys:
                 entries[key], read = self._read(key, files)
                 tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
             path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
-            write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()}))
+            entries = _with_parts(entries)
+            metadata = shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()})
+            write_tensors(path, tensors, metadata)
+            self._catalogue.shards.add(path)
             self.shards_written += 1
-        for key, entry in entries.items():
-            loose = self._loose_path(key)
-            loose.unlink(missing_ok=True)
-            if entry.path == loose:
-                self.catalogue[key] = replace(entry, path=path)
+        for key in self._catalogue.loose.intersection(keys):
+            _remove_copy(self._loose_path(key))
+            self._catalogue.loose.discard(key)
+            if entries[key].path == self._loose_path(key):
+                self.catalogue[key] = replace(entries[key], path=path, known=None)
         return path
+
+    def _has_shard(self, path: Path) -> bool:
+        """Whether a shard is there; one that another process just wrote is looked into.
+
+        Raises: StoreError where a damaged file stands in its place.
+        """
+        if path in self._catalogue.damaged:
+            raise StoreError(self._catalogue.damaged[path])
+        if path in self._catalogue.shards:
+            return True
+        if path.exists():
+            read_catalogue(open_shard(path))
+            return True
+        return False
 
     def _loose_path(self, key: str) -> Path:
         return self.folder / "entries" / key[:2] / f"{key}.safetensors"
 
     def _shard_path(self, checksums: Mapping[str, str]) -> Path:
-        return self.folder / "shards" / f"{digest_json(dict(checksums))}.safetensors"
+        return self.folder / "shards" / f"{shard_id(checksums)}.safetensors"
 
 
-def _add(catalogue: dict[str, Location], path: Path) -> bool:
-    """Add a file's entries to a catalogue, what is there first stays; False where another process moved the file."""
-    try:
-        entries = read_catalogue(TensorFile(path))
-    except FileNotFoundError:
-        return False
-    except DataError as error:
-        raise StoreError(f"{error} Remove it: what it held is encoded again.") from None
-    for key, location in entries.items():
-        catalogue.setdefault(key, location)
-    return True
+def _with_parts(entries: Mapping[str, Location]) -> dict[str, Location]:
+    """The entries with their parts, each file's header read once.
+
+    Raises: StoreError where the parts do not give the key.
+    """
+    headers = {path: read_catalogue(open_shard(path)) for path in {e.path for e in entries.values() if e.known is None}}
+    found = {key: e if e.known is not None else headers[e.path][key] for key, e in entries.items()}
+    for entry in found.values():
+        check_parts(entry)
+    return found
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
+
+
+def _remove_copy(path: Path) -> None:
+    """Remove a loose entry that stands in a shard; where it may not be removed it only takes space."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def split_keys(sizes: Mapping[str, int], prefix: str = "") -> dict[str, list[str]]:
@@ -243,10 +262,12 @@ def split_keys(sizes: Mapping[str, int], prefix: str = "") -> dict[str, list[str
         return {}
     if len(keys) == 1 or sum(sizes.values()) <= SHARD_BYTES:
         return {prefix: keys}
+    parts: dict[str, dict[str, int]] = {}
+    for key in keys:
+        parts.setdefault(key[: len(prefix) + 1], {})[key] = sizes[key]
     groups: dict[str, list[str]] = {}
-    for digit in "0123456789abcdef":
-        part = {key: sizes[key] for key in keys if key.startswith(prefix + digit)}
-        groups |= split_keys(part, prefix + digit)
+    for longer, part in parts.items():
+        groups |= split_keys(part, longer)
     return groups
 
 
@@ -257,17 +278,24 @@ class PixelDigests:
         self.folder = root / "pixels"
         self.known: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.tsv")):
-            try:
-                self.known |= dict(line.split("\t") for line in path.read_text("utf-8").splitlines())
-            except ValueError:
-                raise StoreError(f"{path} is damaged. Remove it: its pictures are read again.") from None
+            with suppress(FileNotFoundError):  # gc joins small files
+                text = path.read_text("utf-8", errors="replace")
+                if path.name != self.file_name(text):
+                    warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
+                    continue
+                self.known |= dict(line.split("\t") for line in text.splitlines())
+
+    @staticmethod
+    def file_name(text: str) -> str:
+        """The name of a file with this content."""
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.tsv"
 
     def learn(self, digests: Mapping[str, str]) -> None:
         """Remember new digests in one immutable file, named by its content."""
         new = {key: value for key, value in digests.items() if key not in self.known}
         if new:
             text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
-            write_text(self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.tsv", text)
+            write_text(self.folder / self.file_name(text), text)
             self.known |= new
 
 

@@ -56,3 +56,19 @@ def read_table(path: Path) -> tuple[list[Row], dict[str, Any]]:
         raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a table ({error}): remove it and run `dvc repro`.") from None
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Facts of a table, without its rows.
+
+    Raises: DataError that names the file where it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return dict(json.loads((pq.read_schema(path).metadata or {}).get(b"eridiff", b"{}")))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table ({error}): remove it and run `dvc repro`.") from None

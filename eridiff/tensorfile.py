@@ -5,10 +5,12 @@ is canonical: metadata first, keys sorted, tensors in the order of (item size de
 ordinary safetensors. Reading needs no torch; a tensor is a dtype, a shape and bytes until torch asks for it.
 """
 
+import errno
 import hashlib
 import json
 import math
 import mmap
+import resource
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,33 +84,45 @@ def write_tensors(path: Path, tensors: Mapping[str, RawTensor], metadata: Mappin
 
 def write_tensors_to(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
     """`write_tensors` into an open file; tensor data is streamed, never joined in memory."""
-    names = sorted(tensors, key=lambda name: (-ITEM_SIZE[tensors[name].dtype], name))
+    file.write(header_bytes(tensors, metadata))
+    for name in _ordered(tensors):
+        file.write(tensors[name].data)
+
+
+def header_bytes(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a file, up to the data: a function of names, dtypes, shapes, lengths and metadata."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
-    for name in names:
+    for name in _ordered(tensors):
         tensor = tensors[name]
         end = offset + len(tensor.data)
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # data starts aligned to 8 bytes, so that it can be mapped
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in names:
-        file.write(tensors[name].data)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _ordered(tensors: Mapping[str, RawTensor]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-ITEM_SIZE[tensors[name].dtype], name))
 
 
 class TensorFile:
     """A safetensors file, memory-mapped: the header at once, each tensor's bytes when asked for.
 
+    whole: read all of it into memory instead, so that no file stays open (a map holds one).
     Raises: DataError where the file is truncated or is no safetensors file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         self.path = path
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             self.header, self._start = _read_header(file, path, size)
+            if whole:
+                file.seek(0)
+                self._map = memoryview(file.read())
         self.metadata: dict[str, str] = self.header.pop("__metadata__", {})
         ends = [info["data_offsets"][1] for info in self.header.values()]
         if self._start + max(ends, default=0) != size:
@@ -126,8 +140,13 @@ class TensorFile:
 
     @cached_property
     def _map(self) -> memoryview:
-        with open(self.path, "rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            return _map_file(self.path)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            allow_more_files()
+            return _map_file(self.path)
 
     def raw(self, name: str) -> RawTensor:
         """One tensor as a view of the mapped file."""
@@ -136,10 +155,26 @@ class TensorFile:
         data = self._map[self._start + begin : self._start + end]
         return RawTensor(info["dtype"], tuple(info["shape"]), data)
 
+    @property
+    def first_bytes(self) -> memoryview:
+        """The header as it lies in the file, up to the data."""
+        return self._map[: self._start]
+
     def size(self, name: str) -> int:
         """Bytes of one tensor."""
         begin, end = self.header[name]["data_offsets"]
         return int(end - begin)
+
+
+def _map_file(path: Path) -> memoryview:
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def allow_more_files() -> None:
+    """Raise this process's limit of open files to the hard one: a big cache has thousands of shards, each mapped."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:

@@ -1,7 +1,8 @@
 """The text cache: the embedding of every distinct caption, encoded once for everything that it depends on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,15 +10,18 @@ from pydantic import Field
 
 from eridiff.caching import CacheCounts, fill
 from eridiff.config import Section
+from eridiff.encodepipe import BATCHES_BEHIND, Transfers, WriteBehind, with_finite, writer_threads
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.progress import track
+from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
 from eridiff.tables import Row
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 INDEX_COLUMNS = {"text": "str", "tokens_lost": "int", "key": "str", "shard": "str"}
 Load = Callable[[], "tuple[TextEncoders, torch.device]"]
@@ -34,6 +38,8 @@ class TextParams(Section):
     """Tokens of the T5 encoder, where the family has one; null: the family's default."""
     tf32: bool = False
     """Let fp32 products on CUDA use TF32: faster, rounded."""
+    compile: bool = False
+    """Compile the encoders' layers with torch.compile: faster for many captions, rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,59 +66,97 @@ def choose_max_tokens(params: TextParams, family: Family) -> int:
 
 
 def plan_captions(
-    rows: Iterable[Row], params: TextParams, family: Family, encoders: Mapping[str, Mapping[str, str]]
+    rows: Iterable[Row],
+    params: TextParams,
+    family: Family,
+    encoders: Mapping[str, Mapping[str, str]],
+    generation: str = "",
 ) -> list[Caption]:
     """Every distinct caption of captions.parquet, all variants, and the empty caption, sorted by text.
 
-    encoders: component -> digests of the text encoders and tokenizers.
+    encoders: component -> digests of the text encoders and tokenizers. generation: of their numbers
+    (eridiff/probe.py); the first is in no key.
     """
     texts = {"", *(text for row in rows for text in row["variants"])}
     max_tokens = choose_max_tokens(params, family)
+    shared = params.model_dump(exclude=set() if params.compile else {"compile"})  # keys from before it was there
     captions = []
     for text in sorted(texts):
         parts: Parts = {
             "text": text,
             "encoders": {name: dict(digests) for name, digests in encoders.items()},
-            "params": {**params.model_dump(), "max_tokens": max_tokens},
+            "params": {**shared, "max_tokens": max_tokens},
             "version": family.TEXT_ENCODE,
         }
+        parts |= {"probe": generation} if generation else {}
         captions.append(Caption(text=text, key=entry_key(parts), parts=parts))
     return captions
 
 
-def encode_missing(
-    captions: list[Caption],
+def batch_by_length(captions: Iterable[Caption], batch_size: int) -> list[list[Caption]]:
+    """Captions of like length together, in an order that history does not decide.
+
+    Today every family pads all captions to one length, so that this changes no figure; one that does not will gain.
+    """
+    ordered = sorted(captions, key=lambda caption: (len(caption.text), caption.key))
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+def prepare_encoders(encoders: TextEncoders, params: TextParams, device: "torch.device") -> TextEncoders:
+    """Move the encoders to the device and set what the params ask for. Compiled are the repeated layers, one by one."""
+    from eridiff.precision import compile_fixed_shapes, fix_threads, repeated_layers, use_tf32
+
+    fix_threads(device)
+    use_tf32(params.tf32)
+    encoders.to(device)
+    if params.compile:
+        compile_fixed_shapes(layer for encoder in encoders.encoders.values() for layer in repeated_layers(encoder))
+    return encoders
+
+
+def encode_batches(
+    batches: Sequence[Sequence[Caption]],
     store: Store,
     params: TextParams,
     family: Family,
     encoders: TextEncoders,
     device: "torch.device",
-) -> int:
-    """Encode every caption that the store lacks, in fixed batches by key; returns how many."""
+    what: str = "text",
+) -> None:
+    """Encode and put whole batches; entries are written behind the encoder.
+
+    Captions are cut into tokens between: it takes a thousandth of the encoder's time, and a tokenizer serves one
+    thread at a time.
+    """
     import torch
 
-    from eridiff.precision import fix_threads, use_tf32
-
-    fix_threads(device)
-    use_tf32(params.tf32)
-    encoders.to(device)
+    prepare_encoders(encoders, params, device)
     max_tokens = choose_max_tokens(params, family)
-    missing = set(store.missing(caption.key for caption in captions))
-    todo = sorted((c for c in captions if c.key in missing), key=lambda c: c.key)
-    size = params.batch_size
-    batches = [todo[start : start + size] for start in range(0, len(todo), size)]
-    for batch in track(batches, what="text", total=len(batches), unit="batches"):
-        texts = [caption.text for caption in batch] + [""] * (size - len(batch))
-        with torch.inference_mode():
-            embeddings = family.encode_text(encoders, texts, max_tokens)
-        for index, caption in enumerate(batch):
-            lost = family.tokens_lost(encoders, caption.text, max_tokens)
-            tensors = raw_tensors({name: tensor[index] for name, tensor in embeddings.items()})
-            if not all(tensor[index].isfinite().all() for tensor in embeddings.values()):
-                raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite.")
-            tensors["tokens_lost"] = RawTensor("I32", (), lost.to_bytes(4, "little"))
-            store.put(caption.key, caption.parts, tensors)
-    return len(todo)
+    moves = Transfers(device)
+    with WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND) as writer:
+        for batch in track(batches, what=what, total=len(batches), unit="batches"):
+            texts = [caption.text for caption in batch] + [""] * (params.batch_size - len(batch))
+            with torch.inference_mode():
+                embeddings = family.encode_text(encoders, texts, max_tokens)
+            lost = [family.tokens_lost(encoders, caption.text, max_tokens) for caption in batch]
+            writer.submit(partial(put_batch, store, batch, lost, moves.download(with_finite(embeddings))))
+
+
+def put_batch(
+    store: Store, batch: Sequence[Caption], lost: Sequence[int], arrived: "Callable[[], dict[str, Tensor]]"
+) -> None:
+    """Put each caption of an encoded batch, with the count of its tokens that no encoder saw.
+
+    Raises: DataError that names a caption whose numbers are not finite; those before it are put.
+    """
+    embeddings = dict(arrived())
+    finite = embeddings.pop("finite").tolist()
+    for index, caption in enumerate(batch):
+        if not finite[index]:
+            raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite.")
+        tensors = raw_tensors({name: tensor[index] for name, tensor in embeddings.items()})
+        tensors["tokens_lost"] = RawTensor("I32", (), lost[index].to_bytes(4, "little"))
+        store.put(caption.key, caption.parts, tensors)
 
 
 def cache_texts(
@@ -123,18 +167,44 @@ def cache_texts(
     store_root: Path,
     earlier: Callable[[], Iterable[Path]],
     out: Path,
+    *,
+    ranks: Ranks | None = None,
 ) -> tuple[list[Row], CacheCounts]:
     """Look up, import, encode what is missing, publish the shards into `out`; returns the index's rows.
 
     load() gives the encoders and their device and is called only where something has to be encoded; earlier()
-    gives the shards of this stage's own last output, read only where the store lacks a key.
+    gives the shards of this stage's own last output, read only where the store lacks a key. ranks: the processes that
+    share the encoding, of which this is the first: `help_texts` is what the others do.
     """
-    store = Store(store_root, "texts")
+    store, ranks = Store(store_root, "texts"), ranks or Ranks()
     keys = [caption.key for caption in captions]
     shards, counts = fill(
-        store, keys, earlier, lambda: encode_missing(captions, store, params, family, *load()), out, what="text"
+        store, keys, earlier, lambda: _encode(captions, store, params, family, load, ranks), out, what="text"
     )
+    if not ranks.planned:
+        ranks.announce([], 0)
     return _index(captions, shards, out), counts
+
+
+def help_texts(
+    captions: list[Caption], params: TextParams, family: Family, load: Load, store_root: Path, ranks: Ranks
+) -> int:
+    """What a process other than the first does: encode its share into the store; returns how many it encoded."""
+    return _encode(captions, Store(store_root, "texts"), params, family, load, ranks)
+
+
+def _encode(captions: list[Caption], store: Store, params: TextParams, family: Family, load: Load, ranks: Ranks) -> int:
+    """Encode what is missing, alone or together with others."""
+    by_key = {caption.key: caption for caption in captions}
+
+    def form(keys: set[str]) -> list[list[Caption]]:
+        return batch_by_length((by_key[key] for key in keys), params.batch_size)
+
+    def encode(batches: Sequence[Sequence[Caption]]) -> None:
+        if batches:
+            encode_batches(batches, store, params, family, *load(), what=f"text{ranks.label}")
+
+    return encode_together(ranks, store, by_key, form, encode, "text")
 
 
 def _index(captions: list[Caption], shards: Mapping[str, str], out: Path) -> list[Row]:

@@ -4,7 +4,7 @@ Legend: B batch, C H W channels and sides of latents. Every draw is a function o
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,10 @@ def train(
         groups["average"] = average.tensors
     done, table = _resume(state, params.steps, groups, optimizer)
     plan = plan_batches(data.samples, params.batch_size, params.steps * params.accumulation, params.seed)
+    batches = data.stream(plan, params.accumulation, done + 1)
     meter = _Meter(done, params.steps)
     for step in range(done + 1, params.steps + 1):
-        losses = _optimizer_step(run, data, optimizer, plan, step)
+        losses = _optimizer_step(run, batches, optimizer, step)
         if average is not None:
             average.update(run.adapters)
         for name, value in losses.items():
@@ -170,15 +171,13 @@ def _resume(
 
 
 def _optimizer_step(
-    run: Run, data: TrainingSet, optimizer: torch.optim.Optimizer, plan: list[list[int]], step: int
+    run: Run, batches: Iterator[Batch], optimizer: torch.optim.Optimizer, step: int
 ) -> dict[str, float]:
     """All micro-batches of one step and the optimizer's move; returns the step's row of the loss table."""
     params = run.params
     loss = torch.zeros((), device=run.device)
-    first = (step - 1) * params.accumulation
-    for micro in range(params.accumulation):
-        batch = data.batch(plan[first + micro], step, micro * params.batch_size)
-        loss += train_step(run, batch.to(run.device), step)
+    for _ in range(params.accumulation):
+        loss += train_step(run, next(batches).to(run.device), step)
     norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
     rate = learning_rate(params.optimizer, step, params.steps)
     for group in optimizer.param_groups:

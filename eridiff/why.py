@@ -1,7 +1,8 @@
 """`eridiff why`: what the next `dvc repro` would run, because of what, and which samples it would encode.
 
 The light stages (captions, buckets) are computed in memory, the caching stages' keys are planned and looked up,
-and DVC's own records and run-cache say the rest. Nothing is written but what the store learns of pictures.
+and DVC's own records and run-cache say the rest. Nothing is written but what the store learns of pictures and, after
+an upgrade of the libraries, of encoders.
 """
 
 import hashlib
@@ -10,27 +11,41 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.buckets import BUCKET_COLUMNS, plan_buckets, report
+from eridiff.cacheplan import CachePlan, Setting, forced, latents_encoder, plan_latents, plan_text, texts_encoder
 from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
 from eridiff.check import check_params, load_all
+from eridiff.differences import leaves
 from eridiff.dvcgraph import Graph, StageRecord
-from eridiff.earlier import earlier_shards
-from eridiff.errors import EridiffError
+from eridiff.errors import BaseError, ConfigError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.latents import plan_samples
 from eridiff.pictures import scan_pictures
-from eridiff.prediction import RESTORED, RUNS, UP_TO_DATE, Prediction, SamplePlan, StagePlan
+from eridiff.prediction import (
+    MAY_RUN,
+    RESTORED,
+    RUNS,
+    UP_TO_DATE,
+    EncoderPlan,
+    HiddenEdit,
+    Prediction,
+    StagePlan,
+    touch_command,
+)
+from eridiff.probe import Encoder, ProbeMemory, Reference, library_versions, reference_of
+from eridiff.probing import Probing, compare_with_output, foresee, generation_of
 from eridiff.project import store_root
-from eridiff.sources import pointers_of
-from eridiff.store import Location, Parts, PixelDigests, Store, read_catalogue
-from eridiff.tables import Row, read_table, table_bytes
-from eridiff.tensorfile import TensorFile
-from eridiff.texts import plan_captions
+from eridiff.tables import Row, read_facts, read_table, table_bytes
+
+PICTURES = "data/raw"
+NEW = "(new)"  # in place of a digest: only the run itself gives it, and it will be another
+Outs = dict[str, str | None]  # path -> digest, NEW, or None where even a change is not certain
+Table = tuple[list[Row], dict[str, Any]]
 
 
-def explain(folder: Path) -> Prediction:
+def explain(folder: Path, *, rehash: bool = False) -> Prediction:
     """Predict the next `dvc repro` in a project's folder (the current one).
 
+    rehash: read every file again, whatever its name, size, time and inode say.
     Raises: ConfigError where DVC itself cannot read the project.
     """
     prediction = Prediction()
@@ -42,107 +57,139 @@ def explain(folder: Path) -> Prediction:
         return prediction
     graph = Graph(folder)
     try:
-        _Predictor(graph, prediction).run()
+        _Predictor(graph, prediction, rehash=rehash).run()
     finally:
         graph.close()
     return prediction
 
 
-Outs = dict[str, str | None]  # path -> digest, None where only the run itself will tell
-
-
 class _Predictor:
     """Walks the stages in order, carrying the digests that their outs would have."""
 
-    def __init__(self, graph: Graph, prediction: Prediction) -> None:
-        self.graph, self.prediction = graph, prediction
+    def __init__(self, graph: Graph, prediction: Prediction, *, rehash: bool) -> None:
+        self.graph, self.prediction, self.rehash = graph, prediction, rehash
         self.outs: Outs = {}
-        self.tables: dict[str, tuple[list[Row], dict[str, Any]]] = {}  # of light stages that would run
+        self.tables: dict[str, Table] = {}  # of light stages that would run
         self.params = load_all(Path("params.yaml"))
-        self.family = load_family(self.params["model"].family)
+        family = load_family(self.params["model"].family)
+        self.setting = Setting(model=self.params["model"], family=family, root=store_root(), pictures=Path(PICTURES))
+        self.true: dict[str, str] = {}  # source -> its digest, where DVC believes another
         self.light: dict[str, Callable[[StageRecord, StagePlan], Outs]] = {
             "check": self._check,
             "captions": self._captions,
             "buckets": self._buckets,
-            "latents": self._latents,
-            "text": self._text,
         }
+        self.caches = {"latents": self._latents, "text": self._text}
 
     def run(self) -> None:
         """Fill the prediction, stage by stage."""
+        if self.rehash:
+            self._find_hidden_edits()
         for record in self.graph.stages:
-            deps = {path: self.outs.get(path, digest) for path, digest in record.present_deps.items()}
-            plan = StagePlan(state=UP_TO_DATE, reasons=self._reasons(record, deps))
+            deps = {p: self.outs.get(p, self.true.get(p, digest)) for p, digest in record.present_deps.items()}
+            plan = StagePlan(state=UP_TO_DATE)
+            self._decide(record, plan, deps)
             outs: Outs = dict(record.outs)
-            if plan.reasons:
-                known = {path: digest for path, digest in deps.items() if digest is not None}
+            if plan.state != UP_TO_DATE:
+                known = {path: digest for path, digest in deps.items() if digest not in (None, NEW)}
                 cached = self.graph.run_cached(record, known) if len(known) == len(deps) else None
-                plan.state = RUNS if cached is None else RESTORED
-                outs = dict(cached) if cached is not None else self._predict(record, plan)
+                plan.state = plan.state if cached is None else RESTORED
+                outs = dict(cached) if cached is not None else dict.fromkeys(record.outs)
             self.prediction.stages[record.name] = plan
+            if record.name in self.caches:
+                outs |= self._cache_stage(record, plan, outs)
+            elif plan.state in (RUNS, MAY_RUN) and record.name in self.light:
+                outs = self.light[record.name](record, plan)
             self.outs |= outs
 
-    def _predict(self, record: StageRecord, plan: StagePlan) -> Outs:
-        """Outs of a stage that would run."""
-        predict = self.light.get(record.name)
-        return predict(record, plan) if predict else dict.fromkeys(record.outs)
+    def _find_hidden_edits(self) -> None:
+        """Read all sources again, past what DVC remembers of them."""
+        for path, digest, files in self.graph.hidden_edits():
+            self.true[path] = digest
+            self.prediction.hidden += [HiddenEdit(path=file, command=touch_command([file])) for file in files]
 
-    def _reasons(self, record: StageRecord, deps: Mapping[str, str | None]) -> list[str]:
-        """Why a stage is not up to date; empty where it is."""
+    def _decide(self, record: StageRecord, plan: StagePlan, deps: Mapping[str, str | None]) -> None:
+        """State of a stage and why: what is certain makes it run, what is not lets it perhaps run."""
         if not any(record.outs.values()):
-            return ["never run here"]
-        reasons = ["its command changed"] if record.cmd_changed else []
+            plan.state, plan.reasons = RUNS, ["never run here"]
+            return
+        certain = ["its command changed"] if record.cmd_changed else []
+        possible = []
         for path, digest in sorted(deps.items()):
-            if digest != record.recorded_deps.get(path):
-                reasons.append(f"{path} {'will change' if path in self.outs else 'changed'}")
-        now, before = _leaves(record.present_params), _leaves(record.recorded_params)
+            if digest is None and path in self.outs:
+                possible.append(f"{path} may change")
+            elif digest is None:
+                self._note(
+                    f"{path} is not here: what follows is for `dvc repro --allow-missing`, which takes it as unchanged"
+                )
+            elif digest != record.recorded_deps.get(path):
+                certain.append(f"{path} {'will change' if path in self.outs else 'changed'}")
+        now, before = leaves(record.present_params), leaves(record.recorded_params)
         for key in sorted({*now, *before}):
             if now.get(key) != before.get(key):
-                reasons.append(f"{key}: {_show(before, key)} -> {_show(now, key)}")
+                certain.append(f"{key}: {_show(before, key)} -> {_show(now, key)}")
         lost = [path for path, digest in record.outs.items() if digest and not self._there(path, digest)]
-        return reasons + [f"{path} is missing, and not in DVC's cache" for path in lost]
+        certain += [f"{path} is missing, and not in DVC's cache" for path in lost]
+        plan.state = RUNS if certain else MAY_RUN if possible else UP_TO_DATE
+        plan.reasons = certain + possible
+
+    def _note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.prediction.notes:
+            self.prediction.notes.append(text)
 
     def _there(self, path: str, digest: str) -> bool:
         """Whether an out can be had without a run."""
         return Path(path).exists() or self.graph.has_object(digest)
 
-    def table(self, path: str) -> tuple[list[Row], dict[str, Any]]:
-        """A table as the stage that reads it will find it."""
+    def table(self, path: str) -> Table | None:
+        """A table as the stage that reads it will find it; None where only the run will tell."""
         if path not in self.tables:
             digest = self.outs.get(path)
-            cached = self.graph.object_path(digest) if digest else None
-            self.tables[path] = read_table(cached if cached and cached.exists() else Path(path))
+            if digest is None or digest == NEW:
+                return None
+            found = [place for place in (self.graph.object_path(digest), Path(path)) if place.exists()]
+            if not found:
+                return None
+            self.tables[path] = read_table(found[0])
         return self.tables[path]
 
-    def _recorded_table(self, digest: str | None) -> list[Row]:
-        """Rows of a table that dvc.lock names, [] where DVC's cache lacks it."""
+    def _recorded_table(self, digest: str | None) -> Table:
+        """A table that dvc.lock names, without rows where DVC's cache lacks it."""
         if digest is None or not self.graph.has_object(digest):
-            return []
-        return read_table(self.graph.object_path(digest))[0]
+            return [], {}
+        return read_table(self.graph.object_path(digest))
 
     def _check(self, record: StageRecord, plan: StagePlan) -> Outs:
         """Sound params give the same constant as ever."""
         return {path: digest or _md5(b"params.yaml is sound\n") for path, digest in record.outs.items()}
 
     def _captions(self, record: StageRecord, plan: StagePlan) -> Outs:
+        if not self.setting.pictures.exists():
+            self._note(
+                f"captions cannot run without {PICTURES}: what it would give, and what follows, is not known here"
+            )
+            return dict.fromkeys(record.outs)
         params = self.params["captions"]
-        with FileDigests() as digests:
-            pictures, _ = scan_pictures(Path("data/raw"), digests)
+        with FileDigests(anew=self.rehash) as digests:
+            pictures, _ = scan_pictures(self.setting.pictures, digests)
         images, captions = images_rows(pictures), captions_rows(pictures, params)
         outs: Outs = {}
         for path, rows, columns, facts in (
             ("data/captions/images.parquet", images, IMAGE_COLUMNS, {}),
             ("data/captions/captions.parquet", captions, CAPTION_COLUMNS, {"trigger": params.trigger}),
         ):
-            plan.reasons += _row_changes(self._recorded_table(record.outs[path]), rows)
+            plan.reasons += _row_changes(self._recorded_table(record.outs[path])[0], rows)
             self.tables[path] = (rows, facts)
             outs[path] = _md5(table_bytes(rows, columns, facts))
         plan.reasons = list(dict.fromkeys(plan.reasons))
         return outs
 
     def _buckets(self, record: StageRecord, plan: StagePlan) -> Outs:
-        images, _ = self.table("data/captions/images.parquet")
-        rows, left_out = plan_buckets(images, self.params["buckets"])
+        images = self.table("data/captions/images.parquet")
+        if images is None:
+            return dict.fromkeys(record.outs)
+        rows, left_out = plan_buckets(images[0], self.params["buckets"])
         path = "data/buckets/buckets.parquet"
         self.tables[path] = (rows, {})
         return {
@@ -150,74 +197,84 @@ class _Predictor:
             "data/buckets/report.md": _md5(report(rows, left_out).encode()),
         }
 
-    def _latents(self, record: StageRecord, plan: StagePlan) -> Outs:
-        rows, _ = self.table("data/buckets/buckets.parquet")
-        model = self.params["model"]
-        vae = pointers_of(model.base, ["vae"], model.family)["vae"].components["vae"]
-        root = store_root()
-        samples = plan_samples(
-            rows,
-            self.params["latents"],
-            vae.identity(),
-            self.family.VAE_ENCODE,
-            self.family.SIDE_MULTIPLE,
-            Path("data/raw"),
-            PixelDigests(root),
+    def _latents(self, record: StageRecord, output: Table) -> CachePlan | None:
+        table = self.table("data/buckets/buckets.parquet")
+        return plan_latents(self.setting, self.params["latents"], table[0], output) if table else None
+
+    def _text(self, record: StageRecord, output: Table) -> CachePlan | None:
+        path = "data/captions/captions.parquet"
+        table, before = self.table(path), self._recorded_table(record.recorded_deps.get(path))
+        return plan_text(self.setting, self.params["text"], table[0], output, before[0]) if table else None
+
+    def _encoder(self, stage: str) -> Encoder:
+        setting, params = self.setting, self.params[stage]
+        return latents_encoder(setting, params) if stage == "latents" else texts_encoder(setting, params)
+
+    def _cache_stage(self, record: StageRecord, plan: StagePlan, outs: Outs) -> Outs:
+        """Counts of a caching stage that runs; what the libraries changed of its encoder, whether it runs or not."""
+        out, runs = f"data/{record.name}", plan.state in (RUNS, MAY_RUN)
+        digest = record.outs[out] if runs else outs[out]
+        index = self.graph.index_of(digest)
+        facts = read_facts(index) if index else {}
+        if not runs and not self._encoder_is_open(record.name, facts):
+            return {}
+        output: Table = read_table(index) if index else ([], {})
+        cache = self.caches[record.name](record, output)
+        if cache is None:
+            self._note(f"{record.name}: its samples are not known here")
+            return {}
+        reference, message = self._probe(cache, facts)
+        outlook = cache.look_up(self.setting.root, generation_of(reference))
+        if runs:
+            plan.encoded, plan.reused = len(outlook.encoded), outlook.reused
+        if message and not runs:
+            self.prediction.encoders.append(forced(record.name, message, outlook))
+        elif message:
+            self.prediction.encoders.append(EncoderPlan(stage=record.name, message=message))
+        if not runs:
+            self.prediction.samples += outlook.encoded if message else []
+            return {}
+        self.prediction.samples += outlook.encoded
+        for note in cache.missing_pictures(outlook):
+            self._note(note)
+        if not index:
+            return {out: None}
+        return {out: digest if cache.same_output(reference) else NEW}
+
+    def _encoder_is_open(self, stage: str, facts: Mapping[str, Any]) -> bool:
+        """Whether the output of a stage that would not run has other numbers than its encoder gives, or may have."""
+        memory = ProbeMemory(self.setting.root, self._encoder(stage))
+        now = memory.at(library_versions())
+        if now is None:
+            return memory.last is not None  # the libraries changed since the last probe
+        return now != generation_of(reference_of(facts))
+
+    def _probe(self, cache: CachePlan, facts: Mapping[str, Any]) -> tuple[Reference | None, str | None]:
+        """The generation of a stage's encoder, and how its numbers differ from those of the stage's last output."""
+        root, output = self.setting.root, reference_of(facts)
+        found: list[str] = []
+        probing = Probing(
+            encoder=cache.encoder,
+            root=root,
+            take=cache.take,
+            lacks=lambda generation: bool(cache.look_up(root, generation).encoded),
+            earlier=lambda: output,
+            tell=lambda text, same: found.append(text) if same else None,
         )
-        self._count(plan, "latents", {s.key: (s.path, s.parts) for s in samples}, Store(root, "latents"), len(samples))
-        index = [{"path": s.path, "flip": int(s.flip), "key": s.key} for s in samples]
-        same = self._same_index(record, "data/latents", index, ("path", "flip", "key"))
-        return {"data/latents": record.outs["data/latents"] if same else None}
-
-    def _text(self, record: StageRecord, plan: StagePlan) -> Outs:
-        rows, _ = self.table("data/captions/captions.parquet")
-        model = self.params["model"]
-        pointer = pointers_of(model.base, ["text"], model.family)["text"]
-        captions = plan_captions(rows, self.params["text"], self.family, pointer.identity())
-        self._count(
-            plan, "text", {c.key: (c.text, c.parts) for c in captions}, Store(store_root(), "texts"), len(captions)
-        )
-        index = [{"text": c.text, "key": c.key} for c in captions]
-        same = self._same_index(record, "data/text", index, ("text", "key"))
-        return {"data/text": record.outs["data/text"] if same else None}
-
-    def _count(
-        self, plan: StagePlan, stage: str, wanted: Mapping[str, tuple[str, Parts]], store: Store, total: int
-    ) -> None:
-        """How many entries would be encoded, and which part of each key is new."""
-        known = dict(store.catalogue)
-        if set(wanted) - set(known):
-            for path in earlier_shards(stage, f"data/{stage}"):
-                known = {**read_catalogue(TensorFile(path)), **known}
-        missing = [key for key in wanted if key not in known]
-        plan.encoded, plan.reused = len(missing), total - len(missing)
-        for key in missing:
-            name, parts = wanted[key]
-            self.prediction.samples.append(SamplePlan(stage=stage, name=name, reason=_why_new(parts, known)))
-
-    def _same_index(self, record: StageRecord, out: str, rows: list[Row], columns: tuple[str, ...]) -> bool:
-        """Whether a caching stage would put out what dvc.lock names: then nothing after it runs."""
-        digest = record.outs[out]
-        if digest is None or not self.graph.has_object(digest):
-            return False
-        before = self._recorded_table(self.graph.listing(digest).get("index.parquet"))
-        return _project(before, columns) == _project(rows, columns)
-
-
-def _project(rows: list[Row], columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    return sorted(tuple(row[column] for column in columns) for row in rows)
+        try:
+            reference = foresee(probing)
+        except (BaseError, ConfigError) as error:
+            self._note(f"{cache.stage}: {cache.encoder.name} cannot be probed here, so its stage does it: {error}")
+            reference = output
+        message = compare_with_output(probing, reference, output) if facts else None
+        for text in found if message is None else ():
+            self._note(text)
+        return reference, message
 
 
 def _md5(data: bytes) -> str:
     """DVC's digest of a file."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Key path -> value of nested params."""
-    if isinstance(value, Mapping):
-        return {k: v for key, item in value.items() for k, v in _leaves(item, f"{path}.{key}" if path else key).items()}
-    return {path: value}
 
 
 def _show(leaves: Mapping[str, Any], key: str) -> str:
@@ -235,19 +292,3 @@ def _row_changes(before: list[Row], after: list[Row]) -> list[str]:
         changed = [column for column in new[path] if old[path].get(column) != new[path][column]]
         changes += [f"{path}: {', '.join(changed)} changed"] if changed else []
     return changes
-
-
-def _why_new(parts: Parts, known: Mapping[str, Location]) -> str:
-    """The part of a key that no entry of the store has, beside the most alike entry."""
-    wanted = _leaves(parts)
-    best: list[str] | None = None
-    for location in known.values():
-        other = _leaves(location.parts)
-        differing = sorted(key for key in {*wanted, *other} if _plain(wanted.get(key)) != _plain(other.get(key)))
-        if best is None or len(differing) < len(best):
-            best = differing
-    return f"new {', '.join(best)}" if best else "nothing like it in the store"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

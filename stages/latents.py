@@ -1,15 +1,20 @@
 """latents: bucketed crops -> raw VAE posteriors, by way of the store."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eridiff.config import ModelParams, load_section
-from eridiff.earlier import earlier_shards
+from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
-from eridiff.latents import INDEX_COLUMNS, LatentParams, cache_latents, plan_samples
+from eridiff.latentcache import cache_latents, help_latents
+from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
+from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
-from eridiff.project import store_root
+from eridiff.project import load_local, store_root
+from eridiff.ranks import find_ranks
+from eridiff.rates import count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.store import PixelDigests
@@ -18,6 +23,9 @@ from eridiff.tables import read_table, write_table
 
 def main() -> None:
     """Read data/buckets, data/raw and the VAE; write data/latents."""
+    local = load_local()
+    ranks = find_ranks("stages.latents", local.processes)
+    ranks.wait_for_plan()
     model = load_section(ModelParams, "model")
     params = load_section(LatentParams, "latents")
     family = load_family(model.family)
@@ -26,6 +34,7 @@ def main() -> None:
     rows, _ = read_table(Path("data/buckets/buckets.parquet"))
     pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
 
+    @cache
     def load() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
@@ -34,12 +43,34 @@ def main() -> None:
         return family.load_vae(source, DTYPES[params.dtype]), device
 
     pixels = PixelDigests(root)
-    samples = plan_samples(rows, params, vae.identity(), family.VAE_ENCODE, family.SIDE_MULTIPLE, pictures, pixels)
-    index, counts = cache_latents(
-        samples, params, load, root, lambda: earlier_shards("latents", str(out)), pictures, out
+
+    @cache
+    def plan(generation: str) -> list[Sample]:
+        version, side = family.VAE_ENCODE, family.SIDE_MULTIPLE
+        return plan_samples(rows, params, vae.identity(), version, side, pictures, pixels, generation)
+
+    def earlier() -> list[Path]:
+        return earlier_shards("latents", str(out))
+
+    probing = Probing(
+        encoder=vae_encoder(pointer, params, family.VAE_ENCODE),
+        root=root,
+        take=lambda: probe_vae(params, *load()),
+        lacks=lambda generation: entries_lacking(root, "latents", [s.key for s in plan(generation)], earlier),
+        earlier=lambda: index_reference(earlier_index("latents", str(out))),
     )
+    reference = settle(probing)
+    samples, workers = plan(generation_of(reference)), local.workers
+    if ranks.index:
+        encoded = help_latents(samples, params, load, root, pictures, ranks, workers=workers)
+        say(f"latents{ranks.label}: {encoded} encoded")
+        return
+    index, counts = cache_latents(samples, params, load, root, earlier, pictures, out, workers=workers, ranks=ranks)
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
+    facts |= {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
+    area = sum(s.bucket[0] * s.bucket[1] for s in samples) / max(len(samples), 1)
+    counts = count_saving(counts, root, probing.encoder.identity, area)
     record_run("latents", counts=vars(counts))
     say(counts.line())
 

@@ -1,29 +1,37 @@
 """text: distinct captions -> text embeddings, by way of the store."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eridiff.config import ModelParams, load_section
-from eridiff.earlier import earlier_shards
+from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
+from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
-from eridiff.project import store_root
+from eridiff.project import load_local, store_root
+from eridiff.ranks import find_ranks
+from eridiff.rates import count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table, write_table
-from eridiff.texts import INDEX_COLUMNS, TextParams, cache_texts, plan_captions, report_lost
+from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_texts, plan_captions, report_lost
 
 
 def main() -> None:
     """Read data/captions/captions.parquet and the text encoders; write data/text."""
+    local = load_local()
+    ranks = find_ranks("stages.text", local.processes)
+    ranks.wait_for_plan()
     model = load_section(ModelParams, "model")
     params = load_section(TextParams, "text")
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["text"], model.family)["text"]
     rows, _ = read_table(Path("data/captions/captions.parquet"))
-    out = Path("data/text")
+    root, out = store_root(), Path("data/text")
 
+    @cache
     def load() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
@@ -31,13 +39,31 @@ def main() -> None:
         source = find_source([pointer], load_keys(model.family).canonical)
         return family.load_text_encoders(source, DTYPES[params.dtype]), device
 
-    captions = plan_captions(rows, params, family, pointer.identity())
-    index, counts = cache_texts(
-        captions, params, family, load, store_root(), lambda: earlier_shards("text", str(out)), out
+    @cache
+    def plan(generation: str) -> list[Caption]:
+        return plan_captions(rows, params, family, pointer.identity(), generation)
+
+    def earlier() -> list[Path]:
+        return earlier_shards("text", str(out))
+
+    probing = Probing(
+        encoder=text_encoder(pointer, params, family),
+        root=root,
+        take=lambda: probe_text(params, family, *load()),
+        lacks=lambda generation: entries_lacking(root, "texts", [c.key for c in plan(generation)], earlier),
+        earlier=lambda: index_reference(earlier_index("text", str(out))),
     )
-    write_table(out / "index.parquet", index, INDEX_COLUMNS)
+    reference = settle(probing)
+    captions = plan(generation_of(reference))
+    if ranks.index:
+        say(f"text{ranks.label}: {help_texts(captions, params, family, load, root, ranks)} encoded")
+        return
+    index, counts = cache_texts(captions, params, family, load, root, earlier, out, ranks=ranks)
+    facts = {"probe": reference.facts()} if reference else {}
+    write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     for line in report_lost(index):
         say(line)
+    counts = count_saving(counts, root, probing.encoder.identity)
     record_run("text", counts=vars(counts))
     say(counts.line())
 

@@ -12,6 +12,7 @@ from eridiff.precision import choose_device
 from eridiff.previews import make_previewer
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
+from eridiff.roots import pin
 from eridiff.runlog import record_run
 from eridiff.runstate import hold
 from eridiff.sources import find_source, pointers_of
@@ -42,6 +43,7 @@ def main() -> None:
     lineage = make_lineage(model.family, pointer, params, INPUTS, *tables["captions"], tables["buckets"][0])
     state = store_root() / "runs" / train_key(params, pointer, INPUTS, read_stages(Path())["train"])
     with hold(state):
+        pin(store_root(), "runs", Path(), [state.name])
         source = find_source([pointer], load_keys(model.family).canonical)
         run = prepare_run(params, family, source, tables["latents"][1], device, local.gradient_checkpointing)
         previewer = make_previewer(local, model, params.precision, run.denoiser, data.samples[0].bucket)

@@ -31,6 +31,7 @@ def machine(small_checkout: Path, tmp_path_factory: pytest.TempPathFactory, monk
     place = tmp_path_factory.mktemp("machine")
     monkeypatch.chdir(small_checkout)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
     monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
     monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")  # gpu tests name their device themselves
     for name in ("ERIDIFF_MODELS",):

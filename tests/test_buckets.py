@@ -201,3 +201,20 @@ def test_ten_thousand_pictures_are_quick() -> None:
     images = [image(f"{n}", 1100 + n % 997, 1100 + n % 613) for n in range(10_000)]
     rows, _ = plan_buckets(images, params(resolution=1024))
     assert len(rows) == 10_000 and time.monotonic() - start < 5
+
+
+def test_several_resolutions() -> None:
+    """Each picture in a bucket of each resolution that it is large enough for; the others' rows stay as they were."""
+    images = [image("a.png", 160, 140), image("b.png", 130, 130), image("c.png", 64, 64)]
+    one, _ = plan_buckets(images, params())
+    both, left_out = plan_buckets(images, params(more_resolutions=[64, 128]))
+    assert [(row["path"], row["bucket_w"], row["bucket_h"]) for row in both] == [
+        ("a.png", 128, 128), ("a.png", 64, 64), ("b.png", 128, 128), ("b.png", 64, 64), ("c.png", 64, 64),
+    ]  # fmt: skip
+    assert one == [both[0], both[2]]
+    assert (both[1]["resize_w"], both[1]["resize_h"], both[1]["crop_left"]) == (73, 64, 4)
+    assert left_out == [("c.png", "64x64 is smaller than its bucket 128x128")]
+    assert summary(both, left_out).splitlines()[0] == "buckets: 3 pictures in 2 buckets, 1 left out"
+    assert "3 pictures used, 1 left out." in report(both, left_out)
+    with pytest.raises(ConfigError, match=r"step' is 96: must be at most resolution \(64\)"):
+        params(step=96, more_resolutions=[64])

@@ -224,6 +224,21 @@ def test_wrong_params_are_named(values: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_lines_are_alternatives_where_params_say_so() -> None:
+    """Each line by itself, with its own variants; one line alone, or the param left out, is as ever."""
+    raw = "a fox, red, small\n\na red fox on snow\na fox, red, small\n"
+    (row,) = captions_rows([picture("a.png", raw)], params(alternatives=True, trigger="trg"))
+    assert row["variants"] == ["trg, a fox, red, small", "trg, a red fox on snow"]
+    assert (row["clean"], row["rules"]) == (", ".join(row["variants"]), ["trigger"])
+    (row,) = captions_rows(
+        [picture("a.png", raw)], params(alternatives=True, variants=2, shuffle_tags=True, keep_tokens=1)
+    )
+    assert [text.split(", ")[0] for text in row["variants"]] == ["a fox", "a fox", "a red fox on snow"]
+    joined = "a fox, red, small, a red fox on snow, a fox, red, small"
+    assert captions_rows([picture("a.png", raw)], params())[0]["variants"] == [joined]
+    assert captions_rows([picture("a.png", "a fox, red")], params(alternatives=True))[0]["variants"] == ["a fox, red"]
+
+
 def test_tables_hold_each_their_own_columns(tmp_path: Path) -> None:
     pictures = [picture("b.png", "x", repeats=2), picture("a.png", None, orientation=6)]
     images = images_rows(pictures)

@@ -164,8 +164,23 @@ def test_did_you_mean() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("ERIDIFF_STORE")
+    monkeypatch.delenv("ERIDIFF_STORE", raising=False)
     return make_checkout(tmp_path / "checkout", monkeypatch)
+
+
+def test_the_users_own_settings_hold_in_every_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(checkout / "config"))
+    monkeypatch.delenv("ERIDIFF_STORE", raising=False)
+    path = checkout / "config/eridiff/local.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("store: /big/store\ndevice: cpu\n")
+    assert load_local() == LocalConfig(store="/big/store", device="cpu")
+    (checkout / "local.yaml").write_text("device: cuda\n")
+    assert load_local() == LocalConfig(store="/big/store", device="cuda")
+    assert store_root() == Path("/big/store")
+    path.write_text("stor: /big\n")
+    with pytest.raises(ConfigError, match=r"config/eridiff/local\.yaml.*stor.*Did you mean 'store'"):
+        load_local()
 
 
 def test_local_yaml_is_found_upward_and_may_be_absent(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

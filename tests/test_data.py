@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eridiff.data import Batch, Cache, Sample, TrainingSet, join_tables, open_training_set, plan_batches
+from eridiff.data import Batch, Sample, TrainingSet, join_tables, open_training_set, plan_batches
 from eridiff.errors import DataError, StoreError
+from eridiff.shards import Cache
 from eridiff.store import Store, entry_key
 from eridiff.tensorfile import raw_tensors
 from eridiff.trainparams import TrainParams
@@ -162,11 +163,59 @@ def test_captions_mirrors_and_dropout_have_their_shares(caches: tuple[Cache, Cac
         assert sum(caption == "" for batch in drawn for caption in batch.captions) == expected
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_stream_reads_ahead_what_batch_gives(caches: tuple[Cache, Cache], accumulation: int) -> None:
+    """From any step on, the same batches in the same order, made in another thread."""
+    data = training_set(caches, dropout=0.3)
+    plan = plan_batches(data.samples, 2, 6 * accumulation, data.seed)
+    for first in (1, 4, 7):
+        streamed = list(data.stream(plan, accumulation, first))
+        expected = batches(data, 2, 6, first=first, accumulation=accumulation)
+        assert len(streamed) == len(expected) == (7 - first) * accumulation
+        assert all(same(a, b) for a, b in zip(streamed, expected, strict=True))
+
+
+def test_crops_have_equal_shares_and_tell_where_they_lie(caches: tuple[Cache, Cache]) -> None:
+    """Three crops, each mirrored too: a sixth of the draws each, and each with its own place."""
+    keys = tuple(key_of(f"latent {number} {flip}") for number in (0, 3, 6) for flip in (0, 1))  # one bucket
+    sample = replace(SAMPLES[0], latent_keys=keys, crops=tuple((place, 10 * place) for place in range(6)))
+    texts = {text: key_of(text) for text in all_texts()}
+    data = TrainingSet([sample], texts, *caches, seed=1, dropout=0.0)
+    values = {100.0 + number + flip / 2: place for place, (number, flip) in enumerate(
+        (number, flip) for number in (0, 3, 6) for flip in (0, 1)
+    )}  # fmt: skip
+    seen: Counter[int] = Counter()
+    for step in range(1, 101):
+        batch = data.batch([0] * 6, step, 0)
+        for row, mean in enumerate(batch.mean):
+            place = values[mean.max().item()]
+            assert batch.sizes.crop[row] == (place, 10 * place)
+            seen[place] += 1
+    assert all(count / 600 == pytest.approx(1 / 6, abs=0.05) for count in (seen[place] for place in range(6)))
+
+
+def test_each_resolution_is_a_sample_of_its_own() -> None:
+    """Rows of one picture in two buckets: two samples, with the latents, crops and sizes of each."""
+    tables = rows()
+    captions, buckets, latents = (tables[name][0] for name in ("captions", "buckets", "latents"))
+    small = {"bucket_w": 32, "bucket_h": 32}
+    more = [{**row, **small} for row in buckets]
+    cached = [{**row, **small, "key": key_of("small " + row["key"])} for row in latents]
+    both = join_tables(captions, buckets + more, latents + cached)
+    assert len(both) == 2 * len(SAMPLES)
+    assert [sample for sample in both if sample.bucket != (32, 32)] == SAMPLES
+    first = next(sample for sample in both if sample.bucket == (32, 32))
+    assert first.latent_keys == tuple(key_of("small " + key) for key in SAMPLES[0].latent_keys)
+    with pytest.raises(DataError, match=r"00\.png has a bucket but no latents"):
+        join_tables(captions, buckets + more, latents)
+
+
 def test_the_mean_alone_has_std_zero(tmp_path: Path, caches: tuple[Cache, Cache]) -> None:
     store = Store(tmp_path / "store", "latents")
-    store.put("a" * 64, {}, raw_tensors({"mean": torch.ones(4, 8, 8)}))
-    store.publish(["a" * 64], tmp_path / "latents")
-    sample = replace(SAMPLES[0], latent_keys=("a" * 64,))
+    key = entry_key({})
+    store.put(key, {}, raw_tensors({"mean": torch.ones(4, 8, 8)}))
+    store.publish([key], tmp_path / "latents")
+    sample = replace(SAMPLES[0], latent_keys=(key,))
     data = TrainingSet(
         [sample], {text: key_of(text) for text in all_texts()}, Cache(tmp_path / "latents"), caches[1], 0, 0
     )
@@ -220,13 +269,22 @@ def rows() -> dict[str, Any]:
             "path": s.path,
             "repeats": s.repeats,
             **dict(zip(("bucket_w", "bucket_h"), s.bucket, strict=True)),
-            **dict(zip(("original_w", "original_h"), s.original, strict=True)),
-            **dict(zip(("crop_left", "crop_top"), s.crops[0], strict=True)),
-            "resize_w": s.bucket[0] + sum(left for left, _ in s.crops),
         }
         for s in SAMPLES
     ]
-    latents = [{"path": s.path, "flip": flip, "key": s.latent_keys[flip]} for s in SAMPLES for flip in (1, 0)]
+    latents = [
+        {
+            "path": s.path,
+            "flip": place % 2,
+            "variant": place // 2,
+            "key": s.latent_keys[place],
+            **dict(zip(("bucket_w", "bucket_h"), s.bucket, strict=True)),
+            **dict(zip(("original_w", "original_h"), s.original, strict=True)),
+            **dict(zip(("crop_left", "crop_top"), s.crops[place], strict=True)),
+        }
+        for s in SAMPLES
+        for place in (1, 0)
+    ]
     texts = [{"text": text, "key": key_of(text)} for text in all_texts()]
     return {"captions": (captions, {}), "buckets": (buckets, {}), "latents": (latents, {}), "text": (texts, {})}
 

@@ -8,8 +8,9 @@ import torch
 
 from eridiff.draw import DrawParams, Prompt, draw
 from eridiff.families import load_family
-from eridiff.latents import LatentParams, encode, prepare_vae
+from eridiff.latents import LatentParams
 from eridiff.train import Table, prepare_run, train
+from eridiff.vae import encode, prepare_vae
 from tests.bases import FAMILIES, source
 from tests.training import params_of, random_set
 

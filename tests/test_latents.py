@@ -14,18 +14,11 @@ from PIL import Image
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.files import digest_file
-from eridiff.latents import (
-    LatentParams,
-    Sample,
-    cache_latents,
-    encode,
-    encode_missing,
-    load_batch,
-    plan_samples,
-    prepare_vae,
-)
+from eridiff.latentcache import PictureReader, cache_latents, encode_batches
+from eridiff.latents import IN_NO_KEY, LatentParams, Sample, plan_samples
 from eridiff.store import PixelDigests, Store
 from eridiff.tensorfile import TensorFile
+from eridiff.vae import encode, pixels_from_bytes, prepare_vae
 from tests import processes
 from tests.bases import FAMILIES, source
 
@@ -63,6 +56,7 @@ def row(pictures: Path, number: int, **changes: Any) -> dict[str, Any]:
         "file_digest": digest_file(path) if path.exists() else "0" * 64,
         **dict(zip(("bucket_w", "bucket_h"), bucket, strict=True)),
         **dict(zip(("resize_w", "resize_h"), (72, 56), strict=True)),
+        **dict(zip(("original_w", "original_h"), (90, 70), strict=True)),
         "crop_left": number,
         "crop_top": 2,
         **changes,
@@ -139,13 +133,13 @@ def test_a_padded_batch_gives_the_same_bits(pictures: Path) -> None:
     run(pictures, params, samples)
     for sample in samples:
         store = Store(pictures.parent / "alone", "latents")
-        assert encode_missing([sample], store, params, vae(), CPU, pictures) == 1
+        encode_batches([[sample]], store, params, vae(), CPU, pictures)
     _, encoded = run(pictures, params, samples, out="again", store="alone")
     assert encoded == 0
     assert shards(pictures.parent / "latents") == shards(pictures.parent / "again")
-    pixels_BCHW = load_batch(samples[:1], params, pictures)
-    assert pixels_BCHW.shape == (4, 3, 48, 48)
-    assert pixels_BCHW.is_contiguous()  # channels_last is a param
+    bytes_BHWC = PictureReader(params, pictures, pinned=False).allocate(samples[:1])
+    assert bytes_BHWC.shape == (4, 48, 48, 3)
+    assert pixels_from_bytes(bytes_BHWC).is_contiguous()  # channels_last is a param
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -155,7 +149,8 @@ def shards(folder: Path) -> dict[str, bytes]:
 AGAIN = """
 import pickle, sys
 from pathlib import Path
-from eridiff.latents import LatentParams, cache_latents, plan_samples
+from eridiff.latentcache import cache_latents
+from eridiff.latents import LatentParams, plan_samples
 from eridiff.store import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
@@ -210,15 +205,16 @@ def test_every_part_counts_in_the_key(pictures: Path) -> None:
         return sample.key
 
     same = key()
+    no_part = ("path", "file_digest", "original_w", "original_h")
     (pictures / "other name.png").write_bytes((pictures / "0.png").read_bytes())
     assert key(changes={"path": "other name.png"}) == same
-    variants = [key(changes={name: rows[0][name] + 16}) for name in rows[0] if name not in ("path", "file_digest")]
+    variants = [key(changes={name: rows[0][name] + 16}) for name in rows[0] if name not in no_part]
     variants += [key(changes={"path": "1.png", "file_digest": digest_file(pictures / "1.png")})]
     variants += [key(vae={**VAE, part: "e" * 64}) for part in VAE]
     variants += [key(version=2)]
     others: dict[str, Any] = {"dtype": "bf16", "batch_size": 5, "keep": "mean", "alpha": "black", "resample": "area"}
     others |= {"tf32": True, "channels_last": True, "compile": True, "tile": 64}
-    assert set(others) == set(LatentParams.model_fields) - {"flip"}
+    assert set(others) == set(LatentParams.model_fields) - IN_NO_KEY
     variants += [key({name: value}) for name, value in others.items()]
     assert len({same, *variants}) == 1 + len(variants)
     mirrored = plan(pictures, LatentParams(flip=True), rows)
@@ -277,18 +273,17 @@ def test_an_autoencoder_without_a_posterior_has_std_zero() -> None:
 
 def test_tiles_differ_little() -> None:
     """A texture of 512 px in tiles of 256: 5 % of the mean's spread on average (a random VAE has no less)."""
-    whole, tiled = vae(), load_family(FAMILY).load_vae(source(FAMILY), torch.float32)
-    prepare_vae(tiled, LatentParams(tile=256), CPU)
     waves = torch.arange(512) * 2 * torch.pi / 32
     pixels = torch.stack(
         [waves.sin()[:, None] + 0 * waves, waves.cos() + 0 * waves[:, None], (waves[:, None] + waves).sin()]
     )[None]
-    expected, found = (encode(model, pixels, LatentParams())["mean"] for model in (whole, tiled))
+    whole, tiled = LatentParams(), LatentParams(tile=256)
+    expected, found = (encode(vae(), pixels, params)["mean"] for params in (whole, tiled))
     assert found.shape == expected.shape == (1, 16, 64, 64)
     difference = (found - expected).abs().mean() / expected.std()
     assert 0 < difference < 0.05
     small = pixels[..., :256, :256]
-    assert torch.equal(encode(tiled, small, LatentParams())["mean"], encode(whole, small, LatentParams())["mean"])
+    assert torch.equal(encode(vae(), small, tiled)["mean"], encode(vae(), small, whole)["mean"])
 
 
 def test_what_cannot_be_encoded_is_named(pictures: Path) -> None:
@@ -298,3 +293,16 @@ def test_what_cannot_be_encoded_is_named(pictures: Path) -> None:
         plan(pictures, LatentParams(), [row(pictures, 0, file_digest="1" * 64)])
     with pytest.raises(DataError, match=r"9\.png"):
         plan(pictures, LatentParams(), [row(pictures, 9)])
+
+
+def test_bytes_become_the_same_pixels_by_table_and_by_division() -> None:
+    """A device looks the values up: the table has the bits that a CPU computes."""
+    values = torch.arange(256, dtype=torch.uint8)
+    pixels = pixels_from_bytes(values.reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous())
+    assert pixels.shape == (1, 3, 16, 16)
+    assert torch.equal(
+        pixels[0, 1].flatten(), torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(127.5) - 1)
+    )
+    table = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    assert torch.equal(pixels[0, 2].flatten(), table[values.int()])
+    assert (pixels.min(), pixels.max()) == (-1, 1)

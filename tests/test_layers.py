@@ -29,16 +29,25 @@ LAYERS = (
         "modelcard",
         "dvcgraph",
         "colourfilters",
+        "probe",
     ),
+    ("entries", "ownouts", "roots"),
+    ("catalogue", "differences"),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures"),
+    ("tiles", "variants", "shards"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
+    ("storegc", "storecare", "storesize"),
+    ("storerepair",),
     ("pictures", "sources", "trainparams", "gate"),
-    ("captions", "encoders", "objectives"),
+    ("captions", "encoders", "objectives", "encodepipe", "ranks"),
     ("families/*",),
+    ("vae",),
     ("latents", "texts", "data"),
-    ("train", "previews"),
+    ("latentcache",),
+    ("train", "previews", "probing", "rates"),
     ("checkpoint", "sample", "export", "bases"),
-    ("check", "prediction"),
+    ("check", "prediction", "storecommands"),
+    ("cacheplan",),
     ("why", "reference"),
     ("cli",),
     ("__main__",),
@@ -58,7 +67,7 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"noise", "precision", "objectives", "runstate", "data", "train", "checkpoint"}
+WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
 
 
 def files() -> dict[str, Path]:

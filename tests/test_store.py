@@ -1,5 +1,6 @@
 """The store: entries by content, shards as a function of the key set, damage found, many processes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from eridiff import store as module
 from eridiff.caching import CacheCounts
+from eridiff.entries import check_parts
 from eridiff.errors import EridiffError, StoreError
 from eridiff.store import Parts, PixelDigests, Store, checksum, entry_key, read_catalogue, split_keys
 from eridiff.tensorfile import RawTensor, TensorFile
@@ -97,9 +99,12 @@ def test_publish_replaces_the_shards_of_an_out(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {}
 
 
-def test_without_hardlinks_shards_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK])
+def test_without_hardlinks_shards_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Another file system, one without hardlinks, one whose file has as many as there can be."""
+
     def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
     filled(tmp_path, ENTRIES[:5]).publish(KEYS[:5], tmp_path / "out")
@@ -108,6 +113,9 @@ def test_without_hardlinks_shards_are_copied(tmp_path: Path, monkeypatch: pytest
     assert not shard.samefile(out)
     assert shard.read_bytes() == out.read_bytes()
     assert [path.name for path in (tmp_path / "out").iterdir()] == [out.name]
+    store = Store(tmp_path / "other", "latents")
+    assert store.adopt([out]) == 5
+    assert checksum(store.get(KEYS[4])) == checksum(ENTRIES[4][2])
 
 
 def test_adopt_takes_what_is_new(tmp_path: Path) -> None:
@@ -139,7 +147,9 @@ def flip(path: Path, place: int, mask: int = 0xFF) -> None:
     path.write_bytes(data)
 
 
-def test_every_flipped_byte_of_an_entry_is_found_or_does_no_harm(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_an_entry_is_found_or_does_no_harm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     key, _, tensors = ENTRIES[0]
     filled(tmp_path, ENTRIES[:1])
     (path,) = tmp_path.glob("latents/entries/*/*")
@@ -150,14 +160,17 @@ def test_every_flipped_byte_of_an_entry_is_found_or_does_no_harm(tmp_path: Path)
             path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
             try:
                 store = Store(tmp_path, "latents")
-                if store.missing([key]):  # its name is damaged: it is encoded again
+                if store.missing([key]):  # its header is damaged: it is encoded again
+                    found += 1
                     continue
                 assert checksum(store.get(key)) == checksum(tensors)
+                check_parts(store.catalogue[key])
             except EridiffError as error:
                 assert isinstance(error, StoreError)
                 assert str(path) in str(error)
                 found += 1
     assert found > len(data) / 2
+    capsys.readouterr()
 
 
 def test_damage_in_a_shard_names_the_file(tmp_path: Path) -> None:
@@ -172,18 +185,66 @@ def test_damage_in_a_shard_names_the_file(tmp_path: Path) -> None:
         except StoreError as error:
             assert str(path) in str(error)
             assert f"entry {key[:12]}" in str(error)
-            assert "Remove the file" in str(error)
+            assert "Run `eridiff store repair`, then `dvc repro`." in str(error)
             damaged.append(key)
     assert len(damaged) == 1  # the others are whole
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_truncated_entry_names_the_file(tmp_path: Path, length: int) -> None:
+def test_a_truncated_entry_is_named_and_encoded_again(
+    tmp_path: Path, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     filled(tmp_path, ENTRIES[:2])
     path = next(tmp_path.glob("latents/entries/*/*"))
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(StoreError, match=rf"{path.name}.*Remove it: what it held is encoded again"):
-        Store(tmp_path, "latents").missing(KEYS)
+    store = Store(tmp_path, "latents")
+    assert store.missing(KEYS[:2]) == [path.stem]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {path} is ")
+    assert warning.endswith("Run `eridiff store repair`, then `dvc repro`. What it held counts as missing.")
+    for item in ENTRIES[:2]:
+        store.put(*item)
+    store.publish(KEYS[:2], tmp_path / "out")
+    filled(tmp_path / "alone", ENTRIES[:2]).publish(KEYS[:2], tmp_path / "out-alone")
+    assert contents(tmp_path / "out") == contents(tmp_path / "out-alone")
+
+
+@pytest.mark.parametrize("place", [3, 60])
+def test_a_damaged_shard_header_stops_no_other_project(
+    tmp_path: Path, place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path, ENTRIES[:4]).publish(KEYS[:4], tmp_path / "out")
+    (path,) = tmp_path.glob("latents/shards/*")
+    filled(tmp_path, ENTRIES[4:8]).publish(KEYS[4:8], tmp_path / "other")
+    flip(path, place)
+    store = Store(tmp_path, "latents")
+    assert store.missing(KEYS[:8]) == sorted(KEYS[:4])
+    assert f"warning: {path} is " in capsys.readouterr().err
+    assert set(store.publish(KEYS[4:8], tmp_path / "other-again")) == set(KEYS[4:8])
+    for item in ENTRIES[:4]:
+        store.put(*item)
+    with pytest.raises(StoreError, match=rf"{path.name} is .*Run `eridiff store repair`"):
+        store.publish(KEYS[:4], tmp_path / "again")  # else DVC would link its own damaged copy over it
+
+
+def test_a_shard_under_another_name_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path, ENTRIES[:4]).publish(KEYS[:4], tmp_path / "out")
+    (path,) = tmp_path.glob("latents/shards/*")
+    path.rename(path.with_name(f"{'0' * 64}.safetensors"))
+    assert Store(tmp_path, "latents").missing(KEYS[:4]) == sorted(KEYS[:4])
+    assert (
+        "0.safetensors holds something else than its name says. Run `eridiff store repair`" in capsys.readouterr().err
+    )
+
+
+def test_parts_that_do_not_give_the_key_are_not_published(tmp_path: Path) -> None:
+    filled(tmp_path, ENTRIES[:2])
+    path = next(tmp_path.glob("latents/entries/*/*"))
+    data = path.read_bytes()
+    assert data.count(b"dddd") > 1
+    path.write_bytes(data.replace(b"dddd", b"dddc", 1))
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged: entry {path.stem[:12]} has parts that"):
+        Store(tmp_path, "latents").publish(KEYS[:2], tmp_path / "out")
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
@@ -255,7 +316,7 @@ def test_parts_come_back_from_a_shard(parts: list[Parts], tmp_path_factory: pyte
     assert set(found) == set(map(entry_key, parts))
 
 
-def test_pixel_digests(tmp_path: Path) -> None:
+def test_pixel_digests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = PixelDigests(tmp_path)
     assert pixels.known == {}
     pixels.learn({"f1": "p1", "f2": "p1"})
@@ -263,9 +324,10 @@ def test_pixel_digests(tmp_path: Path) -> None:
     pixels.learn({"f3": "p3"})
     assert pixels.known == PixelDigests(tmp_path).known == {"f1": "p1", "f2": "p1", "f3": "p3"}
     assert len(list((tmp_path / "pixels").iterdir())) == 2
-    (tmp_path / "pixels" / "x.tsv").write_text("no tab\n")
-    with pytest.raises(StoreError, match=r"x\.tsv is damaged"):
-        PixelDigests(tmp_path)
+    path = sorted((tmp_path / "pixels").iterdir())[0]
+    path.write_text(path.read_text().replace("p", "q"))
+    assert len(PixelDigests(tmp_path).known) < 3
+    assert f"warning: {path} is damaged: its pictures are read again. Run `eridiff store" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,19 @@ import torch
 
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders, load_family
+from eridiff.precision import repeated_layers
+from eridiff.shards import Cache
 from eridiff.store import Store
 from eridiff.tensorfile import TensorFile
-from eridiff.texts import Caption, TextParams, cache_texts, choose_max_tokens, plan_captions, report_lost
+from eridiff.texts import (
+    Caption,
+    TextParams,
+    batch_by_length,
+    cache_texts,
+    choose_max_tokens,
+    plan_captions,
+    report_lost,
+)
 from tests import processes
 from tests.bases import FAMILIES, source
 
@@ -133,7 +143,7 @@ def test_every_part_counts_in_the_key() -> None:
 
     same = key()
     other = load_family(FAMILY).MAX_TOKENS[0]
-    changed: dict[str, Any] = {"dtype": "bf16", "batch_size": 5, "max_tokens": other, "tf32": True}
+    changed: dict[str, Any] = {"dtype": "bf16", "batch_size": 5, "max_tokens": other, "tf32": True, "compile": True}
     assert set(changed) == set(TextParams.model_fields)
     variants = [key(params=TextParams(**{**PARAMS.model_dump(), name: value})) for name, value in changed.items()]
     variants += [key(text) for text in ("a red fox ", "a red  fox", "A red fox", "")]
@@ -197,3 +207,42 @@ def test_number_formats_are_kept(tmp_path: Path) -> None:
     cache_texts(plan(params=params), params, module, lambda: (half, CPU), tmp_path / "store", list, tmp_path / "text")
     file = TensorFile(tmp_path / "text" / "shard-all.safetensors")
     assert {file.raw(name).dtype for name in file.names} == {"BF16", "I32"}
+
+
+def test_batches_are_of_like_length_whatever_the_order() -> None:
+    captions = plan([{"variants": ["a" * n for n in (9, 3, 7, 1, 5)]}])
+    batches = batch_by_length(captions, 2)
+    assert [[len(caption.text) for caption in batch] for batch in batches] == [[0, 1], [3, 5], [7, 9]]
+    assert batch_by_length(captions[::-1], 2) == batches
+
+
+def test_compile_is_in_the_key_only_where_it_is_asked_for() -> None:
+    assert "compile" not in plan()[0].parts["params"]
+    assert plan(params=PARAMS.model_copy(update={"compile": True}))[0].parts["params"]["compile"] is True
+
+
+def test_the_repeated_layers_are_those_of_the_longest_stack() -> None:
+    found = {
+        name: {type(layer).__name__ for layer in repeated_layers(encoder)}
+        for name, encoder in encoders().encoders.items()
+    }
+    assert {kind for kinds in found.values() for kind in kinds} == {"CLIPEncoderLayer", "T5Block"}
+    plain = torch.nn.Linear(2, 2)
+    assert repeated_layers(plain) == [plain]
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own compiler
+def test_compiled_encoders_give_the_same_numbers_but_for_rounding(tmp_path: Path) -> None:
+    run(plan(), tmp_path / "plain")
+    params, module = PARAMS.model_copy(update={"compile": True}), load_family(FAMILY)
+    own = module.load_text_encoders(source(FAMILY), torch.float32)
+    captions = plan(params=params)
+    cache_texts(captions, params, module, lambda: (own, CPU), tmp_path / "store", list, tmp_path / "text")
+    plain, compiled = Cache(tmp_path / "plain" / "text"), Cache(tmp_path / "text")
+    differs = False
+    for before, after in zip(plan(), captions, strict=True):
+        for name, tensor in plain.tensors(before.key).items():
+            torch.testing.assert_close(compiled.tensors(after.key)[name], tensor, rtol=1e-3, atol=1e-3)
+            differs |= not torch.equal(compiled.tensors(after.key)[name], tensor)
+    assert differs  # else nothing was compiled

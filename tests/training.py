@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from eridiff.config import validate
-from eridiff.data import Cache, Sample, TrainingSet
+from eridiff.data import Sample, TrainingSet
 from eridiff.families import load_family
+from eridiff.shards import Cache
 from eridiff.store import Store, entry_key
 from eridiff.tensorfile import raw_tensors
 from eridiff.train import Run, prepare_run

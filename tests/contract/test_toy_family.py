@@ -14,12 +14,14 @@ import eridiff.families
 from eridiff.bases import add_base
 from eridiff.checkpoint import make_lineage, put_out
 from eridiff.config import validate
-from eridiff.data import Cache, TrainingSet, join_tables
+from eridiff.data import TrainingSet, join_tables
 from eridiff.draw import DrawParams, Prompt, draw
 from eridiff.families import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
 from eridiff.files import digest_file
-from eridiff.latents import LatentParams, cache_latents, plan_samples
+from eridiff.latentcache import cache_latents
+from eridiff.latents import LatentParams, plan_samples
 from eridiff.lora import read_checkpoint
+from eridiff.shards import Cache
 from eridiff.sources import ModelSource, find_source, pointers_of
 from eridiff.store import PixelDigests
 from eridiff.tensorfile import raw_tensors, write_tensors

@@ -73,8 +73,9 @@ class Clone:
         done = self.run("dvc", "repro", *arguments, check=check, **extra)
         return parse(done.returncode, done.stdout)
 
-    def why(self) -> dict[str, Any]:
-        done = self.run(sys.executable, "-m", "eridiff", "why", "--json", PYTHONPATH=str(self.root))
+    def why(self, *arguments: str, **extra: str) -> dict[str, Any]:
+        extra = {"PYTHONPATH": str(self.root), **extra}
+        done = self.run(sys.executable, "-m", "eridiff", "why", "--json", *arguments, **extra)
         prediction: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return prediction
 

@@ -1,0 +1,213 @@
+"""Several processes of one machine that fill one store together, with no coordinator.
+
+Process 0 plans: it lists what the store lacks and writes that into one small file. Batches are made of this list
+alone, whatever the number of processes, and process r of n encodes batches r, r + n, r + 2n... Process 0 then looks
+into the store until it holds all, encodes itself what nobody brings, and is the only one to publish.
+
+They are started by a launcher (torchrun, accelerate launch: RANK, WORLD_SIZE) or by the stage itself, where
+local.yaml asks for `processes`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from eridiff.errors import ConfigError, StoreError
+from eridiff.files import digest_json, write_text
+from eridiff.progress import say
+from eridiff.project import user_cache
+from eridiff.store import Store
+
+STALLED_SECONDS = 600.0  # with nothing new in the store, after which process 0 encodes the rest itself
+POLL_SECONDS = 0.5
+OLD_SECONDS = 24 * 3600.0  # after which the plan of another launch is removed
+
+
+class HasKey(Protocol):
+    """A sample or caption to encode."""
+
+    @property
+    def key(self) -> str:
+        """Its key in the store."""
+
+
+SampleT = TypeVar("SampleT", bound=HasKey)
+Batches = Sequence[Sequence[SampleT]]
+
+
+@dataclass
+class Ranks:
+    """This process among those that run the stage `module` together: number `index` of `size`, all of one `launch`.
+
+    starts: whether process 0 starts the others; else a launcher has started them.
+    """
+
+    module: str = ""
+    index: int = 0
+    size: int = 1
+    launch: str = ""
+    starts: bool = False
+    started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    planned: bool = False
+
+    @property
+    def label(self) -> str:
+        """For progress lines."""
+        return f" (process {self.index + 1} of {self.size})" if self.size > 1 else ""
+
+    @property
+    def plan_path(self) -> Path:
+        """The file by which process 0 tells the others what is to be encoded."""
+        return user_cache() / "ranks" / f"{self.launch}-{self.module}.json"
+
+    def announce(self, keys: Sequence[str], batches: int) -> None:
+        """As process 0: write the plan, and start the others where that is this process's task."""
+        if self.size == 1:
+            return
+        _remove_old(self.plan_path.parent)
+        write_text(self.plan_path, json.dumps(list(keys)))
+        self.planned = True
+        if self.starts:
+            self.size = max(1, min(self.size, batches))
+            os.environ |= {"LOCAL_WORLD_SIZE": str(self.size), "LOCAL_RANK": "0"}
+            self.started = [self._start(index) for index in range(1, self.size)]
+
+    def _start(self, index: int) -> "subprocess.Popen[bytes]":
+        place = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": self.size, "LOCAL_WORLD_SIZE": self.size}
+        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+        environment["ERIDIFF_LAUNCH"] = self.launch
+        return subprocess.Popen([sys.executable, "-m", self.module], env=environment)
+
+    def read_plan(self) -> list[str]:
+        """As another process than 0: the keys that process 0 found missing."""
+        self.wait_for_plan()
+        keys: list[str] = json.loads(self.plan_path.read_text("utf-8"))
+        return keys
+
+    def wait_for_plan(self) -> None:
+        """As another process than 0: wait until that one has looked at everything and written the plan.
+
+        Raises: StoreError where the launcher is gone meanwhile.
+        """
+        parent = os.getppid()
+        while self.index and not self.plan_path.exists():
+            if os.getppid() != parent:
+                raise StoreError(f"process {self.index} of {self.size}: the program that started it is gone.")
+            time.sleep(POLL_SECONDS)
+
+    def all_ended(self) -> bool:
+        """Whether the processes that this one started have all ended."""
+        return bool(self.started) and all(process.poll() is not None for process in self.started)
+
+    def stop(self) -> None:
+        """End the processes that this one started, where they still run."""
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            process.wait()
+        self.started = []
+
+
+def find_ranks(module: str, processes: int) -> Ranks:
+    """This process's place, from RANK and WORLD_SIZE; without them, the first of `processes` that it starts itself.
+
+    Raises: ConfigError where the two variables contradict each other.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    if not given:
+        return Ranks(module=module, size=processes, launch=uuid.uuid4().hex, starts=True)
+    try:
+        index, size = int(given["RANK"]), int(given["WORLD_SIZE"])
+        if not 0 <= index < size:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"the environment says {given}: a launcher sets RANK (from 0) and WORLD_SIZE (above RANK). Unset both to "
+            "run one process."
+        ) from None
+    return Ranks(module=module, index=index, size=size, launch=_launch())
+
+
+def _launch() -> str:
+    """A name that all processes of one launch share, and no other launch has."""
+    if "ERIDIFF_LAUNCH" in os.environ:
+        return os.environ["ERIDIFF_LAUNCH"]
+    parent = os.getppid()
+    stat = Path(f"/proc/{parent}/stat")  # its start time, since process numbers come again
+    began = stat.read_text("utf-8").rsplit(")", 1)[1].split()[19] if stat.exists() else ""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    return digest_json([parent, began, *(os.environ.get(name, "") for name in names)])[:32]
+
+
+def _remove_old(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        if time.time() - path.stat().st_mtime > OLD_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def encode_together(
+    ranks: Ranks,
+    store: Store,
+    keys: Iterable[str],
+    form: Callable[[set[str]], Batches[SampleT]],
+    encode: Callable[[Batches[SampleT]], None],
+    what: str,
+) -> int:
+    """Encode what the store lacks of the keys, shared among processes by whole batches; returns how many it lacked.
+
+    form(keys) makes the batches; encode(batches) encodes and puts them.
+    """
+    if ranks.index:
+        batches = form(set(ranks.read_plan()))[ranks.index :: ranks.size]
+        wanted = set(store.missing(sample.key for batch in batches for sample in batch))
+        encode(_lacking(batches, wanted))
+        return len(wanted)
+    missing = set(store.missing(keys))
+    batches = form(missing)
+    if ranks.size == 1 or ranks.planned:  # a second time, since entries vanished: the others are gone
+        encode(batches)
+        return len(missing)
+    ranks.announce(sorted(missing), len(batches))
+    try:
+        encode(batches[0 :: ranks.size])
+        left = wait_for_others(ranks, store, missing, what)
+    finally:
+        ranks.stop()
+    encode(_lacking(batches, left))
+    return len(missing)
+
+
+def _lacking(batches: Batches[SampleT], keys: set[str]) -> Batches[SampleT]:
+    """Those batches of which a key is still missing, whole."""
+    return [batch for batch in batches if any(sample.key in keys for sample in batch)]
+
+
+def wait_for_others(ranks: Ranks, store: Store, keys: set[str], what: str) -> set[str]:
+    """As process 0: wait until the store holds all keys; returns those that nobody brings.
+
+    Nobody does where all processes that were started have ended, or nothing came for STALLED_SECONDS.
+    """
+    left, last = set(store.missing(keys)), time.monotonic()
+    while left:
+        ended = ranks.all_ended()  # before the look: what they put last is seen
+        began = time.monotonic()
+        store.look_again()
+        now_left = set(store.missing(left))
+        if now_left and (ended or began - last > STALLED_SECONDS):
+            reason = "they ended" if ended else f"nothing came for {STALLED_SECONDS:.0f} s"
+            say(f"{what}: {len(now_left)} entries of other processes are missing ({reason}): encoded here")
+            return now_left
+        if len(now_left) < len(left):
+            last = began
+            say(f"{what}: waiting for other processes, {len(now_left)} entries left")
+        left = now_left
+        if left:
+            time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - began)))  # a large store takes a while to list
+    return left

@@ -1,0 +1,183 @@
+"""`eridiff store verify`: every byte of the store, of the project's outs and of DVC's objects of them is looked at.
+
+A file of the store is sound where it is, byte for byte, what the store would write: its header is the one that its
+entries give, each entry's tensors give its checksum, its parts give its key, and the file's name fits. A file of an
+out or of DVC's cache is sound where its md5 is the one that dvc.lock leads to.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry, shard_id, shard_metadata
+from eridiff.errors import StoreError
+from eridiff.ownouts import OwnOut, digest_md5
+from eridiff.progress import track
+from eridiff.roots import ROOTS, read_pin
+from eridiff.store import OWN_NAMES, PixelDigests
+from eridiff.tensorfile import TensorFile, header_bytes
+
+KINDS = ("latents", "texts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault: the file, what it is, the entry where one can be named, and what is wrong."""
+
+    path: Path
+    what: str  # shard, entry, pixels, pin, stray; out, object, listing
+    problem: str
+    key: str | None = None
+
+    def line(self) -> str:
+        """The fault in one line."""
+        return f"{self.path}: {f'entry {self.key[:12]}: ' if self.key else ''}{self.problem}"
+
+
+Check = Callable[[Path], Iterable[Fault]]
+
+
+def verify(root: Path, outs: Iterable[OwnOut]) -> list[Fault]:
+    """All faults of a store and of a project's outs. Reads every byte."""
+    checks = [*_store_checks(root), *_out_checks(outs)]
+    faults: list[Fault] = []
+    for path, check in track(checks, what="verify", total=len(checks), unit="files"):
+        with suppress(FileNotFoundError):  # moved into a shard, or collected, meanwhile
+            faults += check(path)
+    return faults
+
+
+def sound_entries(path: Path) -> Iterator[Location]:
+    """The entries of a file that are whole; none where its header cannot be read."""
+    with suppress(StoreError):
+        file = open_shard(path)
+        for entry in read_catalogue(file).values():
+            with suppress(StoreError):
+                check_parts(entry)
+                read_entry(file, entry.key, entry.checksum)
+                yield entry
+
+
+def _store_checks(root: Path) -> Iterator[tuple[Path, Check]]:
+    for path in sorted(root.glob("*")):
+        if path.name not in OWN_NAMES and not _is_temporary(path):
+            yield path, _is_stray
+    for kind in KINDS:
+        for path in sorted((root / kind).rglob("*")):
+            if path.is_dir() or _is_temporary(path):
+                continue
+            place = path.relative_to(root / kind).parts
+            if len(place) == 2 and place[0] == "shards" and path.suffix == ".safetensors":
+                yield path, check_shard
+            elif len(place) == 3 and place[0] == "entries" and path.suffix == ".safetensors":
+                yield path, check_loose
+            elif place != ("catalogue.parquet",):
+                yield path, _is_stray
+    for folder, suffix, check in (("pixels", ".tsv", _check_pixels), (ROOTS, ".json", _check_pin)):
+        for path in sorted((root / folder).glob("*")):
+            if not _is_temporary(path):
+                yield path, check if path.suffix == suffix else _is_stray
+
+
+def _out_checks(outs: Iterable[OwnOut]) -> Iterator[tuple[Path, Check]]:
+    for out in outs:
+        md5s = {file.path: (file.md5, "out") for file in out.files} | {
+            file.object: (file.md5, "object") for file in out.files
+        }
+        md5s[out.listing] = (out.md5.removesuffix(".dir"), "listing")
+        for path, (md5, what) in sorted(md5s.items()):
+            if path.exists():  # an out that is not checked out, or not pulled, is no damage
+                yield path, _md5_check(md5, what)
+        if out.files:
+            known = {file.path for file in out.files}
+            yield from ((path, _is_stray) for path in sorted(out.folder.rglob("*")) if path not in known)
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _is_stray(path: Path) -> list[Fault]:
+    return [Fault(path=path, what="stray", problem="nothing of eridiff's: remove it")]
+
+
+def _md5_check(md5: str, what: str) -> Check:
+    def check(path: Path) -> list[Fault]:
+        found = digest_md5(path)
+        if found == md5:
+            return []
+        # A shard can say which entries.
+        faults = check_file(path, what)[0] if path.suffix == ".safetensors" or what == "object" else []
+        named = [fault for fault in faults if fault.key]
+        return named or [Fault(path=path, what=what, problem=f"its md5 is {found}, not {md5}")]
+
+    return check
+
+
+def check_shard(path: Path) -> list[Fault]:
+    """Faults of a shard of the store."""
+    faults, entries = check_file(path, "shard")
+    name = shard_id({key: entry.checksum for key, entry in entries.items()})
+    if entries and name != path.stem:
+        faults.append(Fault(path=path, what="shard", problem=f"its entries ask for the name {name}"))
+    return faults
+
+
+def check_loose(path: Path) -> list[Fault]:
+    """Faults of an entry with a file of its own."""
+    faults, entries = check_file(path, "entry")
+    if entries and (set(entries) != {path.stem} or path.parent.name != path.stem[:2]):
+        faults.append(Fault(path=path, what="entry", problem=f"it holds entry {min(entries)[:12]}, not what it says"))
+    return faults
+
+
+def check_file(path: Path, what: str) -> tuple[list[Fault], dict[str, Location]]:
+    """Faults of an entry or shard file, whatever its name, and its entries; {} where the header cannot be read."""
+    try:
+        file = open_shard(path)
+        entries = read_catalogue(file)
+    except StoreError as error:
+        return [Fault(path=path, what=what, problem=_reason(error, path))], {}
+    faults = []
+    for key, entry in entries.items():
+        try:
+            check_parts(entry)
+            read_entry(file, key, entry.checksum)
+        except StoreError as error:
+            problem = _reason(error, path).removeprefix(f"is damaged: entry {key[:12]} ")
+            faults.append(Fault(path=path, what=what, problem=problem.removeprefix("is damaged: "), key=key))
+    if not faults and not _is_canonical(file, entries):
+        faults.append(Fault(path=path, what=what, problem="its header is not the one that was written"))
+    return faults, entries
+
+
+def _is_canonical(file: TensorFile, entries: dict[str, Location]) -> bool:
+    """Whether the header is byte for byte what the store writes for these entries."""
+    if not entries:
+        return False
+    metadata = shard_metadata({key: (entry.checksum, entry.parts) for key, entry in entries.items()})
+    return bytes(file.first_bytes) == header_bytes({name: file.raw(name) for name in file.names}, metadata)
+
+
+def _reason(error: StoreError, path: Path) -> str:
+    """An error's reason, less the file's name before and the way out after it."""
+    return str(error).removeprefix(f"{path} ").split(". ")[0].rstrip(".")
+
+
+def _check_pixels(path: Path) -> list[Fault]:
+    text = path.read_text("utf-8", errors="replace")
+    if path.name == PixelDigests.file_name(text):
+        return []
+    return [Fault(path=path, what="pixels", problem="its content does not give its name")]
+
+
+def _check_pin(path: Path) -> list[Fault]:
+    try:
+        pin = read_pin(path)
+    except StoreError as error:
+        return [Fault(path=path, what="pin", problem=_reason(error, path))]
+    if not os.path.isabs(pin.project):
+        return [Fault(path=path, what="pin", problem=f"{pin.project} is no project's folder")]
+    return []

@@ -1,0 +1,101 @@
+"""The VAE as the cache runs it: on its device, in its number format, compiled or in tiles, pixels in, posterior out.
+
+Shapes: B pictures of H x W pixels, C channels; F is the VAE's factor.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eridiff.tiles import encode_tiled
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class VaeParams(Protocol):
+    """What of the params decides the VAE's numbers."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the number format."""
+
+    @property
+    def keep(self) -> str:
+        """mean_std, or the mean alone."""
+
+    @property
+    def tf32(self) -> bool:
+        """TF32 for fp32 products on CUDA."""
+
+    @property
+    def channels_last(self) -> bool:
+        """Memory format."""
+
+    @property
+    def compile(self) -> bool:
+        """Whether the encoder is compiled."""
+
+    @property
+    def tile(self) -> int | None:
+        """Side in pixels above which pictures are encoded in tiles."""
+
+
+def prepare_vae(vae: "nn.Module", params: VaeParams, device: "torch.device") -> "nn.Module":
+    """Move the VAE to the device and set what the params ask for."""
+    import torch
+
+    from eridiff.precision import compile_fixed_shapes, fix_threads, use_tf32
+
+    fix_threads(device)
+    use_tf32(params.tf32)
+    vae = vae.to(device)
+    if params.channels_last:
+        vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if params.compile:
+        compile_fixed_shapes([vae.get_submodule("encoder")])
+    return vae
+
+
+def pixels_from_bytes(bytes_BHWC: "Tensor") -> "Tensor":
+    """uint8 [B, H, W, 3] => pixels [B, 3, H, W] in [-1, 1], fp32, contiguous, on the same device with the same bits.
+
+    A device may divide otherwise than a CPU does, by a product with the reciprocal: there the 256 values are looked up.
+    """
+    import torch
+
+    bytes_BCHW = bytes_BHWC.permute(0, 3, 1, 2).contiguous()  # else strides are channels_last
+    if bytes_BCHW.device.type == "cpu":
+        return bytes_BCHW.float() / 127.5 - 1
+    values = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    return values.to(bytes_BCHW.device)[bytes_BCHW.int()]
+
+
+def encode(vae: Any, pixels_BCHW: "Tensor", params: VaeParams) -> "dict[str, Tensor]":
+    """Raw pixels => raw posterior: mean and std [B, C, H/F, W/F] in the params' number format.
+
+    Pictures larger than `params.tile` a side go through the VAE in tiles.
+    An autoencoder without a posterior (AutoencoderTiny) has std 0.
+    """
+    import torch
+
+    from eridiff.precision import DTYPES
+
+    pixels_BCHW = pixels_BCHW.to(DTYPES[params.dtype])
+    with torch.inference_mode():
+        if params.tile is not None and max(pixels_BCHW.shape[2:]) > params.tile:
+            found = encode_tiled(lambda part: _posterior(vae, part, params), pixels_BCHW, params.tile)
+        else:
+            found = _posterior(vae, pixels_BCHW, params)
+    return {"mean": found["mean"]} if params.keep == "mean" else found
+
+
+def _posterior(vae: Any, pixels_BCHW: "Tensor", params: VaeParams) -> "dict[str, Tensor]":
+    """Mean and std of what the VAE sees whole."""
+    import torch
+
+    if params.channels_last:
+        pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
+    encoded = vae.encode(pixels_BCHW)
+    if hasattr(encoded, "latent_dist"):
+        return {"mean": encoded.latent_dist.mean, "std": encoded.latent_dist.std}
+    return {"mean": encoded.latents, "std": torch.zeros_like(encoded.latents)}

@@ -1,0 +1,143 @@
+"""An upgrade of a library: DVC sees none, `eridiff why` does, and the stage encodes anew what the upgrade changed.
+
+The upgrade is simulated from outside: another version's metadata, and a hook at start-up that moves the VAE's output.
+"""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.e2e.harness import Clone, make_clone
+
+pytestmark = pytest.mark.e2e
+
+NUM_PICTURES, NUM_TEXTS = 20, 38
+STARTUP = """
+import importlib.abc, importlib.util, sys
+
+NAME = "diffusers.models.autoencoders.autoencoder_kl"
+
+class Move(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != NAME:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            plain = module.AutoencoderKL._encode
+            module.AutoencoderKL._encode = lambda self, x: plain(self, x) + SHIFT
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Move())
+"""
+
+
+def upgrade(folder: Path, version: str, shift: float) -> str:
+    """A folder for PYTHONPATH in which diffusers has another version and its VAE's output is moved."""
+    place = folder / f"diffusers-{version}"
+    facts = place / f"diffusers-{version}.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: diffusers\nVersion: {version}\n")
+    (place / "sitecustomize.py").write_text(STARTUP.replace("SHIFT", repr(shift)))
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    made = make_clone(tmp_path_factory.mktemp("upgrades"), "clone")
+    made.repro("latents", "text")
+    made.commit("ran")
+    return made
+
+
+def no_op(clone: Clone, path: str) -> None:
+    """DVC sees nothing."""
+    assert clone.repro("latents", "text", PYTHONPATH=path).stages == []
+
+
+def test_an_upgrade_within_rounding_encodes_nothing(clone: Clone, tmp_path: Path) -> None:
+    path = upgrade(tmp_path, "0.98.0", 1e-6)
+    no_op(clone, path)
+    predicted = clone.why(PYTHONPATH=path)
+    assert predicted["encoders"] == predicted["samples"] == []
+    assert [note.split(":")[0] for note in predicted["notes"]] == ["latents", "text"]
+    assert all("the same numbers" in note and "-> 0.98.0, but for rounding" in note for note in predicted["notes"])
+    assert clone.why(PYTHONPATH=path)["notes"] == []  # probed once
+    ran = clone.repro("-f", "-s", "latents", PYTHONPATH=path)
+    assert ran.encoded == {"latents": (0, NUM_PICTURES)}
+    assert "probing" not in ran.output
+
+
+def test_an_upgrade_beyond_rounding_is_named_and_encoded(clone: Clone, tmp_path: Path) -> None:
+    path = upgrade(tmp_path, "0.99.0", 1e-2)
+    no_op(clone, path)
+    lock = clone.lock()
+    predicted = clone.why(PYTHONPATH=path)
+    assert {plan["state"] for name, plan in predicted["stages"].items() if name in ("latents", "text")} == {"-"}
+    (encoder,) = predicted["encoders"]
+    assert encoder["stage"] == "latents"
+    assert encoder["message"].startswith("the VAE of tiny-sdxl gives other numbers since diffusers 0.98.0 -> 0.99.0: ")
+    assert "largest difference 0.0" in encoder["message"] and "rounding would be 0.00" in encoder["message"]
+    assert encoder["command"] == "dvc repro -f -s latents && dvc repro"
+    assert (encoder["encoded"], encoder["reused"]) == (NUM_PICTURES, 0)
+    assert {tuple(sample["changes"]) for sample in predicted["samples"]} == {("probe",)}
+    assert len(predicted["samples"]) == NUM_PICTURES
+    force, then = (command.split()[2:] for command in encoder["command"].split("&&"))
+    ran = clone.repro(*force, PYTHONPATH=path)
+    assert ran.encoded == {"latents": (NUM_PICTURES, 0)}
+    assert then == []
+    no_op(clone, path)
+    assert clone.lock()["data/latents"] != lock["data/latents"]
+    assert clone.lock()["data/text"] == lock["data/text"]
+    assert clone.why(PYTHONPATH=path)["encoders"] == []
+    ran = clone.repro("-f", "-s", "latents", PYTHONPATH=path)
+    assert ran.encoded == {"latents": (0, NUM_PICTURES)}
+
+
+def test_going_back_to_the_older_library(clone: Clone, tmp_path: Path) -> None:
+    """Both generations stay in the store: what `why` names is reused, not encoded."""
+    (encoder,) = clone.why()["encoders"]
+    assert (encoder["encoded"], encoder["reused"]) == (0, NUM_PICTURES)
+    assert "diffusers 0.99.0 -> 0." in encoder["message"]
+    assert clone.repro("-f", "-s", "latents").encoded == {"latents": (0, NUM_PICTURES)}
+    assert clone.why()["encoders"] == []
+
+
+def test_a_run_after_an_upgrade_probes_by_itself(clone: Clone, tmp_path: Path) -> None:
+    """Without `why`: one edited picture starts the stage, which finds the upgrade and encodes all."""
+    path = upgrade(tmp_path, "1.0.0", 2e-2)
+    Image.new("RGB", (160, 160), (10, 90, 200)).save(clone.root / "data/raw/fox.png")
+    ran = clone.repro("latents", PYTHONPATH=path)
+    assert "latents: diffusers " in ran.output and "-> 1.0.0: probing the VAE of tiny-sdxl once" in ran.output
+    assert "the VAE of tiny-sdxl gives other numbers since" in ran.output
+    assert ran.encoded == {"latents": (NUM_PICTURES, 0)}
+
+
+def test_where_the_weights_are_not_here_why_says_so(clone: Clone, tmp_path: Path) -> None:
+    path = upgrade(tmp_path, "1.1.0", 3e-2)
+    weights = clone.root / "data/bases/tiny-sdxl/vae"
+    elsewhere = tmp_path / "vae"
+    weights.rename(elsewhere)
+    try:
+        predicted = clone.why(PYTHONPATH=path)
+    finally:
+        elsewhere.rename(weights)
+    assert any("not on this machine" in note and note.startswith("latents: ") for note in predicted["notes"])
+    assert predicted["encoders"] == []
+    assert [encoder["stage"] for encoder in clone.why(PYTHONPATH=path)["encoders"]] == ["latents"]
+
+
+def test_a_clone_compares_with_what_it_pulled(clone: Clone, tmp_path: Path) -> None:
+    """An empty store and newer libraries: one edited picture, and all are encoded, none mixed with older numbers."""
+    path = upgrade(tmp_path, "1.2.0", 5e-2)
+    clone.repro("-f", "-s", "latents")  # with the library as it is
+    fresh = Clone(clone.root, tmp_path / "store", clone.cache)
+    assert fresh.why(PYTHONPATH=path)["encoders"] == []  # nothing is to be encoded: nothing is loaded
+    Image.new("RGB", (160, 160), (200, 90, 10)).save(clone.root / "data/raw/lemon.png")
+    predicted = fresh.why(PYTHONPATH=path)["stages"]["latents"]
+    assert (predicted["encoded"], predicted["reused"]) == (NUM_PICTURES, 0)
+    assert fresh.repro("latents", PYTHONPATH=path).encoded == {"latents": (NUM_PICTURES, 0)}
