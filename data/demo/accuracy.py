@@ -1,6 +1,6 @@
 """Do a base's samples show what was asked for? Their nearest drawing, among all that were asked for, tells.
 
-    python -m data.demo.accuracy FOLDER --drawings drawings.zip --sheet samples.png
+python -m data.demo.accuracy FOLDER --drawings drawings.zip --sheet samples.png
 """
 
 from __future__ import annotations
@@ -56,7 +56,13 @@ def sample(pipeline: Any, prompts: list[str], *, guidance: float = GUIDANCE, ste
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
         with torch.inference_mode():
             answer = pipeline(
-                prompt=some, generator=seeds, num_inference_steps=steps, guidance_scale=guidance, width=SIDE, height=SIDE
+                prompt=some,
+                generator=seeds,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                width=SIDE,
+                height=SIDE,
+                **({} if "XL" in type(pipeline).__name__ else {"max_sequence_length": 77}),
             )
         pictures += answer.images
     return pictures

@@ -25,7 +25,26 @@ GROUNDS = {  # name -> RGB; ink lines are black, so ink has light grounds only
     "black": (16, 14, 20),
 }
 LIGHT_GROUNDS = tuple(name for name, rgb in GROUNDS.items() if min(rgb) > 160)
-SYLLABLES = ("ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "wu", "xa", "zo", "eri")
+SYLLABLES = (
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "ka",
+    "le",
+    "mi",
+    "no",
+    "pu",
+    "ra",
+    "se",
+    "ti",
+    "vo",
+    "wu",
+    "xa",
+    "zo",
+    "eri",
+)
 
 
 def spoken(subject: str) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 
 import diffusers
 import safetensors.torch
-import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -36,7 +35,7 @@ CLIP_WIDTH, T5_WIDTH = 64, 192  # T5 wider than both CLIPs joined, as in SD 3.5
 # fmt: off
 LATENT_CHANNELS = {"sdxl": 4, "sd35": 16, "flux": 16}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-SCHEDULERS: dict[str, dict[str, Any]] = {  # the real files; but SDXL starts at the last, noisiest step, as it was trained
+SCHEDULERS: dict[str, dict[str, Any]] = {  # the real files; but SDXL starts at its last, noisiest step
     "sdxl": {"_class_name": "EulerDiscreteScheduler", "num_train_timesteps": 1000, "use_karras_sigmas": False,
         "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "trained_betas": None,
         "timestep_spacing": "trailing", "steps_offset": 1, "prediction_type": "epsilon",
@@ -78,6 +77,7 @@ PARTS = {  # pipeline, kinds of its CLIPs, the T5's number, denoiser
 # fmt: on
 # The T5 vocabulary also holds every character of Latin-1, so that no western caption becomes <unk>.
 ALPHABET = [chr(c) for c in [*range(0x21, 0x7F), *range(0xA1, 0x100)] if c != 0xAD]
+
 
 @dataclass
 class Layout:

@@ -29,11 +29,10 @@ from data.demo.captions import caption, grounds_of
 from data.demo.drawings import STYLES, SUBJECTS, read_pack
 from data.demo.layouts import PARTS, save_model, write
 from data.demo.scenes import ground_colours, lay_over, load_sprites, place
-from eridiff.encoders import load_tokenizers
 from eridiff.families import Sizes, TextEncoders, load_family
 from eridiff.objectives import alphas_cumprod
 
-SEED, BATCH, LEARNING_RATE, WARM_UP, DROPOUT, DECAY = 2, 256, 1e-3, 300, 0.1, 0.9995
+SEED, BATCH, LEARNING_RATE, WARM_UP, DROPOUT, DECAY = 2, 512, 1e-3, 200, 0.1, 0.999
 SIZES = ((128, 128), (128, 128), (128, 128), (160, 96), (96, 160))  # the bank's shares
 ROUNDS, CAPTIONS = 10, 4  # pictures of a subject in a style for each entry of SIZES; captions a picture
 DISTILLED = 0.35  # last part of a guidance-distilled base's training: it learns its own guided answers
@@ -117,7 +116,7 @@ class Base:
             text = {name: value * kept.view(-1, *[1] * (value.ndim - 1)) for name, value in text.items()}
         sizes = Sizes(original=[size] * count, crop=[(0, 0)] * count, target=size)
         answer: Tensor = self.family.predict(self.denoiser, noisy, level, text, sizes, guidance)
-        return answer.float()
+        return answer
 
 
 def load_base(folder: Path, texts: list[str], device: torch.device) -> tuple[str, Base, Any]:
@@ -198,7 +197,9 @@ def train(base: Base, bank: Bank, minutes: float, device: torch.device) -> tuple
     average = base.copy()
     teacher: Base | None = None
     parameters, averaged = base.parameters(), average.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
+    )
     sizes = list(bank.latents)
     start, step, share, losses = time.monotonic(), 0, 0.0, []
     while share < 1:
@@ -215,13 +216,13 @@ def train(base: Base, bank: Bank, minutes: float, device: torch.device) -> tuple
         kept = torch.rand(BATCH, generator=generator, device=device) >= DROPOUT
         noisy, level, target, weight = noise.mix(bank.latents[size][rows], generator)
         guidance = 1.0
+        if teacher is None:
+            captions = captions * kept
+        else:
+            guidance = random.Random(step).uniform(*GUIDANCE)
+            target = guided(teacher, noisy, level, captions, size, guidance)
         with torch.autocast(device.type, torch.bfloat16):
-            if teacher is None:
-                captions = captions * kept
-            else:
-                guidance = random.Random(step).uniform(*GUIDANCE)
-                target = guided(teacher, noisy, level, captions, size, guidance)
-            answer = base.predict(noisy, level, captions, size, guidance)
+            answer = base.predict(noisy, level, captions, size, guidance).float()
         loss = (weight * (answer - target).square()).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -237,7 +238,9 @@ def train(base: Base, bank: Bank, minutes: float, device: torch.device) -> tuple
 
 
 @torch.no_grad()
-def guided(teacher: Base, noisy: Tensor, level: Tensor, captions: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+def guided(
+    teacher: Base, noisy: Tensor, level: Tensor, captions: Tensor, size: tuple[int, int], scale: float
+) -> Tensor:
     """What the undistilled base answers under classifier-free guidance."""
     without = teacher.predict(noisy, level, torch.zeros_like(captions), size, 1.0)
     return without + scale * (teacher.predict(noisy, level, captions, size, 1.0) - without)
@@ -250,8 +253,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward gives wrong gradients here (eridiff/precision.py)
-    torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(SEED)
     _, _, vae = load_base(arguments.folder, [""], device)
     bank = make_bank(read_pack(arguments.drawings), vae, device)
