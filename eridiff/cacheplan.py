@@ -242,7 +242,7 @@ def plan_text(
                 key=caption.key,
                 parts=caption.parts,
                 row={"text": caption.text, "key": caption.key},
-                before=keys.get(caption.text, keys.get(replaced.get(caption.text, ""))),
+                before=keys.get(caption.text) or keys.get(replaced.get(caption.text, caption.text)),
                 new="new text",
             )
             for caption in plan_captions(rows, params, family, pointer.identity(), generation)

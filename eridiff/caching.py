@@ -20,7 +20,7 @@ class CacheCounts:
     encoded: int
     shards_written: int
     seconds: float
-    encode_seconds: float = 0.0  # of these, with the loading of the encoder
+    encode_seconds: float = 0.0  # of these; with the loading of the encoder where it was not loaded before
     saved: float | None = None
 
     def line(self) -> str:

@@ -10,6 +10,7 @@ from eridiff.entries import Location, Parts, open_shard, read_catalogue
 MAX_ALIKE = 16  # entries of the same picture or text that a new sample is compared with
 DIGEST_LETTERS = 64
 SHOWN_LETTERS = 8
+MAX_LETTERS = 80  # of a caption
 Change = tuple[Any, Any]  # before, now; None where there was or is nothing
 
 
@@ -81,11 +82,17 @@ def describe(changes: Mapping[str, Change], stage: str) -> str:
 def _describe(name: str, before: Any, now: Any, stage: str) -> str:
     if name == "crop":
         return _describe_crop(before, now)
+    if name == "text":  # the new one is the sample's name
+        return f"was {_shorten(before)!r}"
     if name == "probe":
         return f"numbers of the libraries {before or 'as at first'} -> {now or 'as at first'}"
     section, _, rest = name.partition(".")
     name = f"{stage}.{rest}" if section == "params" else name
     return f"{name} {_show(before)} -> {_show(now)}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_LETTERS else text[:MAX_LETTERS] + "..."
 
 
 def _describe_crop(before: Any, now: Any) -> str:

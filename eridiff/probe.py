@@ -43,23 +43,32 @@ class Encoder:
     identity: Mapping[str, Any]
     precision: str
 
+    @property
+    def digest(self) -> str:
+        """The digest of its identity."""
+        return digest_json(dict(self.identity))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The numbers that a generation began with; what an index carries, so that a clone compares with the same."""
+    """The numbers that a generation began with; what an index carries, so that a clone compares with the same.
 
+    encoder: digest of the encoder that gave them, because a stage's last output may be another encoder's.
+    """
+
+    encoder: str
     generation: str
     values: Values
 
     def facts(self) -> dict[str, Any]:
         """As plain values."""
-        return {"generation": self.generation, "values": self.values}
+        return {"encoder": self.encoder, "generation": self.generation, "values": self.values}
 
 
 def reference_of(facts: Mapping[str, Any]) -> Reference | None:
     """The reference in an index's facts; None in one that has none."""
     found = facts.get("probe")
-    return Reference(generation=found["generation"], values=found["values"]) if found else None
+    return Reference(**{name: found[name] for name in ("encoder", "generation", "values")}) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +150,7 @@ class ProbeMemory:
 
     def __init__(self, root: Path, encoder: Encoder) -> None:
         self.root, self.encoder = root, encoder
-        self.folder = root / "probes" / digest_json(dict(encoder.identity))
+        self.folder = root / "probes" / encoder.digest
 
     @cached_property
     def references(self) -> dict[str, Reference]:
@@ -183,7 +192,7 @@ class ProbeMemory:
         generation = self._generation(values)
         if generation is None:
             generation = FIRST if not self.references else digest_json(values)[:16]
-            self.adopt(Reference(generation=generation, values=values))
+            self.adopt(Reference(encoder=self.encoder.digest, generation=generation, values=values))
         path = self._record_path(versions)
         self._add(path, {"encoder": dict(self.encoder.identity), "versions": versions, "generation": generation})
         generation = str(self._read(path)["generation"])

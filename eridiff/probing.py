@@ -160,6 +160,10 @@ class Probing:
     earlier: Callable[[], Reference | None]
     tell: Callable[[str, bool], None] = lambda text, same: say(text)
 
+    def own(self, reference: Reference | None) -> Reference | None:
+        """A reference, if it is this encoder's: the stage's last output may be another's."""
+        return reference if reference and reference.encoder == self.encoder.digest else None
+
 
 def settle(probing: Probing) -> Reference | None:
     """The generation of an encoder with the libraries of this machine; probes it where that is not known.
@@ -176,7 +180,7 @@ def settle(probing: Probing) -> Reference | None:
 
 def _unknown(probing: Probing, memory: ProbeMemory) -> str:
     """The generation with versions that the store knows nothing of."""
-    if not memory.references and (earlier := probing.earlier()):
+    if not memory.references and (earlier := probing.own(probing.earlier())):
         memory.adopt(earlier)
     last = memory.last
     assumed = last[0] if last else next(iter(memory.references), FIRST)
@@ -190,7 +194,7 @@ def _unknown(probing: Probing, memory: ProbeMemory) -> str:
     except (BaseError, ConfigError) as error:  # no weights here, or no device: only what has to be encoded needs them
         if probing.lacks(assumed):
             raise
-        say(f"{probing.encoder.stage}: not probed, the entries that are there are taken: {error}")
+        probing.tell(f"{probing.encoder.stage}: not probed, the entries that are there are taken: {error}", True)
         return assumed
     verdict = memory.learn(values, versions)
     if verdict.difference:
@@ -208,16 +212,16 @@ def foresee(probing: Probing) -> Reference | None:
     Raises: BaseError, ConfigError where the encoder cannot be probed here although something has to be encoded.
     """
     memory = ProbeMemory(probing.root, probing.encoder)
-    return settle(probing) if memory.references or probing.earlier() else None
+    return settle(probing) if memory.references or probing.own(probing.earlier()) else None
 
 
 def compare_with_output(probing: Probing, now: Reference | None, output: Reference | None) -> str | None:
     """How an encoder's numbers differ from those that a stage's last output was made with; None where they do not.
 
-    An output without a reference was made with the first generation.
+    An output without a reference was made with the first generation; one of another encoder is no comparison.
     """
     before = generation_of(output)
-    if now is None or now.generation == before:
+    if now is None or now.generation == before or (output and not probing.own(output)):
         return None
     memory = ProbeMemory(probing.root, probing.encoder)
     reference = output or memory.references.get(FIRST)

@@ -14,7 +14,7 @@ from eridiff.probing import Probing, entries_lacking, generation_of, index_refer
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.ranks import find_ranks
-from eridiff.rates import count_saving
+from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.store import PixelDigests
@@ -34,15 +34,14 @@ def main() -> None:
     rows, _ = read_table(Path("data/buckets/buckets.parquet"))
     pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
 
-    @cache
-    def load() -> Any:
+    def load_encoder() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=model.allow_cpu)
         source = find_source([pointer], load_keys(model.family).canonical)
         return family.load_vae(source, DTYPES[params.dtype]), device
 
-    pixels = PixelDigests(root)
+    load, pixels = TimedLoad(load_encoder), PixelDigests(root)
 
     @cache
     def plan(generation: str) -> list[Sample]:
@@ -65,12 +64,13 @@ def main() -> None:
         encoded = help_latents(samples, params, load, root, pictures, ranks, workers=workers)
         say(f"latents{ranks.label}: {encoded} encoded")
         return
+    before = load.seconds
     index, counts = cache_latents(samples, params, load, root, earlier, pictures, out, workers=workers, ranks=ranks)
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
     facts |= {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     area = sum(s.bucket[0] * s.bucket[1] for s in samples) / max(len(samples), 1)
-    counts = count_saving(counts, root, probing.encoder.identity, area)
+    counts = count_saving(counts, root, probing.encoder.identity, area, loading=load.seconds - before)
     record_run("latents", counts=vars(counts))
     say(counts.line())
 

@@ -12,7 +12,7 @@ from eridiff.probing import Probing, entries_lacking, generation_of, index_refer
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.ranks import find_ranks
-from eridiff.rates import count_saving
+from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table, write_table
@@ -31,13 +31,14 @@ def main() -> None:
     rows, _ = read_table(Path("data/captions/captions.parquet"))
     root, out = store_root(), Path("data/text")
 
-    @cache
-    def load() -> Any:
+    def load_encoder() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=model.allow_cpu)
         source = find_source([pointer], load_keys(model.family).canonical)
         return family.load_text_encoders(source, DTYPES[params.dtype]), device
+
+    load = TimedLoad(load_encoder)
 
     @cache
     def plan(generation: str) -> list[Caption]:
@@ -58,12 +59,13 @@ def main() -> None:
     if ranks.index:
         say(f"text{ranks.label}: {help_texts(captions, params, family, load, root, ranks)} encoded")
         return
+    before = load.seconds
     index, counts = cache_texts(captions, params, family, load, root, earlier, out, ranks=ranks)
     facts = {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     for line in report_lost(index):
         say(line)
-    counts = count_saving(counts, root, probing.encoder.identity)
+    counts = count_saving(counts, root, probing.encoder.identity, loading=load.seconds - before)
     record_run("text", counts=vars(counts))
     say(counts.line())
 

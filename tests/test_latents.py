@@ -18,7 +18,7 @@ from eridiff.latentcache import PictureReader, cache_latents, encode_batches
 from eridiff.latents import IN_NO_KEY, LatentParams, Sample, plan_samples
 from eridiff.store import PixelDigests, Store
 from eridiff.tensorfile import TensorFile
-from eridiff.vae import encode, pixels_from_bytes, prepare_vae
+from eridiff.vae import encode, pixels_from_bytes
 from tests import processes
 from tests.bases import FAMILIES, source
 

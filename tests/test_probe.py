@@ -135,7 +135,7 @@ def test_versions_are_read_without_importing() -> None:
 
 
 def test_facts_go_there_and_back() -> None:
-    reference = Reference(generation="0123", values=VALUES)
+    reference = Reference(encoder="e", generation="0123", values=VALUES)
     assert reference_of(json.loads(json.dumps({"probe": reference.facts(), "scaling_factor": 1}))) == reference
     assert reference_of({"scaling_factor": 1}) is None
     assert generation_of(None) == FIRST
@@ -218,7 +218,7 @@ def test_an_empty_store_compares_with_the_stages_own_output(
     """A clone after `dvc pull`, its libraries newer than those that the output was made with."""
     versions(NEW)
     stage = Stage(tmp_path, moved(0.01))
-    stage.output = Reference(generation=FIRST, values=VALUES)
+    stage.output = Reference(encoder=ENCODER.digest, generation=FIRST, values=VALUES)
     stage.lacking = False
     assert (stage.settle(), stage.taken) == (FIRST, 0)
     stage.lacking = True
@@ -230,6 +230,18 @@ def test_an_empty_store_compares_with_the_stages_own_output(
     later = Stage(tmp_path / "other", moved(0.01001))
     later.output = now  # and one whose output was made with the newer ones
     assert later.settle() == now.generation if now else False
+
+
+def test_another_encoders_output_is_no_comparison(tmp_path: Path, versions: Callable[[dict[str, str]], None]) -> None:
+    """After a change of the VAE or of its number format the last output says nothing of the present one."""
+    versions(NEW)
+    stage = Stage(tmp_path, moved(0.01))
+    stage.output = Reference(encoder="another", generation="0123456789abcdef", values=VALUES)
+    assert foresee(stage.probing()) is None and stage.taken == 0
+    assert stage.settle() == FIRST
+    assert ProbeMemory(tmp_path, ENCODER).references[FIRST].values == moved(0.01)
+    assert stage.told == ""
+    assert compare_with_output(stage.probing(), settle(stage.probing()), stage.output) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

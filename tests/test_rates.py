@@ -1,11 +1,12 @@
 """What the closing line says that reuse saved."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from eridiff.caching import CacheCounts
-from eridiff.rates import count_saving
+from eridiff.rates import TimedLoad, count_saving
 
 VAE = {"vae": "a"}
 
@@ -26,7 +27,22 @@ def test_a_first_run_saves_nothing_and_the_next_says_what_it_did(tmp_path: Path)
     assert first.line() == "latents: 600 samples, 600 encoded, 0 reused, 2 shards written, 0.8 s"
     second = count_saving(counts(600, 1, 3.0), tmp_path, VAE)
     assert second.line() == "latents: 600 samples, 1 encoded, 599 reused, 2 shards written, 0.8 s, saved about 42 s"
-    assert second.saved == pytest.approx(599 * 0.07)  # of one sample alone the loading is nearly all
+    assert second.saved == pytest.approx(599 * 0.07)  # one sample alone is no measurement
+
+
+def test_loading_is_not_counted(tmp_path: Path) -> None:
+    first = count_saving(counts(40, 4, 9.0), tmp_path, VAE, loading=8.6)
+    assert first.saved == pytest.approx(3.6)
+    assert count_saving(counts(40, 0), tmp_path, VAE).saved == pytest.approx(4.0)
+
+
+def test_an_encoder_is_loaded_once() -> None:
+    made: list[int] = []
+    load = TimedLoad(lambda: made.append(1) or time.sleep(0.01) or "encoder")
+    assert load.seconds == 0.0
+    assert (load(), load()) == ("encoder", "encoder")
+    assert len(made) == 1
+    assert load.seconds >= 0.01
 
 
 def test_time_is_proportional_to_pixels(tmp_path: Path) -> None:
