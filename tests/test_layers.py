@@ -17,9 +17,11 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise"),
+    ("", "errors", "progress", "files", "words", "captionrules", "noise", "slots"),
     ("config", "tables", "tensorfile", "images", "captionfiles", "schedulers", "runlog", "modelcard", "dvcgraph"),
-    ("families", "buckets", "store", "floats", "project", "pipeline", "earlier"),
+    ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "supervise"),
+    ("stagegraph", "experiments", "flowserver"),
+    ("stagerun", "runpage"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("pictures", "sources", "trainparams", "gate"),
     ("captions", "encoders", "objectives"),
@@ -28,7 +30,7 @@ LAYERS = (
     ("train", "previews"),
     ("checkpoint", "sample", "export", "bases"),
     ("check", "prediction"),
-    ("why", "reference"),
+    ("why", "reference", "flowform"),
     ("cli",),
     ("__main__",),
 )
