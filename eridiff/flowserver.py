@@ -31,7 +31,7 @@ SETTINGS = {
     # On disk, so that a slot whose holder and server were both killed is still freed; looked at every 2 s.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2",
-    "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PYTHONUNBUFFERED": "1",  # a stage's lines come as they are written

@@ -116,7 +116,7 @@ def run_experiment(
             yield turn
         if turn:
             turn.put(line)
-        else:
+        elif not line.startswith("WARNING: No file hash info"):  # of every out, since the copy has none yet
             before.append(line)
             log(line)
     code = job.wait()
