@@ -1,8 +1,8 @@
-# The four words. TORCH=cpu|cuda chooses the build of torch (auto: cuda where an NVIDIA driver is found).
+# The words of eridiff/words.py. TORCH=cpu|cuda chooses the build of torch (auto: cuda where an NVIDIA driver is found).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= auto
 ARGS ?=
 
-.PHONY: setup check test repro
-setup check test repro:
+.PHONY: setup check test repro flow serve
+setup check test repro flow serve:
 	@$(PYTHON) -m eridiff $@ --torch $(TORCH) $(ARGS)

@@ -1,4 +1,4 @@
-"""The four words that run everything: setup, check, test, repro. Python's standard library only.
+"""The words that run everything: setup, check, test, repro; flow and serve. Python's standard library only.
 
 `make WORD` calls `python -m eridiff WORD`, so both do the same.
 """
@@ -57,7 +57,7 @@ def setup(torch: str) -> None:
         run([*pip, TORCH, "--no-deps", "--extra-index-url", CPU_INDEX], "torch could not be installed")
     run([*pip, TORCH], "torch could not be installed")
     run(
-        [*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"],
+        [*pip, "--constraint", "constraints.txt", "--editable", ".[dev,flow]"],
         "the packages could not be installed",
     )
     STAMP.write_text(digest.hexdigest())
@@ -99,11 +99,20 @@ def repro(arguments: list[str]) -> None:
     os.execve(dvc, [dvc, "repro", *arguments], environment())
 
 
-WORDS = ("setup", "check", "test", "repro")
+def flow(word: str, arguments: list[str]) -> None:
+    """Run the pipeline once under Prefect (`flow`), or show its form and run what is asked for (`serve`)."""
+    os.chdir(ROOT)
+    python = str(VENV / "bin" / "python")
+    beside = "once" if word == "flow" else "serve"
+    command = [python, "-m", "eridiff.flowserver", beside, python, "-m", "stages.flow", word, *arguments]
+    os.execve(python, command, environment())
+
+
+WORDS = ("setup", "check", "test", "repro", "flow", "serve")
 
 
 def main() -> None:
-    """Run one of the four words."""
+    """Run one of the words."""
     refuse_platform()
     parser = argparse.ArgumentParser(prog="python -m eridiff", description=__doc__)
     parser.add_argument("word", choices=WORDS)
@@ -116,3 +125,5 @@ def main() -> None:
         test(rest or ["-m", "not e2e and not gpu"])
     elif arguments.word == "repro":
         repro(rest)
+    elif arguments.word in ("flow", "serve"):
+        flow(arguments.word, rest)

@@ -17,7 +17,7 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure"),
+    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure", "slots"),
     (
         "config",
         "tables",
@@ -33,7 +33,9 @@ LAYERS = (
     ),
     ("entries", "ownouts", "roots"),
     ("catalogue", "differences"),
-    ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures"),
+    ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
+    ("stagegraph", "experiments", "flowserver"),
+    ("stagerun", "runpage"),
     ("tiles", "variants", "shards"),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("storegc", "storecare", "storesize"),
@@ -48,7 +50,7 @@ LAYERS = (
     ("checkpoint", "sample", "export", "bases"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
-    ("why", "reference"),
+    ("why", "reference", "flowform"),
     ("cli",),
     ("__main__",),
 )

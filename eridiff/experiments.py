@@ -1,0 +1,103 @@
+"""Runs with other params as DVC experiments: what to change, what git must know before, what came of them."""
+
+import json
+import math
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eridiff.dvcgraph import Graph
+from eridiff.errors import ConfigError
+
+TRACKED = (".dvc/config", "dvc.yaml", "params.yaml", "data/raw.dvc")  # what an experiment's copy needs, where it is
+
+
+def changes(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """What turns one params.yaml into another, as `dvc exp run --set-param` takes it."""
+    for key in sorted({*old, *new}):
+        path = f"{prefix}{key}"
+        if key not in new:
+            yield f"~{path}"
+        elif key not in old:
+            yield f"++{path}={spelled(new[key])}"
+        elif isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            yield from changes(old[key], new[key], f"{path}.")
+        elif json.dumps(old[key]) != json.dumps(new[key]):  # 1 and 1.0 and true are equal, but not the same
+            yield f"++{path}={spelled(new[key])}"
+
+
+def spelled(value: Any) -> str:
+    """A plain value in the grammar of `--set-param` (Hydra's).
+
+    Raises: ConfigError for a text that this grammar would fill in or cannot hold.
+    """
+    if isinstance(value, str):
+        if "${" in value or "\n" in value or value.endswith("\\") or "\\'" in value:
+            raise ConfigError(f"overrides: {value!r} cannot be passed to an experiment: write it into params.yaml.")
+        return "'" + value.replace("'", "\\'") + "'"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"overrides: {value!r} is no number that params.yaml takes.")
+    return json.dumps(value)
+
+
+def refuse_uncommitted(folder: Path, name: str) -> None:
+    """Refuse a project that git's last commit does not hold: an experiment starts from that.
+
+    Raises: ConfigError with what is missing and the two commands to run.
+    """
+    wanted = [path for path in TRACKED if (folder / path).exists()]
+    held = _git(folder, "ls-tree", "--name-only", "HEAD", *wanted).splitlines()
+    missing = [path for path in wanted if path not in held]
+    if missing:
+        raise ConfigError(
+            f"project {name} is not committed to git yet, and an experiment starts from a commit (not in it: "
+            f"{', '.join(missing)}). Run these two, then start it again:\n"
+            f"  git -C {folder} add .\n"
+            f"  git -C {folder} commit -m 'project {name}' ."
+        )
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints; nothing where it fails."""
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def lock_text(folder: Path, experiment: str | None) -> str:
+    """dvc.lock of the project as it stands, or of one of its experiments; empty where there is none."""
+    if experiment is None:
+        path = folder / "dvc.lock"
+        return path.read_text("utf-8") if path.exists() else ""
+    names = _git(folder, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    found = [name for name in names if name.endswith(f"/{experiment}")]
+    return _git(folder, "show", f"{found[-1]}:./dvc.lock") if found else ""
+
+
+def results(folder: Path, experiment: str | None) -> dict[str, Path]:
+    """Out -> its file in DVC's cache, for the project as it stands or one of its experiments; folders file by file.
+
+    Files that the cache does not hold are left out.
+    """
+    from ruamel.yaml import YAML
+
+    record = YAML(typ="safe", pure=True).load(lock_text(folder, experiment)) or {"stages": {}}
+    outs = [out for stage in record["stages"].values() for out in stage.get("outs", [])]
+    graph = Graph(folder)
+    try:
+        found: dict[str, Path] = {}
+        for out in outs:
+            place = graph.object_path(out["md5"])
+            if not out["md5"].endswith(".dir"):
+                found[out["path"]] = place
+            elif place.exists():
+                listing = graph.listing(out["md5"])
+                found |= {f"{out['path']}/{name}": graph.object_path(md5) for name, md5 in listing.items()}
+    finally:
+        graph.close()
+    return {path: place for path, place in found.items() if place.exists()}

@@ -1,0 +1,146 @@
+"""A Prefect server beside a command, both of which end with this process; nothing here imports prefect.
+
+`python -m eridiff.flowserver serve|once COMMAND...`: `serve` starts the server at its usual address, `once` at a free
+port for as long as the command runs. A server that answers already, or that PREFECT_API_URL names, is used instead.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from eridiff.errors import ConfigError, run_main
+from eridiff.progress import say
+from eridiff.supervise import Crew, Supervised, stopped_by_signals
+
+HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
+START_SECONDS = 120.0  # the first start makes the database
+# Each can be set otherwise in the environment, under the same name.
+SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_API_HOST": HOST,
+    "PREFECT_SERVER_API_PORT": str(PORT),
+    # On disk, so that a slot whose holder and server were both killed is still freed; looked at every 2 s.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PYTHONUNBUFFERED": "1",  # a stage's lines come as they are written
+}
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the server and of all that talk to it: no telemetry, loopback, a home of its own."""
+    found = {**SETTINGS, "PREFECT_HOME": str(home(given)), **given}
+    found["PREFECT_PROFILES_PATH"] = given.get("PREFECT_PROFILES_PATH", f"{found['PREFECT_HOME']}/profiles.toml")
+    for name in ("NO_PROXY", "no_proxy"):
+        found[name] = ",".join(filter(None, [given.get(name), f"{HOST},localhost"]))
+    scripts = str(Path(sys.executable).parent)  # experiments start `dvc` by its name
+    found["PATH"] = f"{scripts}{os.pathsep}{found.get('PATH', '')}"
+    return found
+
+
+def home(given: Mapping[str, str]) -> Path:
+    """Where the server keeps runs and schedules: one for all checkouts of a user."""
+    data = Path(given.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+    return data / "eridiff" / "prefect"
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server answers at an address (.../api)."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/health", timeout=3) as reply:
+            return json.loads(reply.read()) is True
+    except (OSError, ValueError):
+        return False
+
+
+def api_url(settings: Mapping[str, str]) -> str:
+    """The address of the API on this machine."""
+    return f"http://{settings['PREFECT_SERVER_API_HOST']}:{settings['PREFECT_SERVER_API_PORT']}/api"
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
+    """Start a server and wait until it answers.
+
+    Raises: ConfigError with the server's last lines where it ends instead, or does not answer in time.
+    """
+    Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    server = crew.start([sys.executable, "-m", "prefect", "server", "start"], Path.cwd(), settings)
+    said: list[str] = []
+
+    def listen() -> None:  # its lines are kept for an error, and are not the run's
+        for line in server.lines():
+            del said[:-20]
+            said.append(line)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    url, deadline = api_url(settings), time.monotonic() + START_SECONDS
+    while not answers(url):
+        if not listener.is_alive() or time.monotonic() > deadline:
+            server.stop()
+            raise ConfigError("Prefect's server did not start:\n" + "\n".join(said))
+        time.sleep(0.2)
+    return server
+
+
+def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> int:
+    """Run a command with a server to talk to; its exit code, or 1 where the server ended first."""
+    named = settings.get("PREFECT_API_URL")
+    url = named or api_url(settings)
+    server, servers = None, Crew()  # not in the crew that signals stop: the server hears how its runs ended
+    with Crew() as crew, stopped_by_signals(crew):
+        try:
+            if not answers(url):
+                if named:
+                    raise ConfigError(f"PREFECT_API_URL is {named}, where no server answers.")
+                if once:
+                    settings["PREFECT_SERVER_API_PORT"] = str(free_port())
+                server = start_server(servers, settings)
+                url = api_url(settings)
+            member = crew.start(command, Path.cwd(), {**settings, "PREFECT_API_URL": url})
+            if server is not None:
+                threading.Thread(target=_stop_after, args=(server, member), daemon=True).start()
+            for line in member.lines():
+                say(line)
+            return member.wait()
+        finally:
+            servers.stop()
+            if server is not None:
+                server.wait()
+
+
+def _stop_after(server: Supervised, member: Supervised) -> None:
+    """When the server ends, stop what talks to it: its runs could no longer be seen nor cancelled."""
+    server.wait()
+    if member.running():
+        say("serve: the server ended, so all is stopped. Start it again: what was finished is kept.")
+        member.stop()
+
+
+def main() -> None:
+    """`serve` or `once`, then the command."""
+    kind, *command = sys.argv[1:]
+    sys.exit(run_beside(command, environment(os.environ), once=kind == "once"))
+
+
+if __name__ == "__main__":
+    run_main(main)

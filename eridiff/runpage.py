@@ -1,0 +1,206 @@
+"""What the page of a run shows: Markdown with the pictures inside it, since the page loads nothing from elsewhere."""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from eridiff.stagegraph import Node, Outcome
+
+MAX_SIDE = 1600  # pixels of a picture's longer side on the page
+MAX_BYTES = 400_000  # of a picture as it stands; a larger one becomes a JPEG
+CACHE_LINE = re.compile(r"^(\w+): (\d+) samples, (\d+) encoded, (\d+) reused.*$")
+COLOURS = {
+    "Cached": "#d1fae5",
+    "Restored": "#a7f3d0",
+    "Completed": "#34d399",
+    "Failed": "#fca5a5",
+    "TimedOut": "#fca5a5",
+    "NotRun": "#e5e7eb",
+}
+BOX, GAP = (120, 44), (40, 18)  # of the graph: width, height
+
+
+def pages(
+    nodes: Sequence[Node],
+    outcomes: Mapping[str, Outcome],
+    lines: Mapping[str, Sequence[str]],
+    files: Mapping[str, Path],
+) -> dict[str, str]:
+    """Key of an artifact -> Markdown; a page for which there is nothing to show is left out.
+
+    lines: what each stage printed. files: what the project's outs hold, by path.
+    """
+    found = {
+        "samples": samples_page(files),
+        "loss": loss_page(files),
+        "cache": cache_page(outcomes, lines),
+        "graph": graph_page(nodes, outcomes),
+        "export": export_page(files),
+    }
+    return {key: text for key, text in found.items() if text}
+
+
+def samples_page(files: Mapping[str, Path]) -> str:
+    """The labelled grid of samples."""
+    grid = files.get("data/samples/grid.png")
+    return f"![samples]({picture(grid)})\n\n`data/samples/grid.png`\n" if grid else ""
+
+
+def picture(path: Path) -> str:
+    """A picture as a `data:` address: as it is where it is small, else smaller and as a JPEG."""
+    from PIL import Image
+
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        if len(content) <= MAX_BYTES and max(image.size) <= MAX_SIDE:
+            return _address("image/png", content)
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        small = io.BytesIO()
+        image.convert("RGB").save(small, "JPEG", quality=85)
+    return _address("image/jpeg", small.getvalue())
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _drawing(svg: str) -> str:
+    return _address("image/svg+xml", svg.encode())
+
+
+def loss_page(files: Mapping[str, Path]) -> str:
+    """The curve of the loss by step."""
+    table = files.get("data/loss.tsv")
+    if table is None:
+        return ""
+    header, *rows = [line.split("\t") for line in table.read_text("utf-8").splitlines()]
+    step, loss = header.index("step"), header.index("loss")
+    points = [(float(row[step]), float(row[loss])) for row in rows]
+    if not points:
+        return ""
+    last = points[-1]
+    return f"![loss by step]({_drawing(curve(points))})\n\nStep {last[0]:.0f}: loss {last[1]:.4f}.\n"
+
+
+def curve(points: Sequence[tuple[float, float]], size: tuple[int, int] = (760, 300)) -> str:
+    """A drawing (SVG) of values by step, with their running mean."""
+    (width, height), (left, bottom, top) = size, (56, 30, 14)
+    x0, x1 = points[0][0], max(points[-1][0], points[0][0] + 1)
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    high = high if high > low else low + 1
+
+    def place(x: float, y: float) -> str:
+        across = left + (x - x0) / (x1 - x0) * (width - left - 16)
+        return f"{across:.1f},{top + (high - y) / (high - low) * (height - top - bottom):.1f}"
+
+    raw = " ".join(place(x, y) for x, y in points)
+    smooth = " ".join(place(x, y) for (x, _), y in zip(points, running_mean([y for _, y in points]), strict=True))
+    labels = "".join(
+        f'<text x="{left - 6}" y="{top + (high - y) / (high - low) * (height - top - bottom) + 4:.1f}" '
+        f'text-anchor="end">{y:.3g}</text>'
+        for y in (low, (low + high) / 2, high)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{width}" height="{height}" fill="#fff"/>'
+        f'<path d="M{left} {top}V{height - bottom}H{width - 16}" fill="none" stroke="#9ca3af"/>{labels}'
+        f'<text x="{left}" y="{height - 10}">{x0:.0f}</text>'
+        f'<text x="{width - 16}" y="{height - 10}" text-anchor="end">step {x1:.0f}</text>'
+        f'<polyline points="{raw}" fill="none" stroke="#93c5fd"/>'
+        f'<polyline points="{smooth}" fill="none" stroke="#1d4ed8" stroke-width="2"/></svg>'
+    )
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """An exponential mean over about a tenth of the values, free of its start's bias."""
+    keep, mean, weight, found = 1 - 1 / max(1.0, len(values) / 10), 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        found.append(mean / weight)
+    return found
+
+
+def cache_page(outcomes: Mapping[str, Outcome], lines: Mapping[str, Sequence[str]]) -> str:
+    """What the caching stages encoded and reused in this run."""
+    found = [match for said in lines.values() for line in said if (match := CACHE_LINE.match(line))]
+    rows = [f"| {match[1]} | {match[2]} | {match[3]} | {match[4]} | `{match[0]}` |" for match in found]
+    said = {match[1] for match in found}
+    spared = {"Cached": "not started", "Restored": "taken from the run-cache"}
+    rows += [
+        f"| {name} | | 0 | all | {spared[outcomes[name].state]} |"
+        for name in ("latents", "text")
+        if name in outcomes and name not in said and outcomes[name].state in spared
+    ]
+    head = "| | samples | encoded | reused | |\n|---|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n" if rows else ""
+
+
+def export_page(files: Mapping[str, Path]) -> str:
+    """The exported files with their digests."""
+    found = {path: place for path, place in files.items() if path.startswith("data/export/")}
+    rows = [
+        f"| `{path}` | {place.stat().st_size:,} | `{sha256(place)}` |"
+        for path, place in sorted(found.items())
+        if path.endswith(".safetensors")
+    ]
+    return "| file | bytes | SHA-256 |\n|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def graph_page(nodes: Sequence[Node], outcomes: Mapping[str, Outcome]) -> str:
+    """The project's graph, each stage in the colour of what came of it, and a table of the same."""
+    rows = [f"| {node.name} | {_state(node, outcomes)} | {_sentence(node, outcomes)} |" for node in nodes]
+    table = "| stage | | |\n|---|---|---|\n" + "\n".join(rows)
+    return f"![the graph]({_drawing(graph(nodes, outcomes))})\n\n{table}\n"
+
+
+def _state(node: Node, outcomes: Mapping[str, Outcome]) -> str:
+    return outcomes[node.name].state if node.name in outcomes else "NotRun"
+
+
+def _sentence(node: Node, outcomes: Mapping[str, Outcome]) -> str:
+    return outcomes[node.name].message.replace("\n", " ").replace("|", "\\|") if node.name in outcomes else ""
+
+
+def graph(nodes: Sequence[Node], outcomes: Mapping[str, Outcome]) -> str:
+    """A drawing (SVG) of the graph: producers left, a column for each distance from them."""
+    column: dict[str, int] = {}
+    for node in nodes:
+        column[node.name] = 1 + max((column[name] for name in node.upstream if name in column), default=-1)
+    places: dict[str, tuple[int, int]] = {}
+    taken: dict[int, int] = {}
+    for node in nodes:
+        row = taken[column[node.name]] = taken.get(column[node.name], -1) + 1
+        places[node.name] = (10 + column[node.name] * (BOX[0] + GAP[0]), 10 + row * (BOX[1] + GAP[1]))
+    width = max(x for x, _ in places.values()) + BOX[0] + 10
+    height = max(y for _, y in places.values()) + BOX[1] + 10
+    lines = [_line(places[name], places[node.name]) for node in nodes for name in node.upstream if name in places]
+    boxes = [_box(node.name, _state(node, outcomes), *places[node.name]) for node in nodes]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="13"><rect width="{width}" height="{height}" fill="#fff"/>{"".join(lines)}{"".join(boxes)}</svg>'
+    )
+
+
+def _line(start: tuple[int, int], end: tuple[int, int]) -> str:
+    x0, y0, x1, y1 = start[0] + BOX[0], start[1] + BOX[1] // 2, end[0], end[1] + BOX[1] // 2
+    middle = (x0 + x1) // 2
+    return f'<path d="M{x0} {y0}C{middle} {y0} {middle} {y1} {x1} {y1}" fill="none" stroke="#6b7280"/>'
+
+
+def _box(name: str, state: str, x: int, y: int) -> str:
+    middle = x + BOX[0] // 2
+    return (
+        f'<rect x="{x}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="6" fill="{COLOURS[state]}" stroke="#374151"/>'
+        f'<text x="{middle}" y="{y + 19}" text-anchor="middle" font-weight="bold">{escape(name)}</text>'
+        f'<text x="{middle}" y="{y + 36}" text-anchor="middle" font-size="11">{state}</text>'
+    )

@@ -1,0 +1,152 @@
+"""A slot a GPU: a concurrency limit of Prefect's server, held by a lease that is renewed. Plain HTTP, no prefect.
+
+Where the holder is killed, its supervisor releases the lease; where both are, the lease runs out.
+"""
+
+import base64
+import json
+import os
+import platform
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+LEASE, RENEW = 60.0, 15.0  # seconds: the shortest lease that the server gives; how often it is renewed
+LIMITS = "/v2/concurrency_limits"
+TAKEN, UNKNOWN, EXISTS = 423, 404, 409
+BUSY, ATTEMPTS, PAUSE = (429, 502, 503), 20, 0.5  # such as while SQLite writes for another
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A slot that is held: its name, its GPU as CUDA_VISIBLE_DEVICES numbers it, and its lease."""
+
+    name: str
+    gpu: str
+    lease: str
+
+    def environment(self, given: Mapping[str, str]) -> dict[str, str]:
+        """What a stage's environment says of it."""
+        device = {} if given.get("ERIDIFF_DEVICE") == "cpu" else {"ERIDIFF_DEVICE": "cuda"}
+        return {"CUDA_VISIBLE_DEVICES": self.gpu, **device}
+
+
+def gpus(given: Mapping[str, str]) -> tuple[str, ...]:
+    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES numbers them: ERIDIFF_GPUS, else that, else the driver's."""
+    for name in ("ERIDIFF_GPUS", "CUDA_VISIBLE_DEVICES"):
+        if name in given:
+            return tuple(part.strip() for part in given[name].split(",") if part.strip() not in ("", "-1"))
+    tool = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return tuple(done.stdout.split()) if done.returncode == 0 else ()
+
+
+def slot_names(given: Mapping[str, str]) -> dict[str, str]:
+    """Name of the concurrency limit -> GPU, for each GPU of this machine."""
+    return {f"gpu-{gpu} of {platform.node()}": gpu for gpu in gpus(given)}
+
+
+@contextmanager
+def hold_slot(names: Mapping[str, str], stopped: threading.Event, log: Callable[[str], None]) -> Iterator[Slot]:
+    """Wait for one of the slots and hold it.
+
+    Raises: InterruptedError where `stopped` is set meanwhile; OSError where the server cannot be asked.
+    """
+    for name in names:
+        make_limit(name)
+    slot, said = take_one(names), False
+    while slot is None:
+        if not said:
+            log(f"waits for {' or '.join(names)}")
+            said = True
+        if stopped.wait(1):
+            raise InterruptedError("the run was stopped")
+        slot = take_one(names)
+    log(f"holds {slot.name}")
+    over = threading.Event()
+    threading.Thread(target=_renew, args=(slot.lease, over, log), daemon=True).start()
+    try:
+        yield slot
+    finally:
+        over.set()
+        release(slot.lease)
+
+
+def make_limit(name: str) -> None:
+    """Make the limit, for one holder at a time, where there is none: a user may have set another number."""
+    try:
+        request("GET", f"{LIMITS}/{urllib.parse.quote(name)}")
+    except urllib.error.HTTPError as error:
+        if error.code != UNKNOWN:
+            raise
+        try:
+            request("POST", f"{LIMITS}/", {"name": name, "limit": 1})
+        except urllib.error.HTTPError as again:
+            if again.code != EXISTS:  # another run made it meanwhile
+                raise
+
+
+def take_one(names: Mapping[str, str]) -> Slot | None:
+    """The first of the slots that is free, now held; None where all are taken."""
+    for name, gpu in names.items():
+        body = {"names": [name], "slots": 1, "mode": "concurrency", "lease_duration": LEASE}
+        try:
+            answer = request("POST", f"{LIMITS}/increment-with-lease", body)
+        except urllib.error.HTTPError as error:
+            if error.code != TAKEN:
+                raise
+        else:
+            return Slot(name=name, gpu=gpu, lease=answer["lease_id"])
+    return None
+
+
+def release(lease: str) -> None:
+    """Give a slot back. A server that cannot be reached frees it when the lease runs out."""
+    try:
+        request("POST", f"{LIMITS}/decrement-with-lease", {"lease_id": lease})
+    except OSError:
+        return
+
+
+def _renew(lease: str, over: threading.Event, log: Callable[[str], None]) -> None:
+    while not over.wait(RENEW):
+        try:
+            request("POST", f"{LIMITS}/leases/{lease}/renew", {"lease_duration": LEASE})
+        except OSError as error:
+            log(f"the slot could not be renewed: {error}")
+
+
+def request(method: str, path: str, body: Any = None) -> Any:
+    """Ask the server that PREFECT_API_URL names; its answer.
+
+    Raises: OSError (HTTPError where the server answers with one).
+    """
+    headers = {"Content-Type": "application/json"}
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    address = os.environ["PREFECT_API_URL"].rstrip("/") + path
+    for attempt in range(ATTEMPTS):
+        asked = urllib.request.Request(address, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                text = answer.read()
+            return json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            if error.code not in BUSY or attempt == ATTEMPTS - 1:
+                raise
+        time.sleep(PAUSE)
+    raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,243 @@
+"""Commands that end with whoever started them: a supervisor beside each holds a pipe from its starter.
+
+`python -m eridiff.supervise [--release LEASE] COMMAND...` runs a command and watches its own standard input. End of
+file there means that the starter is gone, even by SIGKILL, or wants the command stopped: everything that the command
+started is then interrupted as by Ctrl-C, terminated, and killed, and the slot of that lease is freed.
+"""
+
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from eridiff.slots import release
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+# Seconds given after each signal. Interrupted first: DVC then undoes its own half-done work, as after Ctrl-C.
+STEPS = ((signal.SIGINT, 2.5), (signal.SIGTERM, 3.5), (signal.SIGKILL, 2.0))
+STOPPED = 125  # the supervisor's exit code where it stopped the command
+
+
+class Supervised:
+    """A running command with its supervisor; its output comes line by line."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, keep: int = -1) -> None:
+        """keep: an open file that the supervisor keeps open until everything has ended, such as a lock."""
+        kept = () if keep < 0 else (keep,)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "eridiff.supervise", *command],
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=kept,
+        )
+        self.timed_out = False
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process."""
+        return self._process.pid
+
+    def lines(self) -> Iterator[str]:
+        """Output as it comes, standard error with it, until everything that the command started has ended."""
+        for line in _file(self._process.stdout):
+            yield line.rstrip()
+
+    def running(self) -> bool:
+        """Whether the supervisor still runs."""
+        return self._process.poll() is None
+
+    def wait(self) -> int:
+        """The command's exit code; 128 + N where signal N ended it, STOPPED where the supervisor did."""
+        code = self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    def stop(self) -> None:
+        """Ask the supervisor to end the command; returns at once."""
+        stdin = _file(self._process.stdin)
+        if not stdin.closed:
+            stdin.close()
+
+    @contextmanager
+    def limit(self, seconds: float | None) -> Iterator[None]:
+        """Stop the command if this block lasts longer than so many seconds; `timed_out` says so then."""
+
+        def expire() -> None:
+            self.timed_out = True
+            self.stop()
+
+        timer = threading.Timer(seconds, expire) if seconds else None
+        if timer:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            if timer:
+                timer.cancel()
+
+
+class Crew:
+    """The supervised commands of one run, stopped together at the end of its context; none starts after that."""
+
+    def __init__(self) -> None:
+        self._members: set[Supervised] = set()
+        self._guard = threading.RLock()  # a signal's handler may stop the crew while it starts a command
+        self.stopped = threading.Event()
+
+    def start(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, keep: int = -1
+    ) -> Supervised:
+        """Start a command. Raises: InterruptedError where the crew was stopped."""
+        with self._guard:
+            if self.stopped.is_set():
+                raise InterruptedError("the run was stopped")
+            member = Supervised(command, folder, environment, keep=keep)
+            self._members.add(member)
+            return member
+
+    def stop(self) -> None:
+        """Stop all commands; returns at once."""
+        self.stopped.set()
+        with self._guard:
+            for member in self._members:
+                member.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextmanager
+def stopped_by_signals(crew: Crew) -> Iterator[None]:
+    """SIGTERM, SIGHUP and Ctrl-C stop the crew and nothing else; the block then goes on to its own end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, lambda *_: crew.stop())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def hold_file(
+    path: Path, stopped: threading.Event | None = None, log: Callable[[str], None] | None = None
+) -> Iterator[int]:
+    """Lock a file; yields the open file's number. Where it is taken, wait, unless there is nothing to end the wait.
+
+    The kernel lets go of it when this process and all that keep the file have ended, by whatever end.
+
+    Raises: BlockingIOError where it is taken and `stopped` is None; InterruptedError where that is set meanwhile.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not _try_lock(number):
+            if stopped is None:
+                raise BlockingIOError(f"{path} is locked")
+            if log:
+                log("waits for another run in this checkout")
+            while not _try_lock(number):
+                if stopped.wait(0.5):
+                    raise InterruptedError("the run was stopped")
+        yield number
+    finally:
+        os.close(number)
+
+
+def _try_lock(number: int) -> bool:
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _file(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None  # asked for in the constructor
+    return stream
+
+
+def main() -> None:
+    """The supervisor."""
+    command, lease = sys.argv[1:], None
+    if command[0] == "--release":
+        lease, command = command[1], command[2:]
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Handlers of our own, not SIG_IGN: that one would pass on to the command.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    stopped = _wait(child)
+    _end_descendants(all_steps=stopped)
+    if stopped and lease:
+        release(lease)
+    code = STOPPED if stopped else child.wait()
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _wait(child: "subprocess.Popen[bytes]") -> bool:
+    """Return at the command's end (False) or at the end of standard input (True)."""
+    ended = os.pidfd_open(child.pid)
+    while True:
+        ready = select.select([ended, 0], [], [])[0]
+        if ended in ready:
+            return False
+        if not os.read(0, 4096):
+            return True
+
+
+def _end_descendants(*, all_steps: bool) -> None:
+    """End what is left of the command: gently where it was stopped, at once where it ended and left something."""
+    import psutil
+
+    for number, seconds in STEPS if all_steps else STEPS[-1:]:
+        deadline = time.monotonic() + seconds
+        for process in psutil.Process().children(recursive=True):
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+        while time.monotonic() < deadline:
+            if not _living():
+                return
+            time.sleep(0.1)
+
+
+def _living() -> bool:
+    """Whether any descendant still runs. The ended ones that were orphaned are reaped here, as theirs now is us."""
+    import psutil
+
+    found = False
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found = True
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

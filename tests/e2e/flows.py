@@ -1,0 +1,230 @@
+"""Small projects of stages that sleep, and a `make serve` of their checkout in a temporary folder."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ruamel.yaml import YAML
+
+from eridiff.flowserver import free_port
+from tests.e2e.harness import Clone, make_clone
+
+# Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
+COUNT = """
+import pathlib, subprocess, sys, time
+steps = int(sys.argv[1])
+kept = pathlib.Path(sys.argv[2])
+start = int(kept.read_text()) if kept.exists() and kept.read_text() else 0
+child = subprocess.Popen(["setsid", "sleep", "987"])
+print(f"counts from {start}", flush=True)
+for step in range(start, steps):
+    time.sleep(0.2)
+    kept.write_text(str(step + 1))
+child.kill()
+pathlib.Path("count.txt").write_text(str(steps))
+print(f"counted to {steps}", flush=True)
+"""
+PARTS = {
+    "pair": {
+        "left": {"cmd": "sleep 2; echo left is done; echo left > left.txt", "outs": ["left.txt"]},
+        "right": {"cmd": "sleep 2; echo ${train.steps} > right.txt", "params": ["train.steps"], "outs": ["right.txt"]},
+        "both": {"cmd": "cat left.txt right.txt > both.txt", "deps": ["left.txt", "right.txt"], "outs": ["both.txt"]},
+    },
+    "far": {
+        "fetch": {
+            "cmd": "if [ -e tried ]; then echo got > got.txt; else touch tried; echo 'error: no route'; exit 1; fi",
+            "outs": ["got.txt"],
+            "meta": {"network": True},
+        },
+    },
+    "tick": {"tock": {"cmd": "echo tock > tock.txt", "outs": ["tock.txt"]}},
+    "count": {
+        "count": {
+            "cmd": "python count.py ${train.steps} " + "KEPT",
+            "deps": ["count.py"],
+            "params": ["train.steps"],
+            "outs": ["count.txt"],
+            "meta": {"resource": "gpu"},
+        },
+    },
+    "bad": {
+        "fails": {"cmd": "echo 'error: the cat is no dog.' >&2; echo '  Take a dog.' >&2; exit 3", "outs": ["no.txt"]},
+        "waits": {"cmd": "cp no.txt never.txt", "deps": ["no.txt"], "outs": ["never.txt"]},
+        "other": {"cmd": "echo fine > fine.txt", "outs": ["fine.txt"]},
+    },
+}
+
+
+def make_toys(folder: Path) -> Clone:
+    """A checkout whose projects/ are PARTS; all but `bad` are committed."""
+    clone = make_clone(folder, "checkout")
+    with (clone.root / ".gitignore").open("a") as file:
+        file.write("kept.txt\nprojects/*/*.txt\nprojects/far/tried\n")
+    for name, stages in PARTS.items():
+        place = clone.root / "projects" / name
+        place.mkdir(parents=True)
+        text = json.dumps({"stages": stages}).replace("KEPT", str(clone.root / "kept.txt"))
+        (place / "dvc.yaml").write_text(text)
+        (place / "params.yaml").write_text("train:\n  steps: 3000\n")
+        (place / "count.py").write_text(COUNT)
+        clone.run("dvc", "init", "-q", "--subdir", place=place)
+        clone.run("dvc", "config", "core.analytics", "false", place=place)
+        if name != "bad":
+            clone.commit(name)
+    return clone
+
+
+class Served:
+    """`make serve` of a checkout, with a home of its own, and what a browser would ask its server."""
+
+    def __init__(self, clone: Clone, home: Path, *arguments: str) -> None:
+        self.clone, self.arguments = clone, arguments
+        self.port, self.log = free_port(), home / "serve.log"
+        self.environment = {
+            **clone.environment(),
+            "XDG_DATA_HOME": str(home),
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            "ERIDIFF_GPUS": "0",
+        }
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, seconds: float = 90) -> "Served":
+        """Start it and wait until the form can be filled in."""
+        words = ["eridiff.flowserver", "serve", sys.executable, "-m", "stages.flow", "serve", *self.arguments]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *words], cwd=self.clone.root, env=self.environment, stdout=log, stderr=log
+            )
+        wait(lambda: "serve: ready" in self.log.read_text(), seconds, lambda: self.log.read_text()[-3000:])
+        self.deployment = self.ask("POST", "/deployments/filter", {})[0]["id"]
+        return self
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(40)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request of the API."""
+        data = None if body is None else json.dumps(body).encode()
+        url = f"http://127.0.0.1:{self.port}/api{path}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # SQLite writes for another
+                    raise
+                time.sleep(0.3)
+
+    def submit(self, **parameters: Any) -> str:
+        """Press the button; the run's number."""
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.ask("POST", f"/deployments/{self.deployment}/create_flow_run", body)["id"])
+
+    def run(self, number: str) -> dict[str, Any]:
+        """A run as the server has it."""
+        record: dict[str, Any] = self.ask("GET", f"/flow_runs/{number}")
+        return record
+
+    def ended(self, number: str, seconds: float = 60) -> dict[str, Any]:
+        """A run once it has ended."""
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+        wait(lambda: self.run(number)["state"]["type"] in ends, seconds, lambda: str(self.run(number)["state"]))
+        return self.run(number)
+
+    def tasks(self, number: str) -> dict[str, dict[str, Any]]:
+        """Stage -> its task."""
+        body = {"flow_runs": {"id": {"any_": [number]}}}
+        return {record["name"]: record for record in self.ask("POST", "/task_runs/filter", body)}
+
+    def states(self, number: str) -> dict[str, str]:
+        """Stage -> the name of its task's state."""
+        return {name: record["state"]["name"] for name, record in self.tasks(number).items()}
+
+    def lines(self, number: str) -> list[tuple[datetime, str]]:
+        """What the page of a run shows of its log."""
+        body = {"logs": {"flow_run_id": {"any_": [number]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [(moment(line["timestamp"]), line["message"]) for line in self.ask("POST", "/logs/filter", body)]
+
+    def says(self, number: str, words: str, seconds: float = 30) -> datetime:
+        """When a run's log says something, once it does."""
+        found = lambda: [at for at, line in self.lines(number) if words in line]  # noqa: E731
+        wait(found, seconds, lambda: f"{words!r} is not in {self.lines(number)}")
+        return found()[0]
+
+    def artifacts(self, number: str) -> dict[str, str]:
+        """Key -> Markdown of what a run's page shows."""
+        records = self.ask("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [number]}}})
+        return {record["key"]: record["data"] for record in records}
+
+    def taken(self) -> int:
+        """How many hold the GPU's slot."""
+        limits = self.ask("POST", "/v2/concurrency_limits/filter", {})
+        return sum(limit["active_slots"] for limit in limits if limit["name"].startswith("gpu-0"))
+
+    def process_of(self, number: str) -> psutil.Process:
+        """The process that runs a run."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("PREFECT__FLOW_RUN_ID") == number and "prefect.engine" in process.cmdline():
+                    return process
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        raise AssertionError(f"no process of run {number}")
+
+
+def moment(text: str) -> datetime:
+    """A moment as the API writes it."""
+    return datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
+
+
+def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str]) -> float:
+    """Wait until something is so; the seconds that it took."""
+    start = time.monotonic()
+    while True:
+        try:
+            if ready():
+                return time.monotonic() - start
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            pass  # the server starts or ends
+        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what()}"
+        time.sleep(0.2)
+
+
+def living(root: Path) -> list[str]:
+    """Commands of processes, but this one, that stand in a checkout or below it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            inside = Path(process.cwd()).is_relative_to(root)
+            if inside and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def stages_living(root: Path) -> list[str]:
+    """Those of them that a stage started."""
+    return [command for command in living(root) if "count.py" in command or "sleep 987" in command]
+
+
+def set_params(clone: Clone, project: str, steps: int) -> None:
+    """Edit a project's params.yaml."""
+    with (clone.root / "projects" / project / "params.yaml").open("w") as file:
+        YAML().dump({"train": {"steps": steps}}, file)
