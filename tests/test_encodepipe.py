@@ -34,9 +34,8 @@ def test_results_come_in_order(threads: int) -> None:
 def test_no_more_is_read_ahead_than_asked_for() -> None:
     """Whatever the size of the set: what was begun and not yet taken is at most `depth`."""
     begun: list[int] = []
-    taken, worst = 0, 0
-    for _ in ahead(range(200), begun.append, threads=2, depth=6):
-        taken += 1
+    worst = 0
+    for taken, _ in enumerate(ahead(range(200), begun.append, threads=2, depth=6), 1):
         worst = max(worst, len(begun) - taken)
     assert len(begun) == 200
     assert worst <= 6
@@ -99,15 +98,15 @@ def test_batches_are_filled_in_place(threads: int) -> None:
 
 
 def test_buffers_are_bounded_by_the_batch_and_not_by_the_set() -> None:
-    allocated, consumed, worst = 0, 0, 0
+    allocated, worst = 0, 0
 
     def allocate(batch: Any) -> dict[int, int]:
         nonlocal allocated
         allocated += 1
         return {}
 
-    for _ in batches_ahead([[1, 2]] * 100, allocate, lambda buffer, place, item: None, threads=2):
-        consumed += 1
+    found = batches_ahead([[1, 2]] * 100, allocate, lambda buffer, place, item: None, threads=2)
+    for consumed, _ in enumerate(found, 1):
         worst = max(worst, allocated - consumed)
     assert allocated == 100
     assert worst <= 3  # two threads and one batch ahead are four samples

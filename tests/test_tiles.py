@@ -8,6 +8,7 @@ it is at its largest. Trained weights keep it small; run `python -m tests.test_t
 """
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def test_tiles_cover_a_side_and_overlap(length: int, tile: int) -> None:
     assert all(start % FACTOR == 0 for start in starts)
     assert starts[0] == 0
     assert starts[-1] == max(length - tile, 0)  # no sliver at the end
-    for one, two in zip(starts, starts[1:], strict=False):
+    for one, two in pairwise(starts):
         assert tile - (two - one) >= tile // 4 - FACTOR
     assert len(starts) == 1 or len(starts) - 1 < (length - tile) / (0.75 * tile) + 1  # and no more than needed
 
