@@ -122,7 +122,7 @@ def main() -> None:
     if arguments.word == "check":
         check()
     elif arguments.word == "test":
-        test(rest or ["-m", "not e2e and not gpu"])
+        test(rest or ["-m", "not e2e and not gpu and not flow"])
     elif arguments.word == "repro":
         repro(rest)
     elif arguments.word in ("flow", "serve"):

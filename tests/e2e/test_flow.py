@@ -11,7 +11,7 @@ import pytest
 from eridiff import slots
 from tests.e2e.flows import Served, living, make_toys, moment, set_params, stages_living, wait
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.flow
 BEGUN = "counts from"
 
 
