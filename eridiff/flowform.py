@@ -44,8 +44,14 @@ def presets(root: Path) -> dict[str, Path]:
 
 
 def stage_names(root: Path) -> list[str]:
-    """Stages of the checkout's dvc.yaml, in its order."""
-    return list(read_yaml(root / "dvc.yaml")["stages"])
+    """Stages of the checkout's dvc.yaml in its order, then those that only projects have."""
+    names: dict[str, None] = {}
+    for folder in projects(root).values():
+        try:
+            names |= dict.fromkeys(read_yaml(folder / "dvc.yaml")["stages"])
+        except ConfigError:
+            continue  # a run of that project says what is wrong; the others can still be chosen
+    return list(names)
 
 
 def form_schema(root: Path) -> dict[str, Any]:

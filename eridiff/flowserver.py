@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eridiff.errors import ConfigError, run_main
 from eridiff.progress import say
-from eridiff.supervise import Crew, Supervised
+from eridiff.supervise import Crew, Supervised, stopped_by_signals
 
 HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
 START_SECONDS = 120.0  # the first start makes the database
@@ -107,7 +107,7 @@ def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> i
     named = settings.get("PREFECT_API_URL")
     url = named or api_url(settings)
     server, servers = None, Crew()  # not in the crew that signals stop: the server hears how its runs ended
-    with Crew(on=False) as crew:
+    with Crew() as crew, stopped_by_signals(crew):
         try:
             if not answers(url):
                 if named:

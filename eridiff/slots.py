@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,6 +22,7 @@ from typing import Any
 LEASE, RENEW = 60.0, 15.0  # seconds: the shortest lease that the server gives; how often it is renewed
 LIMITS = "/v2/concurrency_limits"
 TAKEN, UNKNOWN, EXISTS = 423, 404, 409
+BUSY, ATTEMPTS, PAUSE = (429, 502, 503), 20, 0.5  # such as while SQLite writes for another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,14 @@ def request(method: str, path: str, body: Any = None) -> Any:
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     address = os.environ["PREFECT_API_URL"].rstrip("/") + path
-    asked = urllib.request.Request(address, data, headers, method=method)
-    with urllib.request.urlopen(asked, timeout=10) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
+    for attempt in range(ATTEMPTS):
+        asked = urllib.request.Request(address, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                text = answer.read()
+            return json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            if error.code not in BUSY or attempt == ATTEMPTS - 1:
+                raise
+        time.sleep(PAUSE)
+    raise AssertionError("the last attempt returns or raises")

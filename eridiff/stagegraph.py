@@ -57,6 +57,8 @@ def read_nodes(folder: Path) -> tuple[Node, ...]:
     graph = Graph(folder)
     try:
         index = graph.repo.index.graph
+        if not index:
+            raise ConfigError(f"DVC finds no stages in {folder}: is its dvc.yaml ignored by git?")
         return tuple(
             _node(_name(stage, folder), stage.meta or {}, tuple(_name(other, folder) for other in index[stage]))
             for stage in networkx.dfs_postorder_nodes(index)
@@ -143,5 +145,15 @@ def own_message(lines: Sequence[str]) -> str:
 
 
 def _is_of_dvc(line: str) -> bool:
-    starts = ("> ", "ERROR: ", "WARNING: ", "Updating lock file", "Generating lock file", "Use `dvc", "To ", "\t")
+    starts = (
+        "> ",
+        "ERROR: ",
+        "WARNING: ",
+        "Updating lock",
+        "Generating lock",
+        "Use `dvc",
+        "To ",
+        "Ran experiment",
+        "\t",
+    )
     return announced(line) is not None or line.startswith(starts) or "up to date." in line

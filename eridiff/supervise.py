@@ -93,13 +93,9 @@ class Supervised:
 
 
 class Crew:
-    """The supervised commands of one run, stopped together; none starts after that.
+    """The supervised commands of one run, stopped together at the end of its context; none starts after that."""
 
-    As a context it is stopped by SIGTERM and Ctrl-C. on: what was done about these before is then done too.
-    """
-
-    def __init__(self, *, on: bool = True) -> None:
-        self._on = on
+    def __init__(self) -> None:
         self._members: set[Supervised] = set()
         self._guard = threading.RLock()  # a signal's handler may stop the crew while it starts a command
         self.stopped = threading.Event()
@@ -123,28 +119,25 @@ class Crew:
                 member.stop()
 
     def __enter__(self) -> Self:
-        """Watch for signals."""
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def handle(number: int, frame: object) -> None:
-            self.stop()
-            if self._on:
-                signal.signal(number, self._before[signal.Signals(number)])
-                signal.raise_signal(number)
-
-        if threading.current_thread() is threading.main_thread():
-            for number in self._before:
-                signal.signal(number, handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop whatever still runs."""
         self.stop()
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_by_signals(crew: Crew) -> Iterator[None]:
+    """SIGTERM, SIGHUP and Ctrl-C stop the crew and nothing else; the block then goes on to its own end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, lambda *_: crew.stop())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

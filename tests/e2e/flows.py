@@ -41,11 +41,6 @@ PARTS = {
         "right": {"cmd": "sleep 2; echo ${train.steps} > right.txt", "params": ["train.steps"], "outs": ["right.txt"]},
         "both": {"cmd": "cat left.txt right.txt > both.txt", "deps": ["left.txt", "right.txt"], "outs": ["both.txt"]},
     },
-    "bad": {
-        "fails": {"cmd": "echo 'error: the cat is no dog.' >&2; echo '  Take a dog.' >&2; exit 3", "outs": ["no.txt"]},
-        "waits": {"cmd": "cp no.txt never.txt", "deps": ["no.txt"], "outs": ["never.txt"]},
-        "other": {"cmd": "echo fine > fine.txt", "outs": ["fine.txt"]},
-    },
     "far": {
         "fetch": {
             "cmd": "if [ -e tried ]; then echo got > got.txt; else touch tried; echo 'error: no route'; exit 1; fi",
@@ -63,12 +58,19 @@ PARTS = {
             "meta": {"resource": "gpu"},
         },
     },
+    "bad": {
+        "fails": {"cmd": "echo 'error: the cat is no dog.' >&2; echo '  Take a dog.' >&2; exit 3", "outs": ["no.txt"]},
+        "waits": {"cmd": "cp no.txt never.txt", "deps": ["no.txt"], "outs": ["never.txt"]},
+        "other": {"cmd": "echo fine > fine.txt", "outs": ["fine.txt"]},
+    },
 }
 
 
 def make_toys(folder: Path) -> Clone:
     """A checkout whose projects/ are PARTS; all but `bad` are committed."""
     clone = make_clone(folder, "checkout")
+    with (clone.root / ".gitignore").open("a") as file:
+        file.write("kept.txt\nprojects/*/*.txt\nprojects/far/tried\n")
     for name, stages in PARTS.items():
         place = clone.root / "projects" / name
         place.mkdir(parents=True)
@@ -78,9 +80,8 @@ def make_toys(folder: Path) -> Clone:
         (place / "count.py").write_text(COUNT)
         clone.run("dvc", "init", "-q", "--subdir", place=place)
         clone.run("dvc", "config", "core.analytics", "false", place=place)
-    with (clone.root / ".gitignore").open("a") as file:
-        file.write("kept.txt\nprojects/*/*.txt\nprojects/far/tried\nprojects/bad\n")
-    clone.commit("projects")
+        if name != "bad":
+            clone.commit(name)
     return clone
 
 
@@ -98,14 +99,17 @@ class Served:
         }
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> "Served":
+    def start(self, seconds: float = 90) -> "Served":
         """Start it and wait until the form can be filled in."""
         words = ["eridiff.flowserver", "serve", sys.executable, "-m", "stages.flow", "serve", *self.arguments]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *words], cwd=self.clone.root, env=self.environment, stdout=log, stderr=log
             )
-        wait(lambda: "serve: ready" in self.log.read_text(), 90, lambda: self.log.read_text()[-3000:])
+        process = self.process
+        ready = lambda: "serve: ready" in self.log.read_text() or process.poll() is not None  # noqa: E731
+        wait(ready, seconds, lambda: self.log.read_text()[-3000:])
+        assert process.poll() is None, self.log.read_text()[-3000:]
         self.deployment = self.ask("POST", "/deployments/filter", {})[0]["id"]
         return self
 
@@ -120,9 +124,15 @@ class Served:
         data = None if body is None else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.port}/api{path}"
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # SQLite writes for another
+                    raise
+                time.sleep(0.3)
 
     def submit(self, **parameters: Any) -> str:
         """Press the button; the run's number."""

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -50,7 +51,7 @@ def test_the_form_has_the_projects_and_every_key(served: Served) -> None:
     fields, kinds = schema["properties"], schema["definitions"]
     assert fields["project"]["enum"] == ["(checkout)", "bad", "count", "far", "pair", "tick"]
     assert "tiny-flux" in fields["preset"]["enum"]
-    assert fields["stop_at"]["enum"][0] == "check" and fields["stop_at"]["enum"][-1] == "export"
+    assert fields["stop_at"]["enum"][0] == "check" and "export" in fields["stop_at"]["enum"]
     rate = kinds["OptimParams"]["properties"]["lr"]
     assert rate["type"] == "number" and "default" not in rate and "rate" in rate["description"]
     assert kinds["TrainParams"]["properties"]["precision"]["enum"] == ["fp32", "bf16"]
@@ -67,13 +68,17 @@ def test_stages_run_side_by_side_then_are_cached_and_restored(served: Served) ->
     assert max(left[0], right[0]) < min(left[1], right[1]), "they did not overlap"
     assert served.says(first, "left is done") < left[1], "the line came with the stage's end, not live"
 
-    again = served.submit(project="pair")
-    record = served.ended(again)
-    assert record["state"]["name"] == "Cached" and record["total_run_time"] < 5
+    for last in (False, True):  # the cron's run may be at work the first time
+        again = served.submit(project="pair")
+        record = served.ended(again)
+        assert record["state"]["name"] == "Cached"
+        if record["total_run_time"] < 5:
+            break
+        assert not last, f"{record['total_run_time']} s for nothing"
     assert served.states(again) == dict.fromkeys(("left", "right", "both"), "Cached")
 
     set_params(served.clone, "pair", 7)
-    assert served.states(again := served.submit(project="pair")) is not None
+    again = served.submit(project="pair")
     served.ended(again)
     assert served.states(again) == {"left": "Cached", "right": "Completed", "both": "Completed"}
     set_params(served.clone, "pair", 3000)
@@ -119,7 +124,7 @@ def test_cancelling_ends_every_child(served: Served) -> None:
     assert len(stages_living(served.clone.root)) >= 2
     served.ask("POST", f"/flow_runs/{number}/set_state", {"state": {"type": "CANCELLING"}})
     assert wait(lambda: not stages_living(served.clone.root), 15, lambda: str(stages_living(served.clone.root))) < 15
-    assert served.ended(number)["state"]["type"] == "CANCELLED"
+    wait(lambda: served.run(number)["state"]["type"] == "CANCELLED", 20, lambda: str(served.run(number)["state"]))
     wait(lambda: served.taken() == 0, 10, lambda: "the slot is held")
 
 
@@ -147,14 +152,11 @@ def test_two_experiments_take_turns_at_one_gpu_and_leave_the_folder_alone(served
     listed = served.clone.run("dvc", "exp", "list", "--name-only", place=place).stdout.split()
     assert sorted(names) == sorted(listed)
     assert {name: (place / name).read_text() for name in before} == before
-    assert served.clone.run("git", "status", "--short", place=place).stdout == ""
+    assert served.clone.run("git", "status", "--short", *before, place=place).stdout == ""
 
 
 def test_one_run_at_a_time_works_in_the_checkout(served: Served) -> None:
-    (served.clone.root / "projects/pair/left.txt").unlink()
-    for path in ("left.txt", "dvc.lock"):
-        (served.clone.root / "projects/pair" / path).unlink(missing_ok=True)
-    set_params(served.clone, "count", 15)
+    set_params(served.clone, "count", 60)
     (served.clone.root / "kept.txt").unlink(missing_ok=True)
     first = served.submit(project="count")
     served.says(first, BEGUN)
@@ -185,19 +187,21 @@ def test_a_killed_holders_slot_is_free_within_a_minute_and_the_next_run_goes_on(
 
 
 def test_an_interval_fires(served: Served) -> None:
-    body = [{"schedule": {"interval": 5}, "active": True, "parameters": {"project": "tick"}}]
+    body = [{"schedule": {"interval": 5}, "active": True, "parameters": {"project": "tick", "stop_at": "tock"}}]
     made = served.ask("POST", f"/deployments/{served.deployment}/schedules", body)
     try:
-        wait(lambda: len(fired(served, "Interval")) or len(fired(served)) > 3, 60, lambda: str(fired(served)))
+        wait(lambda: [run for run in fired(served) if run["parameters"].get("stop_at")], 60, lambda: str(fired(served)))
     finally:
         served.ask("DELETE", f"/deployments/{served.deployment}/schedules/{made[0]['id']}")
 
 
 def test_the_cron_fires_each_minute(served: Served) -> None:
     """Started with the server, so that the minute has mostly passed."""
-    wait(lambda: [run for run in fired(served) if moment(run["expected_start_time"]).second == 0], 75, lambda: "no run")
-    run = next(run for run in fired(served) if moment(run["expected_start_time"]).second == 0)
+    of_cron = lambda: [run for run in fired(served) if not run["parameters"].get("stop_at")]  # noqa: E731
+    wait(of_cron, 75, lambda: "no run")
+    run = of_cron()[0]
     assert run["parameters"]["project"] == "tick"
+    assert moment(run["expected_start_time"]).second == 0
     assert (moment(run["start_time"]) - moment(run["expected_start_time"])).total_seconds() < 40
 
 
@@ -206,7 +210,7 @@ def test_a_slot_whose_holder_says_no_more_is_freed_when_its_lease_ends(served: S
     wait(lambda: limits()["active_slots"] == 0, max(1.0, 65 - (time.monotonic() - abandoned)), lambda: str(limits()))
 
 
-def fired(served: Served, *_: str) -> list[dict]:  # type: ignore[type-arg]
+def fired(served: Served) -> list[dict[str, Any]]:
     """Runs that a schedule started and that ended well."""
     body = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "limit": 200}
     return [run for run in served.ask("POST", "/flow_runs/filter", body) if run["auto_scheduled"]]
