@@ -130,7 +130,7 @@ def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> i
 
 def _stop_after(server: Supervised, member: Supervised) -> None:
     """When the server ends, stop what talks to it: its runs could no longer be seen nor cancelled."""
-    server.wait()
+    server.wait()  # its lines are read elsewhere
     if member.running():
         say("serve: the server ended, so all is stopped. Start it again: what was finished is kept.")
         member.stop()

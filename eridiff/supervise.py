@@ -55,16 +55,18 @@ class Supervised:
 
     def lines(self) -> Iterator[str]:
         """Output as it comes, standard error with it, until everything that the command started has ended."""
-        for line in _file(self._process.stdout):
-            yield line.rstrip()
+        with _file(self._process.stdout) as stdout:
+            for line in stdout:
+                yield line.rstrip()
 
     def running(self) -> bool:
         """Whether the supervisor still runs."""
         return self._process.poll() is None
 
     def wait(self) -> int:
-        """The command's exit code; 128 + N where signal N ended it, STOPPED where the supervisor did."""
+        """The command's exit code; 128 + N where signal N ended it, STOPPED where the supervisor did. After lines()."""
         code = self._process.wait()
+        self.stop()  # closes the pipe
         return code if code >= 0 else 128 - code
 
     def stop(self) -> None:
@@ -193,7 +195,9 @@ def main() -> None:
     _end_descendants(all_steps=stopped)
     if stopped and lease:
         release(lease)
-    code = STOPPED if stopped else child.wait()
+    code = child.wait()
+    _reap()
+    code = STOPPED if stopped else code
     sys.exit(code if code >= 0 else 128 - code)
 
 
@@ -225,8 +229,17 @@ def _end_descendants(*, all_steps: bool) -> None:
             time.sleep(0.1)
 
 
+def _reap() -> None:
+    """Take note of the ends of adopted processes, so that none stays as a zombie where nobody else does."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
 def _living() -> bool:
-    """Whether any descendant still runs. The ended ones that were orphaned are reaped here, as theirs now is us."""
+    """Whether any descendant still runs."""
     import psutil
 
     found = False

@@ -106,7 +106,10 @@ class Served:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *words], cwd=self.clone.root, env=self.environment, stdout=log, stderr=log
             )
-        wait(lambda: "serve: ready" in self.log.read_text(), seconds, lambda: self.log.read_text()[-3000:])
+        process = self.process
+        ready = lambda: "serve: ready" in self.log.read_text() or process.poll() is not None  # noqa: E731
+        wait(ready, seconds, lambda: self.log.read_text()[-3000:])
+        assert process.poll() is None, self.log.read_text()[-3000:]
         self.deployment = self.ask("POST", "/deployments/filter", {})[0]["id"]
         return self
 

@@ -20,7 +20,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = Served(make_toys(folder), folder / "home-of-prefect")
     served.log.parent.mkdir()
     try:
-        yield served
+        yield served.start()
     finally:
         served.stop()
         assert living(served.clone.root) == []
@@ -39,8 +39,7 @@ def test_a_kill_ends_everything_and_the_next_run_goes_on(served: Served, victim:
     kept.unlink(missing_ok=True)
     for path in ("count.txt", "dvc.lock"):
         (served.clone.root / "projects/count" / path).unlink(missing_ok=True)
-    set_params(served.clone, "count", {"the server": 50, "the worker": 51, "make serve": 52}[victim])
-    served.start()
+    set_params(served.clone, "count", {"the server": 25, "the worker": 26, "make serve": 27}[victim])
     number = served.submit(project="count")
     served.says(number, BEGUN)
     wait(lambda: kept.exists() and int(kept.read_text() or 0) >= 3, 20, kept.read_text)
@@ -60,15 +59,12 @@ def test_a_kill_ends_everything_and_the_next_run_goes_on(served: Served, victim:
     assert served.ended(again, 120)["state"]["type"] == "COMPLETED"
     said = next(line for _, line in served.lines(again) if BEGUN in line)
     assert int(said.removeprefix(BEGUN)) == done > 0
-    served.stop()
-    assert living(served.clone.root) == []
 
 
 def test_a_second_serve_of_a_checkout_is_refused(served: Served, tmp_path: Path) -> None:
-    served.start()
     second = Served(served.clone, tmp_path)
     second.environment["PREFECT_SERVER_API_PORT"] = str(served.port)  # the same server
     with pytest.raises(AssertionError, match="is being served already"):
-        second.start(seconds=15)
+        second.start(seconds=20)
     assert second.process and second.process.wait(10) == 1
     assert served.ended(served.submit(project="tick"))["state"]["type"] == "COMPLETED"

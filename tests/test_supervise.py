@@ -1,0 +1,105 @@
+"""Commands end with whoever started them, by whatever end."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eridiff.supervise import STOPPED, Crew, hold_file
+from tests import processes
+
+# A child in a session of its own, which a signal to the process group would miss, and that ignores the gentle signals.
+STUBBORN = (
+    "import signal, subprocess, sys, time\n"
+    "code = 'import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]; '\n"
+    "code += 'print(1, flush=True); time.sleep(99)'\n"
+    "child = subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
+    "print(child.pid, flush=True)\n"
+    "time.sleep(99)\n"
+)
+
+
+def test_lines_and_exit_codes_come_through(tmp_path: Path) -> None:
+    with Crew() as crew:
+        for code, expected in (("print('a'); raise SystemExit(7)", 7), ("import os; print('a'); os.abort()", 134)):
+            job = crew.start([sys.executable, "-u", "-c", code], tmp_path, os.environ)
+            assert list(job.lines()) == ["a"]
+            assert job.wait() == expected
+
+
+def test_stop_ends_what_left_the_group_and_ignores_gentle_signals(tmp_path: Path) -> None:
+    with Crew() as crew:
+        job = crew.start([sys.executable, "-c", STUBBORN], tmp_path, os.environ)
+        lines = job.lines()
+        child = max(int(next(lines)), int(next(lines)))
+        start = time.monotonic()
+        crew.stop()
+        assert list(lines)[-1] == "KeyboardInterrupt"  # the gentlest signal came first
+        assert job.wait() == STOPPED
+        assert time.monotonic() - start < 12
+        assert not psutil.pid_exists(child)
+        with pytest.raises(InterruptedError):
+            crew.start(["true"], tmp_path, os.environ)
+
+
+def test_a_limit_stops_and_says_so(tmp_path: Path) -> None:
+    with Crew() as crew:
+        job = crew.start(["sleep", "60"], tmp_path, os.environ)
+        with job.limit(0.2):
+            assert list(job.lines()) == []
+        assert job.wait() == STOPPED
+        assert job.timed_out
+        job = crew.start(["true"], tmp_path, os.environ)
+        with job.limit(60):
+            assert list(job.lines()) == []
+        assert job.wait() == 0
+        assert not job.timed_out
+
+
+def test_what_a_command_leaves_behind_is_ended(tmp_path: Path) -> None:
+    with Crew() as crew:
+        job = crew.start(["sh", "-c", "setsid sleep 97 & echo $!"], tmp_path, os.environ)
+        (child,) = job.lines()
+        assert job.wait() == 0
+        assert not psutil.pid_exists(int(child))
+
+
+def test_a_starter_killed_with_9_takes_the_command_with_it(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib\n"
+        "from eridiff.supervise import Crew\n"
+        "job = Crew().start(['sh', '-c', 'echo $$; sleep 96'], pathlib.Path(sys.argv[1]), os.environ)\n"
+        "print(next(job.lines()), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    starter = processes.start(code, tmp_path)
+    out, _ = starter.communicate(timeout=30)
+    assert starter.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(int(out)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(int(out))
+
+
+def test_a_lock_is_waited_for_refused_and_kept_by_the_command(tmp_path: Path) -> None:
+    path, said = tmp_path / "deep" / "lock", []
+    with Crew() as crew:
+        with hold_file(path) as number:
+            with pytest.raises(BlockingIOError), hold_file(path):
+                pass
+            stopped = threading.Event()
+            stopped.set()
+            with pytest.raises(InterruptedError), hold_file(path, stopped, said.append):
+                pass
+            assert said == ["waits for another run in this checkout"]
+            job = crew.start(["sleep", "1"], tmp_path, os.environ, keep=number)
+        with pytest.raises(BlockingIOError), hold_file(path):  # its supervisor has it still
+            pass
+        assert list(job.lines()) == [] and job.wait() == 0
+        with hold_file(path):
+            pass
