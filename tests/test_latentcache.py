@@ -201,8 +201,10 @@ def test_one_graph_for_each_shape_whatever_the_order() -> None:
 
 
 SLOW = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 from eridiff.errors import run_main
 from tests.test_latentcache import MeanVae, cache, LatentParams, make_pictures
 folder = Path(sys.argv[1])
