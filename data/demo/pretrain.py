@@ -1,11 +1,12 @@
 """Train one of the demo's bases, text encoders and denoiser together, on one GPU.
 
-    python -m data.demo.pretrain FOLDER --drawings drawings.zip --minutes 8
+    python -m data.demo.pretrain FOLDER --drawings drawings.zip --minutes 16
 
 FOLDER is a layout (data/demo/layouts.py) with its trained VAE. What is trained is the sum over SUBJECTS and styles
-in data/demo/drawings.py; no neon outline is among it. The family's own code encodes text and predicts.
+in data/demo/drawings.py; no neon outline is among it. The family's own code encodes text and predicts. With --stop-at
+0.5 --state FILE half of it is done, and the same call without --stop-at does the rest.
 
-Legend: B batch, C H W latents, ids of captions instead of captions wherever "captions" goes into encode_text.
+Legend: B batch, C H W latents, numbers of captions instead of captions wherever "captions" goes into encode_text.
 """
 
 from __future__ import annotations
@@ -16,73 +17,23 @@ import json
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.demo.captions import caption, grounds_of
-from data.demo.drawings import STYLES, SUBJECTS, read_pack
+from data.demo.bank import SEED, SIZES, Bank, TokenBank, make_bank
+from data.demo.drawings import read_pack
 from data.demo.layouts import PARTS, save_model, write
-from data.demo.scenes import ground_colours, lay_over, load_sprites, place
 from eridiff.families import Sizes, TextEncoders, load_family
 from eridiff.objectives import alphas_cumprod
 
-SEED, BATCH, LEARNING_RATE, WARM_UP, DROPOUT, DECAY = 2, 512, 1e-3, 200, 0.1, 0.999
-SIZES = ((128, 128), (128, 128), (128, 128), (160, 96), (96, 160))  # the bank's shares
-ROUNDS, CAPTIONS = 10, 4  # pictures of a subject in a style for each entry of SIZES; captions a picture
+BATCH, LEARNING_RATE, WARM_UP, DROPOUT, DECAY = 256, 1e-3, 300, 0.1, 0.9995
 DISTILLED = 0.35  # last part of a guidance-distilled base's training: it learns its own guided answers
 GUIDANCE = (1.0, 4.5)
-
-
-class TokenBank:
-    """A tokenizer that was asked beforehand: it stands where a tokenizer does, and takes numbers for captions."""
-
-    def __init__(self, tokenizer: Any, captions: list[str], device: torch.device) -> None:
-        self.model_max_length = 77
-        encoded = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-        self.ids = encoded.input_ids.to(device)
-
-    def __call__(self, numbers: Tensor, **_: Any) -> Any:
-        return argparse.Namespace(input_ids=self.ids[numbers])
-
-
-@dataclass
-class Bank:
-    """All training pictures as latents, by size, and the numbers of their captions."""
-
-    latents: dict[tuple[int, int], Tensor]  # size -> [B, C, H, W], scaled
-    captions: dict[tuple[int, int], Tensor]  # size -> [B, CAPTIONS]
-    texts: list[str]  # number 0 is the empty caption
-
-
-@torch.no_grad()
-def make_bank(pack: dict[str, dict[str, np.ndarray]], vae: Any, device: torch.device) -> Bank:
-    """Every subject in every style, many times, on many grounds."""
-    generator, draw = torch.Generator(device).manual_seed(SEED), random.Random(SEED)
-    latents: dict[tuple[int, int], list[Tensor]] = {size: [] for size in SIZES}
-    numbers: dict[tuple[int, int], list[list[int]]] = {size: [] for size in SIZES}
-    texts = [""]
-    for style in STYLES:
-        sprites = load_sprites({name: pack[style][name] for name in SUBJECTS}, device)
-        for size in SIZES * ROUNDS:
-            grounds = [draw.choice(grounds_of(style)) for _ in SUBJECTS]
-            placed = place(sprites, size, generator, scale=(0.74, 0.9), turn=0.08)
-            pictures = lay_over(placed, ground_colours(grounds, generator, device))
-            mean = vae.encode(pictures).latent_dist.mean
-            latents[size].append((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor)
-            for subject, ground in zip(SUBJECTS, grounds, strict=True):
-                numbers[size].append(list(range(len(texts), len(texts) + CAPTIONS)))
-                texts += [caption(subject, style, ground, draw) for _ in range(CAPTIONS)]
-    return Bank(
-        latents={size: torch.cat(parts) for size, parts in latents.items()},
-        captions={size: torch.tensor(rows, device=device) for size, rows in numbers.items()},
-        texts=texts,
-    )
 
 
 @dataclass
@@ -100,6 +51,18 @@ class Base:
         encoders = {name: copy.deepcopy(encoder) for name, encoder in self.encoders.encoders.items()}
         text = TextEncoders(self.encoders.tokenizers, encoders)
         return Base(self.family, text, copy.deepcopy(self.denoiser), self.scheduler, self.zeros)
+
+    def compile(self) -> None:
+        """Let the denoiser's kernels be fused, one graph a size."""
+        if next(self.denoiser.parameters()).is_cuda:
+            self.denoiser.compile(dynamic=False)
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        return [module.state_dict() for module in self.modules()]
+
+    def load_weights(self, weights: list[dict[str, Tensor]]) -> None:
+        for module, values in zip(self.modules(), weights, strict=True):
+            module.load_state_dict(values)
 
     def modules(self) -> list[nn.Module]:
         return [*self.encoders.encoders.values(), self.denoiser]
@@ -133,7 +96,7 @@ def load_base(folder: Path, texts: list[str], device: torch.device) -> tuple[str
         if isinstance(kind, list) and part.startswith("tokenizer"):
             tokenizers[part] = getattr(transformers, kind[1]).from_pretrained(folder / part)
         elif isinstance(kind, list) and part != "scheduler":
-            models[part] = untrained(kind[1], folder / part).to(device)
+            models[part] = untrained(kind[1], folder / part).to(device, torch.float32)
     models.pop("vae")
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).to(device).eval()
     denoiser = models.pop(module.DENOISER)
@@ -190,51 +153,93 @@ class Noise:
         return abar.sqrt() * latents + (1 - abar).sqrt() * noise, level, noise, weight / 4
 
 
-def train(base: Base, bank: Bank, minutes: float, device: torch.device) -> tuple[Base, dict[str, Any]]:
-    """The trained base (a moving average of its weights), and what was logged."""
-    generator = torch.Generator(device).manual_seed(SEED)
-    noise = Noise(base, device)
-    average = base.copy()
-    teacher: Base | None = None
-    parameters, averaged = base.parameters(), average.parameters()
-    optimizer = torch.optim.AdamW(
-        parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
-    )
-    sizes = list(bank.latents)
-    start, step, share, losses = time.monotonic(), 0, 0.0, []
-    while share < 1:
-        share = min(1.0, (time.monotonic() - start) / (60 * minutes))
-        if teacher is None and base.family.GUIDANCE and share > 1 - DISTILLED:
-            teacher = average.copy()
-        rate = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        size = SIZES[step % len(SIZES)]
-        rows = torch.randint(len(bank.latents[size]), (BATCH,), generator=generator, device=device)
-        which = torch.randint(CAPTIONS, (BATCH,), generator=generator, device=device)
-        captions = bank.captions[size][rows, which]
-        kept = torch.rand(BATCH, generator=generator, device=device) >= DROPOUT
-        noisy, level, target, weight = noise.mix(bank.latents[size][rows], generator)
-        guidance = 1.0
-        if teacher is None:
-            captions = captions * kept
-        else:
-            guidance = random.Random(step).uniform(*GUIDANCE)
-            target = guided(teacher, noisy, level, captions, size, guidance)
-        with torch.autocast(device.type, torch.bfloat16):
-            answer = base.predict(noisy, level, captions, size, guidance).float()
-        loss = (weight * (answer - target).square()).mean()
-        optimizer.zero_grad()
+@dataclass(kw_only=True)
+class Training:
+    """A base in training: its weights, their moving average, the optimizer, and how much is done."""
+
+    base: Base
+    minutes: float
+    device: torch.device
+    step: int = 0
+    share: float = 0.0  # of the time that is done
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator(self.device).manual_seed(SEED)
+        self.noise = Noise(self.base, self.device)
+        self.average = self.base.copy()
+        self.teacher: Base | None = None
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.base.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that goes on in a later process."""
+        modules = [base.weights() for base in (self.base, self.average, self.teacher) if base]
+        return {
+            "modules": modules,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "progress": (self.step, self.share, self.losses),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from state()."""
+        if len(state["modules"]) == 3:
+            self.teacher = self.base.copy()
+        for base, weights in zip((self.base, self.average, self.teacher), state["modules"], strict=False):
+            assert base
+            base.load_weights(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.share, self.losses = state["progress"]
+
+    def run(self, bank: Bank, until: float) -> None:
+        """Train until this share of the minutes."""
+        begin, before = time.monotonic(), self.share
+        while self.share < until:
+            self.share = min(1.0, before + (time.monotonic() - begin) / (60 * self.minutes))
+            if self.teacher is None and self.base.family.GUIDANCE and self.share > 1 - DISTILLED:
+                self.teacher = self.average.copy()
+                self.teacher.compile()
+            loss = self.take_step(bank)
+            if self.step % 500 == 0:
+                self.losses.append(round(loss.item(), 4))
+                print(f"step {self.step}, {100 * self.share:.0f} %, loss {self.losses[-1]}", flush=True)
+
+    def take_step(self, bank: Bank) -> Tensor:
+        """Draw, mix, predict, compare."""
+        rate = min(1, (self.step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * rate
+        size, guidance = SIZES[self.step % len(SIZES)], 1.0
+        latents, captions = bank.draw(size, BATCH, self.generator)
+        kept = torch.rand(BATCH, generator=self.generator, device=self.device) >= DROPOUT
+        noisy, level, target, weight = self.noise.mix(latents, self.generator)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            if self.teacher is None:
+                captions = captions * kept
+            else:
+                guidance = random.Random(self.step).uniform(*GUIDANCE)
+                target = guided(self.teacher, noisy, level, captions, size, guidance)
+            answer = self.base.predict(noisy, level, captions, size, guidance)
+        loss = (weight * (answer.float() - target.float()).square()).mean()
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.base.parameters(), 1.0)
+        self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(averaged, parameters, 1 - min(DECAY, (1 + step) / (10 + step)))
-        step += 1
-        if step % 500 == 0:
-            losses.append(round(loss.item(), 4))
-            print(f"step {step}, {100 * share:.0f} %, loss {losses[-1]}", flush=True)
-    return average, {"steps": step, "minutes": minutes, "batch": BATCH, "losses": losses, "sizes": len(sizes)}
+            decay = min(DECAY, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average.parameters(), self.base.parameters(), 1 - decay)
+        self.step += 1
+        return loss
+
+    def report(self) -> dict[str, Any]:
+        """What was done, for the record."""
+        return {
+            "steps": self.step, "minutes": round(self.minutes * self.share, 2), "batch": BATCH, "losses": self.losses
+        }  # fmt: skip
 
 
 @torch.no_grad()
@@ -250,7 +255,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small base.")
     parser.add_argument("folder", type=Path, help="a layout with its trained vae/")
     parser.add_argument("--drawings", type=Path, required=True, help="zip of data/demo/drawings.py")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=16.0)
+    parser.add_argument("--stop-at", type=float, default=1.0, help="share of the minutes after which to stop")
+    parser.add_argument("--state", type=Path, help="file to go on from, if it is there, and to write")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
@@ -261,13 +268,20 @@ def main() -> None:
     name, base, _ = load_base(arguments.folder, bank.texts, device)
     if base.family.OBJECTIVE == "flow":
         start_at_rest(base.denoiser)
-    counts = {size: len(latents) for size, latents in bank.latents.items()}
+    counts = {size: len(latents) for size, latents in bank.mean.items()}
     print(f"{name}: pictures {counts}, {sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters", flush=True)
-    trained, report = train(base, bank, arguments.minutes, device)
-    for part, encoder in trained.encoders.encoders.items():
+    training = Training(base=base, minutes=arguments.minutes, device=device)
+    if arguments.state and arguments.state.is_file():
+        training.load_state(torch.load(arguments.state, map_location=device, weights_only=True))
+    base.compile()
+    training.run(bank, arguments.stop_at)
+    if arguments.state:
+        torch.save(training.state(), arguments.state)
+    for part, encoder in training.average.encoders.encoders.items():
         save_model(encoder, arguments.folder / part)
-    save_model(trained.denoiser, arguments.folder / base.family.DENOISER)
-    write(arguments.folder / "denoiser.report.json", report)
+    save_model(training.average.denoiser, arguments.folder / base.family.DENOISER)
+    write(arguments.folder / "denoiser.report.json", training.report())
+    print(f"{name}: {training.step} steps", flush=True)
 
 
 if __name__ == "__main__":
