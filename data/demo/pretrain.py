@@ -55,6 +55,7 @@ class Base:
     def compile(self) -> None:
         """Let the denoiser's kernels be fused, one graph a size."""
         if next(self.denoiser.parameters()).is_cuda:
+            torch._dynamo.config.recompile_limit = 64  # sizes, with and without gradients
             self.denoiser.compile(dynamic=False)
 
     def weights(self) -> list[dict[str, Tensor]]:
