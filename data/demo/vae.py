@@ -115,6 +115,7 @@ def train(family: str, drawings: Path, minutes: float, device: torch.device) -> 
         if step % 500 == 0:
             print(f"vae {family}: step {step}, {100 * share:.0f} %, loss {loss.item():.4f}", flush=True)
     trained = average.eval()
+    print(f"vae {family}: {step} steps", flush=True)
     report = {"steps": step, "minutes": minutes} | measure(trained, sprites, lights, generator)
     print(f"vae {family}: {json.dumps(report)}", flush=True)
     return trained, report
