@@ -13,8 +13,9 @@ from benchmarks.fullsize import make_encoders, make_prompts, make_vae
 from eridiff.families import TextEncoders
 from eridiff.latentcache import cache_latents, encode_batches
 from eridiff.latents import LatentParams, Sample, batch_by_bucket, plan_samples
+from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import DTYPES, use_tf32
-from eridiff.store import PixelDigests, Store
+from eridiff.store import Store
 from eridiff.texts import Caption, TextParams, batch_by_length, cache_texts, plan_captions, prepare_encoders
 from eridiff.texts import encode_batches as encode_captions
 from eridiff.vae import encode, prepare_vae

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from eridiff import store as module
+from eridiff import placement as module
 from eridiff.store import Store, entry_key
 from eridiff.tensorfile import RawTensor
 

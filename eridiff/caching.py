@@ -1,7 +1,7 @@
 """What both caching stages do with the store: look up, import, encode what is missing, publish, count."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def fill(
     out: Path,
     *,
     what: str,
-) -> tuple[dict[str, str], CacheCounts]:
+) -> tuple[Mapping[str, str], CacheCounts]:
     """What both caching stages do: import what the store lacks, encode the rest, publish the shards into `out`.
 
     earlier() gives the shards of the stage's own last output; encode() puts every key that is missing and says how

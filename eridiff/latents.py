@@ -15,8 +15,9 @@ from eridiff.encodepipe import (
 )
 from eridiff.errors import ConfigError
 from eridiff.images import load_pixels, pixel_digest
+from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
-from eridiff.store import Parts, PixelDigests, entry_key
+from eridiff.store import Parts, entry_key
 from eridiff.tables import Row
 from eridiff.tiles import TILING
 from eridiff.variants import Crop, plan_crops

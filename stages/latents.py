@@ -10,6 +10,7 @@ from eridiff.errors import run_main
 from eridiff.families import load_family, load_keys
 from eridiff.latentcache import cache_latents, help_latents
 from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
+from eridiff.pixeldigests import PixelDigests
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
@@ -17,7 +18,6 @@ from eridiff.ranks import find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
-from eridiff.store import PixelDigests
 from eridiff.tables import read_table, write_table
 
 

@@ -19,9 +19,10 @@ from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
 from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
+from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
 from eridiff.shards import Cache
-from eridiff.store import PixelDigests, Store
+from eridiff.store import Store
 from eridiff.tables import read_table, write_table
 from tests import processes
 

@@ -16,7 +16,8 @@ from eridiff.families import load_family
 from eridiff.files import digest_file
 from eridiff.latentcache import PictureReader, cache_latents, encode_batches
 from eridiff.latents import IN_NO_KEY, LatentParams, Sample, plan_samples
-from eridiff.store import PixelDigests, Store
+from eridiff.pixeldigests import PixelDigests
+from eridiff.store import Store
 from eridiff.tensorfile import TensorFile
 from eridiff.vae import encode, pixels_from_bytes
 from tests import processes
@@ -151,7 +152,7 @@ import pickle, sys
 from pathlib import Path
 from eridiff.latentcache import cache_latents
 from eridiff.latents import LatentParams, plan_samples
-from eridiff.store import PixelDigests
+from eridiff.pixeldigests import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
 params = LatentParams(batch_size=4)

@@ -1,0 +1,41 @@
+"""What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing.
+
+STORE/pixels/ID.tsv    file digest <tab> pixel digest, one immutable file a batch, named by its content
+"""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from eridiff.entries import WAY_OUT
+from eridiff.files import write_text
+from eridiff.progress import warn
+
+
+class PixelDigests:
+    """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "pixels"
+        self.known: dict[str, str] = {}
+        for path in sorted(self.folder.glob("*.tsv")):
+            with suppress(FileNotFoundError):  # gc joins small files
+                text = path.read_text("utf-8", errors="replace")
+                if path.name != self.file_name(text):
+                    warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
+                    continue
+                self.known |= dict(line.split("\t") for line in text.splitlines())
+
+    @staticmethod
+    def file_name(text: str) -> str:
+        """The name of a file with this content."""
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.tsv"
+
+    def learn(self, digests: Mapping[str, str]) -> None:
+        """Remember new digests in one immutable file, named by its content."""
+        new = {key: value for key, value in digests.items() if key not in self.known}
+        if new:
+            text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
+            write_text(self.folder / self.file_name(text), text)
+            self.known |= new
