@@ -72,7 +72,8 @@ def _read_once(folder: Path) -> Catalogue:
 
 def list_loose(folder: Path, prefix: str = "") -> Iterator[str]:
     """Names of the files of single entries below STORE/KIND/entries whose keys begin with the prefix, sorted."""
-    for place in sorted(os.listdir(folder)) if folder.is_dir() else ():
+    places = [prefix[:2]] if len(prefix) > 1 else sorted(os.listdir(folder)) if folder.is_dir() else []
+    for place in places:
         if place.startswith(prefix[:2]) and (folder / place).is_dir():
             for name in sorted(os.listdir(folder / place)):
                 if name.startswith(prefix) and name.endswith(".safetensors") and not name.startswith("."):

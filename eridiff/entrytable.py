@@ -156,6 +156,12 @@ class EntryTable(Mapping[str, Location]):
             self._merge()
             return self._sizes[np.searchsorted(self._keys, keys)]
 
+    def checksums(self, keys: Keys) -> list[str]:
+        """Checksums of entries that all are here."""
+        with self._lock:
+            self._merge()
+            return [checksum.decode() for checksum in self._checksums[np.searchsorted(self._keys, keys)]]
+
     def move(self, keys: Iterable[str], path: Path) -> None:
         """Say that entries, as they are, lie in another file now."""
         with self._lock:

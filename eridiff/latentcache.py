@@ -120,7 +120,7 @@ def cache_latents(
     *,
     workers: int | None = None,
     ranks: Ranks | None = None,
-) -> tuple[list[Row], CacheCounts]:
+) -> tuple[Sequence[Row], CacheCounts]:
     """Look up, import, encode what is missing, publish the shards into `out`; returns the index's rows.
 
     load() gives the VAE and its device and is called only where something has to be encoded; earlier() gives the

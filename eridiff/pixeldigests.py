@@ -4,7 +4,8 @@ STORE/pixels/ID.tsv    file digest <tab> pixel digest, one immutable file a batc
 """
 
 import hashlib
-from collections.abc import Mapping
+import io
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from eridiff.progress import warn
 
 
 class PixelDigests:
-    """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing."""
+    """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing.
 
-    def __init__(self, root: Path) -> None:
+    wanted: digests of files; without it, whatever all projects of the store have.
+    """
+
+    def __init__(self, root: Path, wanted: Container[str] | None = None) -> None:
         self.folder = root / "pixels"
         self.known: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.tsv")):
@@ -25,7 +29,8 @@ class PixelDigests:
                 if path.name != self.file_name(text):
                     warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
                     continue
-                self.known |= dict(line.split("\t") for line in text.splitlines())
+                pairs = (line.split("\t") for line in io.StringIO(text))
+                self.known |= {key: value.rstrip() for key, value in pairs if wanted is None or key in wanted}
 
     @staticmethod
     def file_name(text: str) -> str:

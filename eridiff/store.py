@@ -192,13 +192,14 @@ class Store:
     def _place(self, keys: Keys, out: Path, group: tuple[str, slice]) -> tuple[str, bool]:
         """Link the shard of some of the keys into `out`; its name in the store, and whether it was written."""
         prefix, part = group
-        shard, written = self._shard([key.decode() for key in keys[part]], prefix)
+        shard, written = self._shard(keys[part], prefix)
         link_or_copy(shard, out / shard_name(prefix))
         return shard.stem, written
 
-    def _shard(self, keys: list[str], prefix: str) -> tuple[Path, bool]:
+    def _shard(self, wanted: Keys, prefix: str) -> tuple[Path, bool]:
         """The store's shard of exactly these keys, written if there is none; entries of their own are then removed."""
-        path = self._shard_path({key: self.catalogue[key].checksum for key in keys})
+        keys = [key.decode() for key in wanted]
+        path = self._shard_path(dict(zip(keys, self.catalogue.checksums(wanted), strict=True)))
         written = not self._has_shard(path)
         if written:
             path = self._write_shard(keys)

@@ -18,7 +18,7 @@ from eridiff.ranks import find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
-from eridiff.tables import read_table, write_table
+from eridiff.tables import TableRows, write_table
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["vae"], model.family)["vae"]
     vae = pointer.components["vae"]
-    rows, _ = read_table(Path("data/buckets/buckets.parquet"))
+    rows = TableRows(Path("data/buckets/buckets.parquet"))
     pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
 
     def load_encoder() -> Any:
@@ -41,7 +41,7 @@ def main() -> None:
         source = find_source([pointer], load_keys(model.family).canonical)
         return family.load_vae(source, DTYPES[params.dtype]), device
 
-    load, pixels = TimedLoad(load_encoder), PixelDigests(root)
+    load, pixels = TimedLoad(load_encoder), PixelDigests(root, {row["file_digest"] for row in rows})
 
     @cache
     def plan(generation: str) -> list[Sample]:
