@@ -8,7 +8,8 @@ first three is a process of its own, from the start of `main` (imports of torch 
 
     fill        put and publish all entries, for each
     no-op       plan all samples from buckets.parquet, look them up, link all shards, write the index
-    look-up     of these, what the store takes to say that it has all
+    CPU         of the no-op, the processor's time, of all threads
+    look-up     of the no-op, what the store takes to say that it has all
     cold        the look-up without the catalogue
     add one     the same with one sample more: import of the last output, its entry, its shard
     MiB         the largest resident memory of the no-op; more: than that of a no-op of one sample
@@ -85,7 +86,7 @@ def build(folder: Path, count: int) -> dict[str, float]:
 
 def stage(folder: Path, count: int) -> dict[str, float]:
     """What the stage does when it starts; `count` may be one more than the store has."""
-    start = time.perf_counter()
+    start, began = time.perf_counter(), time.process_time()
     samples = plan(folder, count)
     planned = time.perf_counter()
     store, keys = Store(folder / "store", "latents"), [sample.key for sample in samples]
@@ -101,9 +102,9 @@ def stage(folder: Path, count: int) -> dict[str, float]:
 
     shards, _ = fill(store, keys, lambda: sorted((folder / "out").glob("shard-*")), encode, folder / "out", what="l")
     write_table(folder / "out/index.parquet", index_rows(samples, shards), INDEX_COLUMNS)
-    all_of_it = time.perf_counter() - start
+    all_of_it, processor = time.perf_counter() - start, time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"all": all_of_it, "look-up": looked - planned, "MiB": memory}
+    return {"all": all_of_it, "CPU": processor, "look-up": looked - planned, "MiB": memory}
 
 
 def run(work: str, folder: Path, count: int) -> dict[str, float]:
@@ -120,8 +121,10 @@ def measure(count: int, folder: Path, least: float) -> dict[str, float]:
     again = run("stage", folder, count)
     (folder / "store/latents/catalogue.parquet").unlink()
     cold = run("stage", folder, count)["look-up"]
-    row |= {"no-op": again["all"], "look-up": again["look-up"], "cold": cold}
-    return row | {"add one": run("stage", folder, count + 1)["all"], "MiB": again["MiB"], "more": again["MiB"] - least}
+    row |= {"no-op": again["all"], "CPU": again["CPU"], "look-up": again["look-up"], "cold": cold}
+    more = run("stage", folder, count + 1)
+    row |= {"add one": more["all"], "its CPU": more["CPU"]}
+    return row | {"MiB": again["MiB"], "more": again["MiB"] - least}
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ def _read_once(folder: Path) -> Catalogue:
     found.shards = set(paths)
     if now != {name: (facts, len(part)) for name, (facts, part) in remembered.items()}:
         _remember(folder / NAME, now, columns)
+    remembered.clear()  # its columns are as large as those here
     for name in loose:
         _read_file(folder / "entries" / name[:2] / name, found, columns, ALONE)
     found.entries = EntryTable(folder, paths, columns)

@@ -74,12 +74,12 @@ class EntryTable(Mapping[str, Location]):
         self._set(columns or Columns())
 
     def _set(self, columns: Columns) -> None:
-        keys = np.frombuffer(bytes(columns.keys), KEY)
+        keys = np.frombuffer(columns.keys, KEY)
         _, first = np.unique(keys, return_index=True)  # sorted; the first of equal ones
         self._keys = keys[first]
-        self._checksums = np.frombuffer(bytes(columns.checksums), CHECKSUM)[first]
-        self._sizes = np.frombuffer(columns.sizes.tobytes(), np.int64)[first]
-        self._files = np.frombuffer(columns.files.tobytes(), np.int32)[first]
+        self._checksums = np.frombuffer(columns.checksums, CHECKSUM)[first]
+        self._sizes = np.frombuffer(columns.sizes, np.int64)[first]
+        self._files = np.frombuffer(columns.files, np.intc)[first]
 
     def loose_path(self, key: str) -> Path:
         """Where an entry has a file of its own."""

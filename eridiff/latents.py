@@ -1,7 +1,7 @@
 """Which latents there are: the params, and every picture's crops with the keys of their posteriors in the store."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -76,8 +76,12 @@ class Sample:
     @property
     def parts(self) -> Parts:
         """Everything that the value depends on."""
-        geometry = {"bucket": self.bucket, "resize": self.crop.resize, "at": self.crop.at, "flip": self.flip}
-        return {**self.common, "pixels": self.pixel_digest, "crop": geometry}
+        return _parts(self.common, self.pixel_digest, self.bucket, self.crop, self.flip)
+
+
+def _parts(common: Parts, pixel_digest: str, bucket: tuple[int, int], crop: Crop, flip: bool) -> Parts:
+    geometry = {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
+    return {**common, "pixels": pixel_digest, "crop": geometry}
 
 
 def plan_samples(
@@ -136,7 +140,7 @@ def _samples(row: Row, params: LatentParams, pixel_digest: str, common: Parts, s
     first = Crop((row["resize_w"], row["resize_h"]), (row["crop_left"], row["crop_top"]))
     for variant, crop in enumerate(plan_crops(first, original, bucket, params, pixel_digest)):
         for flip in (False, True) if params.flip else (False,):
-            sample = Sample(
+            yield Sample(
                 path=row["path"],
                 flip=flip,
                 variant=variant,
@@ -145,10 +149,9 @@ def _samples(row: Row, params: LatentParams, pixel_digest: str, common: Parts, s
                 original=original,
                 bucket=bucket,
                 crop=same(crop),
-                key="",
+                key=entry_key(_parts(common, pixel_digest, bucket, crop, flip)),
                 common=common,
             )
-            yield replace(sample, key=entry_key(sample.parts))
 
 
 def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:

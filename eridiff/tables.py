@@ -75,7 +75,7 @@ def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[
     while some := list(islice(left, ROWS_AT_A_TIME)):
         for name, kind in columns.items():
             pieces[name].append(pa.array([row[name] for row in some], type=kinds[kind]))
-    arrays = [pa.concat_arrays(pieces[name]) for name in columns]
+    arrays = [pa.concat_arrays(pieces.pop(name)) for name in columns]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
