@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -185,8 +186,8 @@ def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
     assert set(Store(tmp_path / "store", "latents").catalogue) == set(ITEMS)
 
 
-def stage_bytes(folder: Path, command: list[str], local: str = "") -> dict[str, bytes]:
-    """Run stages.latents in a copy of the demo with an empty store; the files of its out."""
+def stage_bytes(folder: Path, command: list[str], local: str = "", *, shared: bool) -> dict[str, bytes]:
+    """Run stages.latents in a copy of the demo with an empty store, shared or not; the files of its out."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
@@ -201,15 +202,20 @@ def stage_bytes(folder: Path, command: list[str], local: str = "") -> dict[str, 
         done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     assert "latents: 20 samples, 20 encoded, 0 reused, 1 shard written" in done.stdout
+    assert bool(re.search(r"^latents \(process 2 of 2\): [1-9]\d* encoded$", done.stdout, re.M)) == shared, done.stdout
     return {path.name: path.read_bytes() for path in (folder / "data/latents").iterdir()}
 
 
 @pytest.mark.e2e
 def test_the_stage_gives_the_same_bytes_with_two_processes(tmp_path: Path) -> None:
-    """By itself, under torch's launcher, and with `processes: 2` in local.yaml."""
+    """By itself, under both launchers, and with `processes: 2` in local.yaml."""
     stage = [sys.executable, "-m", "stages.latents"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.latents"]
-    one = stage_bytes(tmp_path / "one", stage)
+    # --multi_gpu is what has it start several processes, here as on GPUs; with --cpu it starts one
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "stages.latents"]
+    one = stage_bytes(tmp_path / "one", stage, shared=False)
     assert set(one) == {"index.parquet", "shard-all.safetensors"}
-    assert stage_bytes(tmp_path / "launched", torchrun) == one
-    assert stage_bytes(tmp_path / "own", stage, "processes: 2\n") == one
+    assert stage_bytes(tmp_path / "launched", torchrun, shared=True) == one
+    assert stage_bytes(tmp_path / "accelerated", accelerate, shared=True) == one
+    assert stage_bytes(tmp_path / "own", stage, "processes: 2\n", shared=True) == one
