@@ -27,6 +27,7 @@ import torch
 from benchmarks.benchtable import Bench
 from benchmarks.encoderows import measure_sizes, measure_text, measure_vae
 from benchmarks.fullsize import write_pictures
+from benchmarks.vaeparts import measure_parts
 from eridiff.errors import quiet_libraries
 from eridiff.latents import LatentParams
 from eridiff.texts import TextParams
@@ -44,6 +45,7 @@ def run(bench: Bench) -> None:
     half = max(8, bench.pictures // 2)
     vae_row(bench, pictures, 4, "bf16, channels_last, compiled", FAST)
     text_row(bench, "T5-XXL 512 tokens, bf16, compiled", "t5", {"compile": True, "max_tokens": 512}, bench.prompts)
+    bench.row("parts of a VAE, bf16, channels_last", measure_parts(bench))
     vae_row(bench, pictures[:half], 4, "fp32 + TF32", {"dtype": "fp32", "tf32": True})
     vae_row(bench, pictures[:half], 4, "bf16", {"dtype": "bf16"})
     vae_row(bench, pictures, 16, "bf16, channels_last, compiled", FAST)
