@@ -12,9 +12,10 @@ from benchmarks.benchtable import Bench, Row, fresh, rate, synchronize
 from benchmarks.fullsize import make_encoders, make_prompts, make_vae
 from eridiff.families import TextEncoders
 from eridiff.latentcache import cache_latents, encode_batches
-from eridiff.latents import LatentParams, Sample, batch_by_bucket, plan_samples
+from eridiff.latents import LatentParams, batch_by_bucket, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import DTYPES, use_tf32
+from eridiff.samples import Samples
 from eridiff.store import Store
 from eridiff.texts import Caption, TextParams, batch_by_length, cache_texts, plan_captions, prepare_encoders
 from eridiff.texts import encode_batches as encode_captions
@@ -55,7 +56,7 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
     return measure
 
 
-def plan_pictures(bench: Bench, rows: list[dict[str, Any]], params: LatentParams, root: Any) -> list[Sample]:
+def plan_pictures(bench: Bench, rows: list[dict[str, Any]], params: LatentParams, root: Any) -> Samples:
     """The samples of an empty store: every picture is read once for its pixels."""
     return plan_samples(rows, params, IDENTITY, 1, 8, bench.folder / "raw", PixelDigests(root))
 

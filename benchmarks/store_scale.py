@@ -28,8 +28,9 @@ from pathlib import Path
 
 from eridiff import placement
 from eridiff.caching import fill
-from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, index_rows, plan_samples
+from eridiff.latents import INDEX_COLUMNS, LatentParams, index_rows, plan_samples
 from eridiff.pixeldigests import PixelDigests
+from eridiff.samples import Sample, Samples
 from eridiff.store import Store
 from eridiff.tables import Row, TableRows, write_table
 from eridiff.tensorfile import RawTensor
@@ -50,7 +51,7 @@ def make_rows(count: int) -> Iterator[Row]:
         yield row | {"crop_left": 88, "crop_top": 0, "original_w": 2400 + number % 64, "original_h": 2048}
 
 
-def plan(folder: Path, count: int) -> list[Sample]:
+def plan(folder: Path, count: int) -> Samples:
     """The samples, as the stage makes them."""
     table = folder / f"buckets-{count}.parquet"
     if not table.exists():
@@ -89,7 +90,8 @@ def stage(folder: Path, count: int) -> dict[str, float]:
     start, began = time.perf_counter(), time.process_time()
     samples = plan(folder, count)
     planned = time.perf_counter()
-    store, keys = Store(folder / "store", "latents"), [sample.key for sample in samples]
+    store = Store(folder / "store", "latents")
+    keys = samples.keys
     store.missing(keys)
     looked = time.perf_counter()
 

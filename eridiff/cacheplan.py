@@ -12,11 +12,12 @@ from eridiff.differences import Entries, as_json, describe, differences
 from eridiff.earlier import earlier_shards
 from eridiff.entries import Location, Parts, open_shard, read_catalogue
 from eridiff.families import Family, load_keys
-from eridiff.latents import LatentParams, Sample, index_rows, plan_samples
+from eridiff.latents import LatentParams, index_rows, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.prediction import EncoderPlan, SamplePlan
 from eridiff.probe import Encoder, Reference, Values
 from eridiff.probing import generation_of, probe_text, probe_vae, text_encoder, vae_encoder
+from eridiff.samples import Sample
 from eridiff.sources import Pointer, find_source, pointers_of
 from eridiff.store import Store
 from eridiff.tables import Row

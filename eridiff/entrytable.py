@@ -182,6 +182,6 @@ class EntryTable(Mapping[str, Location]):
         return np.asarray(self._keys[places] == keys)
 
 
-def sorted_keys(keys: Iterable[str]) -> Keys:
+def sorted_keys(keys: Iterable[str] | Keys) -> Keys:
     """Keys, each once, sorted, as an array."""
-    return np.unique(np.fromiter((key.encode() for key in keys), dtype=KEY))
+    return np.unique(keys if isinstance(keys, np.ndarray) else np.fromiter((key.encode() for key in keys), KEY))

@@ -1,9 +1,8 @@
 """Which latents there are: the params, and every picture's crops with the keys of their posteriors in the store."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,16 +12,15 @@ from eridiff.errors import ConfigError
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
-from eridiff.store import Parts, entry_key
+from eridiff.samples import Sample, Samples
+from eridiff.store import Parts
 from eridiff.tables import LazyRows, Row
 from eridiff.tiles import TILING
-from eridiff.variants import Crop, plan_crops
 
 INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "shard"), "str") | dict.fromkeys(
     ("flip", "variant", "bucket_w", "bucket_h", "crop_left", "crop_top", "original_w", "original_h"), "int"
 )
 IN_NO_KEY = {"flip", "crops", "crop_zoom", "seed"}  # they decide which samples there are, not what one holds
-Item = TypeVar("Item")
 PICTURES_REMEMBERED = 1024  # at once, while pictures are read for the first time
 
 
@@ -58,32 +56,6 @@ class LatentParams(Section):
     """Encode pictures larger than this many pixels a side in overlapping tiles: less memory, visible in numbers."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One crop to encode."""
-
-    path: str
-    flip: bool
-    variant: int  # 0 is the bucket's own crop
-    file_digest: str
-    pixel_digest: str
-    original: tuple[int, int]
-    bucket: tuple[int, int]
-    crop: Crop
-    key: str
-    common: Parts  # of the key's parts those that all samples share
-
-    @property
-    def parts(self) -> Parts:
-        """Everything that the value depends on."""
-        return _parts(self.common, self.pixel_digest, self.bucket, self.crop, self.flip)
-
-
-def _parts(common: Parts, pixel_digest: str, bucket: tuple[int, int], crop: Crop, flip: bool) -> Parts:
-    geometry = {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
-    return {**common, "pixels": pixel_digest, "crop": geometry}
-
-
 def plan_samples(
     rows: Collection[Row],
     params: LatentParams,
@@ -93,7 +65,7 @@ def plan_samples(
     pictures: Path,
     pixels: PixelDigests,
     generation: str = "",
-) -> list[Sample]:
+) -> Samples:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
     vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
@@ -102,8 +74,10 @@ def plan_samples(
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
     learn_pixels(_files(rows, side_multiple), pictures, pixels)
-    common, same = common_parts(params, vae, version, generation), Same()
-    return [sample for row in rows for sample in _samples(row, params, pixels.known[row["file_digest"]], common, same)]
+    samples = Samples(params, common_parts(params, vae, version, generation))
+    for row in rows:
+        samples.add(row, pixels.known[row["file_digest"]])
+    return samples
 
 
 def _files(rows: Iterable[Row], side_multiple: int) -> Iterator[tuple[str, str]]:
@@ -115,43 +89,11 @@ def _files(rows: Iterable[Row], side_multiple: int) -> Iterator[tuple[str, str]]
         yield row["path"], row["file_digest"]
 
 
-class Same:
-    """One object for all equal ones: many pictures have one size and one crop."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, Any] = {}
-
-    def __call__(self, value: Item) -> Item:
-        """The first one that was equal."""
-        found: Item = self._known.setdefault(value, value)
-        return found
-
-
 def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str) -> Parts:
     """The parts of a key that all samples of one run of the stage share."""
     common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
     common |= {"probe": generation} if generation else {}
     return common | ({"tiling": TILING} if params.tile is not None else {})
-
-
-def _samples(row: Row, params: LatentParams, pixel_digest: str, common: Parts, same: Same) -> Iterator[Sample]:
-    """The variants of one row of buckets.parquet, each with its key: what is common to all, the pixels, the crop."""
-    bucket, original = same((row["bucket_w"], row["bucket_h"])), same((row["original_w"], row["original_h"]))
-    first = Crop((row["resize_w"], row["resize_h"]), (row["crop_left"], row["crop_top"]))
-    for variant, crop in enumerate(plan_crops(first, original, bucket, params, pixel_digest)):
-        for flip in (False, True) if params.flip else (False,):
-            yield Sample(
-                path=row["path"],
-                flip=flip,
-                variant=variant,
-                file_digest=row["file_digest"],
-                pixel_digest=pixel_digest,
-                original=original,
-                bucket=bucket,
-                crop=same(crop),
-                key=entry_key(_parts(common, pixel_digest, bucket, crop, flip)),
-                common=common,
-            )
 
 
 def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:
@@ -173,7 +115,7 @@ def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: Pixel
     pixels.learn(some)
 
 
-def batch_by_bucket(samples: list[Sample], batch_size: int) -> Iterator[list[Sample]]:
+def batch_by_bucket(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
     """Samples of one bucket at a time, in the order of their keys, so that history decides nothing."""
     by_bucket: dict[tuple[int, int], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.key):
@@ -183,7 +125,7 @@ def batch_by_bucket(samples: list[Sample], batch_size: int) -> Iterator[list[Sam
             yield members[start : start + batch_size]
 
 
-def index_rows(samples: Iterable[Sample], shards: Mapping[str, str]) -> Sequence[Row]:
+def index_rows(samples: Samples, shards: Mapping[str, str]) -> Sequence[Row]:
     """Rows of the index, sorted: for each sample its key, its shard, and the sizes that a model may be told.
 
     crop_left, crop_top: where the crop lies in the scaled picture as seen, mirrored or not.
@@ -196,5 +138,4 @@ def index_rows(samples: Iterable[Sample], shards: Mapping[str, str]) -> Sequence
         row |= {"bucket_w": sample.bucket[0], "bucket_h": sample.bucket[1], "crop_left": left, "crop_top": top}
         return row | {"original_w": sample.original[0], "original_h": sample.original[1]}
 
-    ordered = sorted(samples, key=lambda one: (one.path, one.bucket, one.variant, one.flip))
-    return LazyRows(ordered, row_of)
+    return LazyRows(samples.in_order(), row_of)

@@ -94,7 +94,7 @@ class Store:
         with self._lock:
             self._found = None
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
+    def missing(self, keys: Iterable[str] | Keys) -> list[str]:
         """Those of the keys that the store lacks, sorted, each once."""
         return [key.decode() for key in self.catalogue.lacking(sorted_keys(keys))]
 
@@ -163,7 +163,7 @@ class Store:
                     self.catalogue.add(location)
         return len(self.catalogue) - before
 
-    def publish(self, keys: Iterable[str], out: Path) -> Placement:
+    def publish(self, keys: Iterable[str] | Keys, out: Path) -> Placement:
         """Fill the folder `out` with hardlinked shards that hold exactly these keys; returns key -> file name.
 
         The shards are a function of the set of keys: one, or split into 16 by the next digit of the key

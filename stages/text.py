@@ -51,7 +51,7 @@ def main() -> None:
         encoder=text_encoder(pointer, params, family),
         root=root,
         take=lambda: probe_text(params, family, *load()),
-        lacks=lambda generation: entries_lacking(root, "texts", [c.key for c in plan(generation)], earlier),
+        lacks=lambda generation: entries_lacking(root, "texts", (c.key for c in plan(generation)), earlier),
         earlier=lambda: index_reference(earlier_index("text", str(out))),
     )
     reference = settle(probing)

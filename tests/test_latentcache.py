@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
+from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
+from eridiff.samples import Samples
 from eridiff.shards import Cache
 from eridiff.store import Store
 from eridiff.tables import read_table, write_table
@@ -60,7 +61,7 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int] = (96, 80)) ->
     return rows
 
 
-def plan(rows: list[dict[str, Any]], params: LatentParams, pictures: Path, store: Path) -> list[Sample]:
+def plan(rows: list[dict[str, Any]], params: LatentParams, pictures: Path, store: Path) -> Samples:
     return plan_samples(rows, params, VAE, 1, 16, pictures, PixelDigests(store))
 
 

@@ -38,6 +38,7 @@ LAYERS = (
     ("stagegraph", "experiments", "flowserver"),
     ("stagerun", "runpage"),
     ("tiles", "variants", "shards"),
+    ("samples",),
     ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
     ("storegc", "storecare", "storesize"),
     ("storerepair",),
