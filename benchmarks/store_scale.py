@@ -57,7 +57,7 @@ def plan(folder: Path, count: int) -> Samples:
     if not table.exists():
         write_table(table, make_rows(count), COLUMNS)
     rows = TableRows(table)
-    pixels = PixelDigests(folder / "store", {row["file_digest"] for row in rows})
+    pixels = PixelDigests(folder / "store", {row["file_digest"] for row in TableRows(table, ["file_digest"])})
     pixels.learn({digest: digest for digest in (f"{number:064x}" for number in range(count))})
     return plan_samples(rows, LatentParams(), {"content": "c" * 64, "config": "d" * 64}, 1, 8, folder, pixels)
 

@@ -151,4 +151,4 @@ def _remember(path: Path, shards: dict[str, tuple[Facts, int]], columns: Columns
     facts = {"shards": text, "digest": digest_json([text, len(columns)])}
     table = pyarrow.table(arrays, names=list(COLUMNS)).replace_schema_metadata(facts)
     with suppress(OSError), atomic_write(path) as file:
-        parquet.write_table(table, file, write_page_checksum=True, store_schema=True)
+        parquet.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")

@@ -4,13 +4,12 @@ STORE/pixels/ID.tsv    file digest <tab> pixel digest, one immutable file a batc
 """
 
 import hashlib
-import io
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from eridiff.entries import WAY_OUT
-from eridiff.files import write_text
+from eridiff.files import digest_file, write_text
 from eridiff.progress import warn
 
 
@@ -25,12 +24,12 @@ class PixelDigests:
         self.known: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.tsv")):
             with suppress(FileNotFoundError):  # gc joins small files
-                text = path.read_text("utf-8", errors="replace")
-                if path.name != self.file_name(text):
+                if path.name != f"{digest_file(path)}.tsv":
                     warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
                     continue
-                pairs = (line.split("\t") for line in io.StringIO(text))
-                self.known |= {key: value.rstrip() for key, value in pairs if wanted is None or key in wanted}
+                with path.open(encoding="utf-8") as file:
+                    pairs = (line.rstrip("\n").split("\t") for line in file)
+                    self.known |= {key: value for key, value in pairs if wanted is None or key in wanted}
 
     @staticmethod
     def file_name(text: str) -> str:

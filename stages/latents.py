@@ -32,7 +32,8 @@ def main() -> None:
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["vae"], model.family)["vae"]
     vae = pointer.components["vae"]
-    rows = TableRows(Path("data/buckets/buckets.parquet"))
+    table = Path("data/buckets/buckets.parquet")
+    rows, digests = TableRows(table), {row["file_digest"] for row in TableRows(table, ["file_digest"])}
     pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
 
     def load_encoder() -> Any:
@@ -42,7 +43,7 @@ def main() -> None:
         source = find_source([pointer], load_keys(model.family).canonical)
         return family.load_vae(source, DTYPES[params.dtype]), device
 
-    load, pixels = TimedLoad(load_encoder), PixelDigests(root, {row["file_digest"] for row in rows})
+    load, pixels = TimedLoad(load_encoder), PixelDigests(root, digests)
 
     @cache
     def plan(generation: str) -> Samples:

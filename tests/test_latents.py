@@ -65,9 +65,7 @@ def row(pictures: Path, number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def plan(
-    pictures: Path, params: LatentParams, rows: Iterable[dict[str, Any]] | None = None, **changes: Any
-) -> Samples:
+def plan(pictures: Path, params: LatentParams, rows: Iterable[dict[str, Any]] | None = None, **changes: Any) -> Samples:
     pixels = PixelDigests(pictures.parent / "store")
     given = {"vae": VAE, "version": 1, "side_multiple": 16, **changes}
     rows = [row(pictures, number) for number in range(7)] if rows is None else rows
