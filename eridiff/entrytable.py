@@ -163,7 +163,7 @@ class EntryTable(Mapping[str, Location]):
             return [checksum.decode() for checksum in self._checksums[np.searchsorted(self._keys, keys)]]
 
     def move(self, keys: Iterable[str], path: Path) -> None:
-        """Say that entries, as they are, lie in another file now."""
+        """Say that entries, as they are, lie in another file now; of what is not here nothing is said."""
         with self._lock:
             number = self._number(path)
             old = []
@@ -172,8 +172,8 @@ class EntryTable(Mapping[str, Location]):
                     self._new[key] = (*self._new[key][:2], number)
                 else:
                     old.append(key)
-            if old:
-                self._files[np.searchsorted(self._keys, sorted_keys(old))] = number
+            wanted = sorted_keys(old)
+            self._files[np.searchsorted(self._keys, wanted[self._are_here(wanted)])] = number
 
     def _are_here(self, keys: Keys) -> NDArray[np.bool_]:
         if not len(self._keys):

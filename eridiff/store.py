@@ -171,9 +171,7 @@ class Store:
         Raises: EntryGone where the store has lost one of them, StoreError where one is damaged.
         """
         wanted = sorted_keys(keys)
-        if len(lost := self.catalogue.lacking(wanted)):
-            raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
-        groups = list(split_sorted(wanted, self.catalogue.sizes(wanted)))
+        groups = list(split_sorted(wanted, self._all_of(wanted).sizes(wanted)))
         placed = Placement(wanted, [prefix for prefix, _ in groups])
         try:
             for old in out.glob("shard-*.safetensors"):
@@ -189,6 +187,16 @@ class Store:
         self.shards_written += sum(written for _, written in made)
         return placed
 
+    def _all_of(self, keys: Keys) -> EntryTable:
+        """The entries, with all of some keys among them.
+
+        Raises: EntryGone where the store has lost one.
+        """
+        table = self.catalogue  # another thread may look again meanwhile
+        if len(lost := table.lacking(keys)):
+            raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
+        return table
+
     def _place(self, keys: Keys, out: Path, group: tuple[str, slice]) -> tuple[str, bool]:
         """Link the shard of some of the keys into `out`; its name in the store, and whether it was written."""
         prefix, part = group
@@ -199,7 +207,7 @@ class Store:
     def _shard(self, wanted: Keys, prefix: str) -> tuple[Path, bool]:
         """The store's shard of exactly these keys, written if there is none; entries of their own are then removed."""
         keys = [key.decode() for key in wanted]
-        path = self._shard_path(dict(zip(keys, self.catalogue.checksums(wanted), strict=True)))
+        path = self._shard_path(dict(zip(keys, self._all_of(wanted).checksums(wanted), strict=True)))
         written = not self._has_shard(path)
         if written:
             path = self._write_shard(keys)
