@@ -1,6 +1,7 @@
 """What store, DVC's cache and the project take together, after a real `dvc repro`: by inode and by `du`."""
 
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -159,6 +160,8 @@ def test_without_hardlinks_du_says_what_links_instead(tmp_path: Path) -> None:
 @pytest.fixture
 def no_links(tmp_path: Path) -> Iterator[Path]:
     """A mounted file system without links of any kind, without rights: vfat, or exFAT by FUSE."""
+    if shutil.which("losetup") is None:
+        pytest.skip("losetup is not installed")
     image, place, why = tmp_path / "image", tmp_path / "mounted", []
     place.mkdir()
     with image.open("wb") as file:
