@@ -83,8 +83,8 @@ def test_the_whole_pipeline_by_s3(project: Clone, bucket: str, folder: Path) -> 
     s3 = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
     def use(clone: Clone) -> None:
-        clone.run("dvc", "remote", "add", "-q", "-f", "-d", "--local", "there", "s3://caches/whole")
-        clone.run("dvc", "remote", "modify", "--local", "there", "endpointurl", bucket)
+        clone.run("dvc", "remote", "add", "-q", "-d", "--local", "bucket", "s3://caches/whole")
+        clone.run("dvc", "remote", "modify", "--local", "bucket", "endpointurl", bucket)
 
     use(project)
     project.run("dvc", "push", "-q", "--run-cache", **s3)
