@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from eridiff.errors import ConfigError, DataError
-from eridiff.files import write_text
+from eridiff.files import link_kind, write_text
 from eridiff.images import PICTURE_SUFFIXES
 from eridiff.project import NAME, checkout_root
 
@@ -66,6 +66,8 @@ def _init_dvc(root: Path, folder: Path) -> None:
     inside = cache.is_relative_to(root)
     place = os.path.relpath(cache, folder) if inside else str(cache)
     _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
+    if link_kind(folder) == "symlink":  # else DVC would keep each file twice
+        _run(["dvc", "config", "-q", "--local", "cache.type", "symlink"], folder)
     _run(["dvc", "add", "-q", "data/raw"], folder)
     _run(["dvc", "unprotect", "data/raw"], folder)  # users edit their pictures and captions in place
     pointer = folder / "data" / "raw.dvc"

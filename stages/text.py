@@ -15,7 +15,7 @@ from eridiff.ranks import find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
-from eridiff.tables import read_table, write_table
+from eridiff.tables import TableRows, write_table
 from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_texts, plan_captions, report_lost
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     params = load_section(TextParams, "text")
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["text"], model.family)["text"]
-    rows, _ = read_table(Path("data/captions/captions.parquet"))
+    rows = TableRows(Path("data/captions/captions.parquet"), ["variants"])
     root, out = store_root(), Path("data/text")
 
     def load_encoder() -> Any:
@@ -51,7 +51,7 @@ def main() -> None:
         encoder=text_encoder(pointer, params, family),
         root=root,
         take=lambda: probe_text(params, family, *load()),
-        lacks=lambda generation: entries_lacking(root, "texts", [c.key for c in plan(generation)], earlier),
+        lacks=lambda generation: entries_lacking(root, "texts", (c.key for c in plan(generation)), earlier),
         earlier=lambda: index_reference(earlier_index("text", str(out))),
     )
     reference = settle(probing)

@@ -21,9 +21,9 @@ from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
 from eridiff.latents import LatentParams, plan_samples
 from eridiff.lora import read_checkpoint
+from eridiff.pixeldigests import PixelDigests
 from eridiff.shards import Cache
 from eridiff.sources import ModelSource, find_source, pointers_of
-from eridiff.store import PixelDigests
 from eridiff.tensorfile import raw_tensors, write_tensors
 from eridiff.texts import TextParams, cache_texts, plan_captions
 from eridiff.train import prepare_run, train

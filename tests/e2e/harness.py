@@ -49,6 +49,7 @@ class Clone:
             "ERIDIFF_STORE": str(self.store),
             "ERIDIFF_DEVICE": "cpu",
             "XDG_CACHE_HOME": str(self.cache),
+            "XDG_CONFIG_HOME": str(self.cache / "config"),  # else a user's own local.yaml would count
             "DVC_NO_ANALYTICS": "1",
             "HF_HUB_OFFLINE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
