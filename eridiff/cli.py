@@ -1,4 +1,4 @@
-"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff store`."""
+"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff inspect`, `eridiff store`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,17 @@ def base_add(
 
     for path in add_base(name, folder):
         typer.echo(f"written: {path}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, or a model folder.")],
+) -> None:
+    """Say what a weight file is, from its header alone."""
+    from eridiff.inspect import inspect_path
+
+    for line in inspect_path(path):
+        typer.echo(line)
 
 
 @app.command()

@@ -24,6 +24,8 @@ class LocalConfig(Section):
     """Base name -> folder that holds its weights on this machine."""
     model_folders: tuple[str, ...] = ()
     """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
+    allow_pickle: bool = False
+    """Read pickled weights (.ckpt, .pt) too: their tensors alone, no code in them is run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower, the same numbers."""
     workers: Annotated[int, Field(ge=0)] | None = None

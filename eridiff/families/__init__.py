@@ -5,6 +5,7 @@ key tables) and workflow.py (the ComfyUI graph). Modules are the implementation:
 """
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +125,23 @@ def load_workflow(name: str) -> "Workflow":
     return cast(Workflow, importlib.import_module(f"eridiff.families.{name}.workflow"))
 
 
+def published(name: str) -> dict[str, dict[str, Any]]:
+    """Variant -> component -> config, of the models that a family's makers published (its published.json)."""
+    path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text("utf-8"))
+    return {variant: record["common"] | own for variant, own in record["variants"].items()}
+
+
 class Keys(Protocol):
     """What every eridiff/families/NAME/keys.py defines at module level."""
 
     DIALECTS: tuple[Any, ...]  # of keytables.Dialect: the files of an export, the primary one first
     IMPLEMENTATION: str  # of modelspec: whose code the base is made for
     NETWORK_MODULE: str  # the module of sd-scripts that loads the kohya file
+    COMPONENTS: Mapping[str, Any]  # component with weights -> weighttables.Part: what it is in single files
+    LOOKS: tuple[Any, ...]  # of signatures.Look: how the denoiser shows itself in a file, and what is taken for it
 
     def architecture(self, config: Mapping[str, Any]) -> str:
         """The base's name in modelspec, from the denoiser's config."""
