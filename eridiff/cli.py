@@ -22,13 +22,40 @@ app.add_typer(store_app, name="store")
 @base_app.command("add")
 def base_add(
     name: Annotated[str, typer.Argument(help="Name of the base, as in model.base.")],
-    folder: Annotated[Path, typer.Argument(help="Model folder in diffusers' layout.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="A model folder in diffusers' layout, OWNER/NAME of the hub, or weight files."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="Folder in diffusers' layout whose configs and tokenizers the files have.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
 ) -> None:
     """Make the pointers of a base: what its weights are, wherever they lie."""
     from eridiff.bases import add_base
 
-    for path in add_base(name, folder):
+    for path in add_base(name, sources, config, variant):
         typer.echo(f"written: {path}")
+
+
+@base_app.command("list")
+def base_list() -> None:
+    """Every base, and whether its weights are on this machine."""
+    from eridiff.baselist import list_bases
+
+    for line in list_bases():
+        typer.echo(line)
+
+
+@base_app.command("find")
+def base_find(
+    name: Annotated[str | None, typer.Argument(help="A base; none: every model file that this machine has.")] = None,
+) -> None:
+    """Where the weights of a base lie, their content checked; or which models this machine has."""
+    from eridiff.baselist import find_base, find_models
+
+    for line in find_base(name) if name else find_models():
+        typer.echo(line)
 
 
 @app.command()

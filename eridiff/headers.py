@@ -6,7 +6,7 @@ One model lies in one file (all-in-one), in a file a part (split), or in shards 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -207,11 +207,6 @@ def what_else(names: Iterable[str]) -> str:
 def predicts_v(weights: Weights) -> bool:
     """Whether a fine-tune says that it predicts v and not the noise."""
     return any(name in weights.where for name in ("v_pred", "edm_vpred.sigma_max"))
-
-
-def of_kind(part: Found, kind: str) -> Found:
-    """The part as what only its place can tell: which CLIP one of an unpublished size is."""
-    return replace(part, kind=kind)
 
 
 def model_files(folder: Path) -> Iterator[Path]:

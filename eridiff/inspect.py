@@ -76,7 +76,7 @@ def fitting(part: Found) -> list[str]:
     """The families' components that a shared part is: those that miss nothing and leave the least unread."""
     unread: dict[str, int] = {}
     for family in family_names():
-        keys, configs = load_keys(family), published(family)
+        keys, configs = load_keys(family), published(family).variants
         for component, kind in keys.COMPONENTS.items():
             if kind.kind == part.kind and configs:
                 config = next(iter(configs.values()))[component]
@@ -90,7 +90,7 @@ def as_variant(part: Found, variant: str) -> PartTensors:
     """A denoiser read as the published model that its shapes show."""
     keys = load_keys(part.family)
     component = next(name for name, kind in keys.COMPONENTS.items() if kind.kind == "denoiser")
-    config = published(part.family)[variant][component]
+    config = published(part.family).variants[variant][component]
     return map_part(part, keys.COMPONENTS[component], component, config, keys.canonical, whole=False)
 
 

@@ -3,8 +3,9 @@
 checkpoint: model.diffusion_model.input_blocks.0.0.weight => unet: conv_in.weight
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from eridiff.errors import BaseError
@@ -12,6 +13,8 @@ from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
 from eridiff.headers import Found
 from eridiff.keytables import Config, Row
+from eridiff.progress import track
+from eridiff.signatures import Mark, fits
 from eridiff.tensorfile import RawTensor, digest_tensors
 from eridiff.weighttables import Part, table_version, to_model
 
@@ -76,8 +79,6 @@ class PartTensors:
 
     def digests(self, remembered: FileDigests) -> dict[str, str]:
         """Canonical name -> digest of dtype, shape and bytes (and scale), as remembered for each file."""
-        import json
-
         version, everything = table_version(self.rows), {}
         for file in self.found.weights.files:
             what = f"{self.component}:{self.found.prefix}:{version}"
@@ -89,7 +90,7 @@ class PartTensors:
         """JSON of the digests of those tensors that come out of these names of a file."""
         held = set(names)
         digests = {}
-        for part, (_, old) in self.sources.items():
+        for part, (_, old) in track(self.sources.items(), what="digest", total=len(self.sources), unit="tensors"):
             if self.found.prefix + old in held:
                 scale = self.scale(part)
                 digests[part] = digest_tensors({"": self.raw(part), **({"scale": scale} if scale else {})})
@@ -106,12 +107,35 @@ def map_part(
     tensors = PartTensors(
         component=component, found=found, rows=part.rows(found.look.layout, config), canonical=canonical
     )
-    if whole and (missing := tensors.missing):
-        raise BaseError(
-            f"{found.weights.paths[0]} lacks {len(missing)} of {len(tensors.rows)} tensors of {component} "
-            f"({found.look.what}): {shorten(missing)}. It is of another model, or was saved in part."
-        )
+    if whole:
+        refuse_others(tensors, part.sizes(config))
     return tensors
+
+
+def refuse_others(tensors: PartTensors, sizes: Mapping[str, Mark]) -> None:
+    """Raises: BaseError where tensors are missing, or have other sizes than the config asks for."""
+    found, missing = tensors.found, tensors.missing
+    what = f"{found.weights.paths[0]} ({found.look.what})"
+    if missing:
+        raise BaseError(
+            f"{what} lacks {len(missing)} of {len(tensors.rows)} tensors of {tensors.component}: {shorten(missing)}. "
+            "It is of another model, or was saved in part."
+        )
+    for name, mark in sizes.items():
+        shape = found.shapes[tensors.sources[name][1]]
+        if not fits(shape, mark):
+            raise BaseError(
+                f"{what} is not the {tensors.component} of this base: its {name} is {list(shape)}, and must be "
+                f"{list(mark or ())}."
+            )
+
+
+def as_kind(found: Found, kind: str, config: Config) -> Found:
+    """A CLIP of an unpublished size as the one whose width it has: its header alone does not say which."""
+    tokens = found.shapes.get("text_model.embeddings.token_embedding.weight", ())
+    if found.kind == "clip" and kind.startswith("clip") and tokens[1] == config["hidden_size"]:
+        return replace(found, kind=kind)
+    return found
 
 
 def shorten(names: list[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from eridiff.keytables import Config, Row, place
-from eridiff.signatures import Look
+from eridiff.signatures import Look, Mark
 from eridiff.weighttables import Part, as_diffusers, conv_or_linear, leaves, same, transposed
 
 # Names that differ with the version of the library that wrote a file; canonical is the published base's.
@@ -103,11 +103,23 @@ def t5_rows(layout: str, config: Config) -> tuple[Row, ...]:
     return tuple(leaves(same(names), "weight"))
 
 
-VAE = Part(kind="vae", rows=vae_rows)
-CLIP_L = Part(kind="clip-l", rows=partial(clip_rows, projected=False))
-CLIP_L_PROJECTED = Part(kind="clip-l", rows=partial(clip_rows, projected=True))
-CLIP_G_PROJECTED = Part(kind="clip-g", rows=partial(clip_rows, projected=True))
-T5 = Part(kind="t5", rows=t5_rows)
+def _vae_sizes(config: Config) -> dict[str, Mark]:
+    return {"encoder.conv_out.weight": (2 * config["latent_channels"], config["block_out_channels"][-1], 3, 3)}
+
+
+def _clip_sizes(config: Config) -> dict[str, Mark]:
+    return {_TOKENS: (config["vocab_size"], config["hidden_size"])}
+
+
+def _t5_sizes(config: Config) -> dict[str, Mark]:
+    return {"shared.weight": (config["vocab_size"], config["d_model"])}
+
+
+VAE = Part(kind="vae", rows=vae_rows, sizes=_vae_sizes)
+CLIP_L = Part(kind="clip-l", rows=partial(clip_rows, projected=False), sizes=_clip_sizes)
+CLIP_L_PROJECTED = Part(kind="clip-l", rows=partial(clip_rows, projected=True), sizes=_clip_sizes)
+CLIP_G_PROJECTED = Part(kind="clip-g", rows=partial(clip_rows, projected=True), sizes=_clip_sizes)
+T5 = Part(kind="t5", rows=t5_rows, sizes=_t5_sizes)
 
 _TOKENS = "text_model.embeddings.token_embedding.weight"
 _CLIP_SPARE = ("text_model.embeddings.position_ids", "logit_scale", "text_projection", "visual_projection")

@@ -13,9 +13,11 @@ import numpy as np
 from eridiff.errors import BaseError
 from eridiff.files import digest_json
 from eridiff.keytables import Config, Row
+from eridiff.signatures import Mark
 from eridiff.tensorfile import ITEM_SIZE, RawTensor
 
 Table = Callable[[str, Config], tuple[Row, ...]]  # (layout, config) -> rows
+Sizes = Callable[[Config], Mapping[str, Mark]]  # config -> sizes of some of the model's tensors
 BOTH = ("weight", "bias")
 
 
@@ -25,6 +27,7 @@ class Part:
 
     kind: str  # as in signatures.Look
     rows: Table
+    sizes: Sizes  # what tells it from a model of other sizes with the same names
 
 
 def leaves(rows: Iterable[Row], *names: str) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from eridiff.checkpoint import make_lineage, put_out, train_key
 from eridiff.config import ModelParams, load_section
 from eridiff.data import open_training_set
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device
 from eridiff.previews import make_previewer
@@ -44,7 +44,7 @@ def main() -> None:
     state = store_root() / "runs" / train_key(params, pointer, INPUTS, read_stages(Path())["train"])
     with hold(state):
         pin(store_root(), "runs", Path(), [state.name])
-        source = find_source([pointer], load_keys(model.family).canonical)
+        source = find_source([pointer])
         run = prepare_run(params, family, source, tables["latents"][1], device, local.gradient_checkpointing)
         previewer = make_previewer(local, model, params.precision, run.denoiser, data.samples[0].bucket)
         table, seconds = train(run, data, state, local.state_every, previewer)

@@ -13,8 +13,9 @@ from torch import nn
 
 from eridiff.families import load_keys, published
 from eridiff.keytables import Row
-from eridiff.tensorfile import ITEM_SIZE
-from eridiff.weighttables import conv_or_linear, transposed
+from eridiff.tensorfile import ITEM_SIZE, RawTensor, TensorFile, write_tensors
+from eridiff.weighttables import conv_or_linear, transposed, write_original
+from tests.checkouts import SMALL
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # name -> (dtype, shape)
 # What stands where in all-in-one files: component -> prefix.
@@ -47,7 +48,7 @@ CLASSES = {
 COMPONENTS = [
     (family, variant, component)
     for family in ("sdxl", "sd35", "flux")
-    for variant in published(family)
+    for variant in published(family).variants
     for component in load_keys(family).COMPONENTS
 ]
 
@@ -58,7 +59,7 @@ def meta_model(family: str, variant: str, component: str) -> nn.Module:
     import diffusers
     import transformers
 
-    config = published(family)[variant][component]
+    config = published(family).variants[variant][component]
     library, name = CLASSES.get((family, component), "diffusers.AutoencoderKL").split(".")
     kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
     with torch.device("meta"):
@@ -75,7 +76,7 @@ def canonical_shapes(family: str, variant: str, component: str) -> dict[str, tup
 
 def rows_of(family: str, variant: str, component: str, layout: str) -> tuple[Row, ...]:
     part = load_keys(family).COMPONENTS[component]
-    rows: tuple[Row, ...] = part.rows(layout, published(family)[variant][component])
+    rows: tuple[Row, ...] = part.rows(layout, published(family).variants[variant][component])
     return rows
 
 
@@ -109,3 +110,50 @@ def write_header(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]])
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
     return path
+
+
+def small_original(family: str, component: str, layout: str = "original", prefix: str = "") -> dict[str, RawTensor]:
+    """A component of a small base under the names of another program's file."""
+    keys, folder = load_keys(family), SMALL / "bases" / f"tiny-{family}" / component
+    (path,) = folder.glob("*.safetensors")
+    file, config = TensorFile(path), json.loads((folder / "config.json").read_text())
+    tensors = {keys.canonical(component, name): file.raw(name) for name in file.names}
+    return write_original(keys.COMPONENTS[component].rows(layout, config), tensors, prefix)
+
+
+def layout_in_checkpoint(prefix: str) -> str:
+    """Which names a part has in all-in-one files: transformers' for text encoders, but for OpenCLIP's own in SDXL."""
+    return "diffusers" if "text_encoders" in prefix or "embedders.0" in prefix else "original"
+
+
+def write_checkpoint(path: Path, family: str, places: Mapping[str, str]) -> Path:
+    """An all-in-one file of a small base."""
+    tensors: dict[str, RawTensor] = {}
+    for component, prefix in places.items():
+        tensors |= small_original(family, component, layout_in_checkpoint(prefix), prefix)
+    write_tensors(path, tensors, {})
+    return path
+
+
+SPLIT = {  # as ComfyUI's folders hold Flux: component -> file
+    "transformer": "diffusion_models/flux1-dev.safetensors",
+    "vae": "vae/ae.safetensors",
+    "text_encoder": "text_encoders/clip_l.safetensors",
+    "text_encoder_2": "text_encoders/t5xxl_fp16.safetensors",
+}
+
+
+def write_split(folder: Path) -> list[Path]:
+    """The small Flux as split files in ComfyUI's folders of models; the denoiser's first."""
+    for component, name in SPLIT.items():
+        layout = "diffusers" if component.startswith("text") else "original"
+        write_tensors(folder / name, small_original("flux", component, layout), {})
+    return [folder / name for name in SPLIT.values()]
+
+
+def write_arrangement(family: str, folder: Path) -> list[Path]:
+    """A small base in single files, as people have the real one."""
+    if family == "flux":
+        return write_split(folder)
+    places = CHECKPOINT if family == "sdxl" else WITH_CLIPS
+    return [write_checkpoint(folder / "checkpoints" / f"{family}.safetensors", family, places)]

@@ -9,17 +9,14 @@ import torch
 from eridiff.errors import BaseError, DataError
 from eridiff.headers import find_parts, open_weights
 from eridiff.inspect import inspect_path
-from tests.originals import CHECKPOINT, WITH_CLIPS, Header, header, write_header
+from tests.originals import CHECKPOINT, WITH_CLIPS, Header, header, layout_in_checkpoint, write_header
 
 
 def checkpoint(family: str, variant: str, places: dict[str, str], dtype: str = "F16") -> Header:
     """An all-in-one file."""
     found: Header = {}
     for component, prefix in places.items():
-        layout = "original"
-        if component.startswith("text_encoder") and ("embedders.0" in prefix or "text_encoders" in prefix):
-            layout = "diffusers"
-        found |= header(family, variant, component, layout, dtype, prefix)
+        found |= header(family, variant, component, layout_in_checkpoint(prefix), dtype, prefix)
     return found
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from eridiff.check import check_params
 from eridiff.config import ModelParams, load_section
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.sources import find_source, pointers_of
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ def test_weights_of_its_base_are_those_of_the_pointers(path) -> None:  # type: i
     family = load_family(model.family)
     pointers = pointers_of(model.base, family.PARTS, model.family)
     with_files = {name for pointer in pointers.values() for name, c in pointer.components.items() if c.files}
-    assert set(find_source(pointers.values(), load_keys(model.family).canonical).folders) == with_files
+    assert set(find_source(pointers.values()).folders) == with_files
 
 
 def test_the_checkouts_params_are_the_first_preset() -> None:

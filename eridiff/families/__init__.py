@@ -125,13 +125,26 @@ def load_workflow(name: str) -> "Workflow":
     return cast(Workflow, importlib.import_module(f"eridiff.families.{name}.workflow"))
 
 
-def published(name: str) -> dict[str, dict[str, Any]]:
-    """Variant -> component -> config, of the models that a family's makers published (its published.json)."""
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a family's makers published (its published.json)."""
+
+    variants: Mapping[str, Mapping[str, Any]]  # variant -> component -> config
+    tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
+    files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
+    hub: Mapping[str, str]  # variant -> repository on the hub
+
+
+def published(name: str) -> Published:
+    """A family's published.json; all empty where it has none."""
     path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
-    if not path.exists():
-        return {}
-    record = json.loads(path.read_text("utf-8"))
-    return {variant: record["common"] | own for variant, own in record["variants"].items()}
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {"common": {}}
+    return Published(
+        variants={variant: record["common"] | own for variant, own in record.get("variants", {}).items()},
+        tokenizers=record.get("tokenizers", {}),
+        files=record.get("files", {}),
+        hub=record.get("hub", {}),
+    )
 
 
 class Keys(Protocol):

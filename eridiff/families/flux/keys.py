@@ -4,7 +4,7 @@ from functools import partial
 
 from eridiff.keytables import Config, Dialect, Row, place, renamed, swap_halves
 from eridiff.partkeys import CLIP_L, OLD_CLIP, OLD_T5, T5, VAE
-from eridiff.signatures import Look
+from eridiff.signatures import Look, Mark
 from eridiff.weighttables import Part, as_diffusers, leaves
 
 RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_T5}
@@ -96,8 +96,13 @@ def transformer_rows(layout: str, config: Config) -> tuple[Row, ...]:
     return rows if layout == "original" else as_diffusers(rows)
 
 
+def _transformer_sizes(config: Config) -> dict[str, Mark]:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return {"x_embedder.weight": (width, config["in_channels"])}
+
+
 COMPONENTS = {
-    "transformer": Part(kind="denoiser", rows=transformer_rows),
+    "transformer": Part(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
     "vae": VAE,
     "text_encoder": CLIP_L,
     "text_encoder_2": T5,

@@ -8,7 +8,7 @@ from functools import partial
 
 from eridiff.keytables import Config, Dialect, Row, peft, place, renamed, swap_halves
 from eridiff.partkeys import CLIP_G_PROJECTED, CLIP_L_PROJECTED, OLD_CLIP, OLD_T5, T5, VAE
-from eridiff.signatures import Look
+from eridiff.signatures import Look, Mark
 from eridiff.weighttables import Part, as_diffusers, leaves
 
 RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP, "text_encoder_3": OLD_T5}
@@ -111,8 +111,13 @@ def transformer_rows(layout: str, config: Config) -> tuple[Row, ...]:
     return rows if layout == "original" else as_diffusers(rows)
 
 
+def _transformer_sizes(config: Config) -> dict[str, Mark]:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return {"pos_embed.pos_embed": (1, config["pos_embed_max_size"] ** 2, width)}
+
+
 COMPONENTS = {
-    "transformer": Part(kind="denoiser", rows=transformer_rows),
+    "transformer": Part(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
     "vae": VAE,
     "text_encoder": CLIP_L_PROJECTED,
     "text_encoder_2": CLIP_G_PROJECTED,

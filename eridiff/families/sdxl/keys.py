@@ -5,7 +5,7 @@ from functools import partial
 
 from eridiff.keytables import Config, Dialect, Row, place, renamed
 from eridiff.partkeys import CLIP_G_PROJECTED, CLIP_L, OLD_CLIP, OLD_VAE, VAE
-from eridiff.signatures import Look
+from eridiff.signatures import Look, Mark
 from eridiff.weighttables import Part, as_diffusers, leaves
 
 RENAMES = {"vae": OLD_VAE, "text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP}
@@ -123,8 +123,12 @@ def _samplers(config: Config) -> Iterator[Row]:
         yield Row(f"output_blocks.{up}.{place_in}.conv", (f"up_blocks.{block}.upsamplers.0.conv",))
 
 
+def _unet_sizes(config: Config) -> dict[str, Mark]:
+    return {"conv_in.weight": (config["block_out_channels"][0], config["in_channels"], 3, 3)}
+
+
 COMPONENTS = {
-    "unet": Part(kind="denoiser", rows=unet_rows),
+    "unet": Part(kind="denoiser", rows=unet_rows, sizes=_unet_sizes),
     "vae": VAE,
     "text_encoder": CLIP_L,
     "text_encoder_2": CLIP_G_PROJECTED,

@@ -1,7 +1,6 @@
 """Toy's names in another program: every block is called `layers`."""
 
 from eridiff.keytables import Config, Dialect, Row, place
-from eridiff.partkeys import VAE
 from eridiff.signatures import Look
 from eridiff.weighttables import Part, leaves
 
@@ -21,7 +20,7 @@ def mixer_rows(layout: str, config: Config) -> tuple[Row, ...]:
     return tuple(leaves(table(config)))
 
 
-COMPONENTS = {"mixer": Part(kind="denoiser", rows=mixer_rows), "vae": VAE}
+COMPONENTS = {"mixer": Part(kind="denoiser", rows=mixer_rows, sizes=lambda config: {})}
 LOOKS = (Look(kind="denoiser", layout="original", what="toy", marks={"layers.0.q.weight": None}),)
 
 DIALECTS = (Dialect(table=table, prefix="lora_unet_", readers="nobody"),)
