@@ -58,6 +58,15 @@ def base_find(
         typer.echo(line)
 
 
+@base_app.command("verify")
+def base_verify() -> None:
+    """Was the base of this project loaded right? Its denoiser and its VAE on cached samples."""
+    from eridiff.basecheck import verify_project
+
+    for line in verify_project():
+        typer.echo(line)
+
+
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, or a model folder.")],

@@ -64,6 +64,7 @@ LAYERS = (
     ("latents", "texts", "data"),
     ("latentcache",),
     ("train", "previews", "probing", "rates"),
+    ("basecheck",),
     ("checkpoint", "sample", "export", "bases", "inspect"),
     ("baselist",),
     ("check", "prediction", "storecommands"),
@@ -87,7 +88,7 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
+WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint", "basecheck"}
 
 
 def files() -> dict[str, Path]:

@@ -90,7 +90,8 @@ def equal_models(one: Any, other: Any) -> None:
 
 def test_the_same_vae_in_two_checkpoints_is_one(checkout: Path, tmp_path: Path) -> None:
     first = write_checkpoint(tmp_path / "one.safetensors", "sdxl", CHECKPOINT)
-    tensors = {name: TensorFile(first).raw(name) for name in TensorFile(first).names}
+    file = TensorFile(first)
+    tensors = {name: file.raw(name) for name in file.names}
     unet = next(name for name in tensors if name.startswith("model.diffusion_model."))
     tensors[unet] = raw_tensors({"": tensors[unet].torch() + 1})[""]
     write_tensors(tmp_path / "two.safetensors", tensors, {"note": "tuned"})
@@ -220,7 +221,8 @@ def test_wrong_parts_are_refused(checkout: Path, tmp_path: Path) -> None:
 
 def test_a_fine_tune_that_predicts_v(checkout: Path, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "v.safetensors", "sdxl", CHECKPOINT)
-    tensors = {name: TensorFile(path).raw(name) for name in TensorFile(path).names}
+    file = TensorFile(path)
+    tensors = {name: file.raw(name) for name in file.names}
     write_tensors(path, {**tensors, **raw_tensors({"v_pred": torch.zeros(0)})}, {})
     add_base("v", [path], config=small("sdxl"))
     assert read_pointer("v", "denoiser").components["scheduler"].config["prediction_type"] == "v_prediction"
