@@ -82,13 +82,24 @@ def inspect(
 def new(
     name: Annotated[str, typer.Argument(help="Name of the project: a folder of projects/.")],
     images: Annotated[Path, typer.Option(help="Folder of pictures, with captions beside them.")],
-    params: Annotated[Path, typer.Option(help="Params file to start from.")] = Path("params.yaml"),
+    trigger: Annotated[str | None, typer.Option(help="Word that will call what is trained, with --preset.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Name of a preset, such as those in presets/.")] = None,
+    params: Annotated[Path, typer.Option(help="Params file to copy as it is.")] = Path("params.yaml"),
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
+    from eridiff.errors import ConfigError
     from eridiff.projects import make_project
+    from eridiff.starting import find_preset, settle_base, start_project
 
-    folder = make_project(name, images, params)
-    typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+    if (trigger is None) != (preset is None):
+        raise ConfigError("--trigger and --preset belong together; without both, --params is copied as it is.")
+    if trigger is None or preset is None:
+        folder = make_project(name, images, params)
+        typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+        return
+    folder = start_project(name, images, trigger, find_preset(preset))
+    typer.echo(settle_base(folder / "params.yaml"))
+    typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
 
 
 @app.command()

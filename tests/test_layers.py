@@ -66,7 +66,7 @@ LAYERS = (
     ("train", "previews", "probing", "rates"),
     ("basecheck",),
     ("checkpoint", "sample", "export", "bases", "inspect"),
-    ("baselist",),
+    ("baselist", "starting"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
     ("why", "reference", "flowform"),
