@@ -103,6 +103,17 @@ def new(
 
 
 @app.command()
+def renew() -> None:
+    """Bring this project's dvc.yaml up to the checkout's, as after an update of eridiff."""
+    from eridiff.projects import renew_project
+
+    changed = renew_project(Path.cwd())
+    typer.echo(
+        "dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already"
+    )
+
+
+@app.command()
 def why(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     rehash: Annotated[bool, typer.Option(help="Read every file again, also those that look unchanged.")] = False,
@@ -112,7 +123,12 @@ def why(
     import sys
 
     from eridiff.prediction import render
+    from eridiff.progress import warn
+    from eridiff.projects import is_behind
     from eridiff.why import explain
+
+    if is_behind(Path.cwd()):
+        warn("this project's dvc.yaml is not the checkout's, which has changed: `eridiff renew` brings it up.")
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)
