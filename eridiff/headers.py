@@ -3,6 +3,7 @@
 One model lies in one file (all-in-one), in a file a part (split), or in shards of one part. No weight is read.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +15,9 @@ from eridiff.errors import BaseError
 from eridiff.families import family_names, load_keys
 from eridiff.partkeys import LOOKS
 from eridiff.pickles import PICKLE_SUFFIXES, PickleFile
+from eridiff.places import weight_files
 from eridiff.signatures import Look, Shape, first_look
-from eridiff.tensorfile import RawTensor, TensorFile
+from eridiff.tensorfile import TORCH_NAMES, RawTensor, TensorFile
 
 # Where parts stand in all-in-one files, and the kind of part where the prefix says more than the shapes.
 PREFIXES = {
@@ -156,10 +158,11 @@ def denoiser_looks() -> tuple[tuple[str, Look], ...]:
 def find_parts(weights: Weights) -> tuple[list[Found], list[str]]:
     """The parts that files hold, and the names that belong to none.
 
-    Raises: BaseError where the files are no model at all, with what they are.
+    Raises: BaseError where the files are no model at all, with what they are, or have number formats that are not read.
     """
     if other := what_else(weights.where):
         raise BaseError(f"{weights.paths[0]} is {other}.")
+    _refuse_unread_formats(weights)
     groups: dict[str, dict[str, Shape]] = {}
     for name in weights.where:
         prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
@@ -174,6 +177,25 @@ def find_parts(weights: Weights) -> tuple[list[Found], list[str]]:
             found.append(part)
     order = ["denoiser", "vae", "clip-l", "clip-g", "clip", "t5"]
     return sorted(found, key=lambda part: order.index(part.kind)), sorted(rest)
+
+
+def _refuse_unread_formats(weights: Weights) -> None:
+    """Refuse numbers that would be read as others: fp8 has one scale a matrix, and nothing else has a scale.
+
+    Raises: BaseError that names the tensor.
+    """
+    for name in weights.where:
+        dtype = weights.dtype(name)
+        if dtype not in TORCH_NAMES:
+            raise BaseError(f"{weights.paths[0]}: {name} is in {dtype}, which is not read. Take the fp16 or bf16 file.")
+        if name.endswith(SCALES):
+            matrix = name[: name.rindex(".")] + ".weight"
+            wrong = matrix not in weights.where or not weights.dtype(matrix).startswith("F8")
+            if wrong or math.prod(weights.shape(name)) != 1:
+                raise BaseError(
+                    f"{weights.paths[0]}: {name} {list(weights.shape(name))} scales something else than a whole matrix "
+                    "of fp8, which is not read. Take the fp16 or bf16 file."
+                )
 
 
 def _recognise(prefix: str, shapes: dict[str, Shape], weights: Weights) -> Found | None:
@@ -211,6 +233,6 @@ def predicts_v(weights: Weights) -> bool:
 
 def model_files(folder: Path) -> Iterator[Path]:
     """Weight files below a folder, each set of shards by its first."""
-    for path in sorted(folder.rglob("*.safetensors")):
-        if path.is_file() and not re.search(r"-0*(?!1-)[1-9]\d*-of-\d+\.", path.name):
+    for path in weight_files(folder):
+        if not re.search(r"-0*(?!1-)[1-9]\d*-of-\d+\.", path.name):
             yield path

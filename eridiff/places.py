@@ -72,7 +72,7 @@ class Places:
         """Single files that may hold parts of the base, in order."""
         yield from (path for path in self.named if path.is_file())
         for folder in [*self.roots, *self.comfyui_folders]:
-            yield from (path for path in sorted(folder.rglob("*.safetensors")) if path.is_file())
+            yield from weight_files(folder)
 
     def tokenizers(self) -> Iterator[Path]:
         """Folders of T5's tokenizer that belong to no base."""
@@ -86,6 +86,11 @@ class Places:
         folders += [str(bases_dir() / self.name), *map(str, self.roots)]
         comfyui = f"ComfyUI ({self.comfyui})" if self.comfyui else "ComfyUI (not found: `comfyui:` in local.yaml)"
         return ", ".join([*folders, comfyui, f"the hub's cache ({hub_cache()})"])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Weight files below a folder, sorted."""
+    return sorted(path for end in ("safetensors", "sft") for path in folder.rglob(f"*.{end}") if path.is_file())
 
 
 def shared_t5() -> Path:

@@ -110,6 +110,21 @@ def test_scaled_fp8(end: str, tmp_path: Path) -> None:
     assert "F8_E4M3 x 219; " in plain
 
 
+def test_formats_that_would_be_read_wrongly_are_refused(tmp_path: Path) -> None:
+    """ComfyUI's newer files may hold blocks of 4 or 8 bits with a scale each."""
+    tensors = header("flux", "flux-dev", "transformer", dtype="F8_E4M3")
+    stem = "double_blocks.0.img_attn.qkv."
+    rows = {**tensors, stem + "weight_scale": ("F32", (9216, 1))}
+    with pytest.raises(
+        BaseError, match=r"qkv\.weight_scale \[9216, 1\] scales something else than a whole matrix of fp8"
+    ):
+        told(tmp_path / "a.safetensors", rows)
+    whole = {**tensors, stem + "weight_scale": ("F32", (1,)), stem + "comfy_quant": ("U8", (40,))}
+    assert "scaled fp8" in told(tmp_path / "b.safetensors", whole)
+    with pytest.raises(BaseError, match="scales something else"):
+        told(tmp_path / "c.safetensors", {**whole, stem + "weight": ("I8", (9216, 3072))})
+
+
 def test_shards_are_one_part(tmp_path: Path) -> None:
     tensors = list(header("flux", "flux-dev", "text_encoder_2").items())
     paths = [tmp_path / f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]

@@ -226,3 +226,18 @@ def test_a_fine_tune_that_predicts_v(checkout: Path, tmp_path: Path) -> None:
     write_tensors(path, {**tensors, **raw_tensors({"v_pred": torch.zeros(0)})}, {})
     add_base("v", [path], config=small("sdxl"))
     assert read_pointer("v", "denoiser").components["scheduler"].config["prediction_type"] == "v_prediction"
+
+
+def test_a_pickle_that_is_allowed_is_the_same_base(checkout: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "x.safetensors", "sdxl", CHECKPOINT)
+    torch.save({"state_dict": load_tensors(path)}, tmp_path / "x.ckpt")
+    with pytest.raises(BaseError, match=r"x\.ckpt is a pickle"):
+        add_base("pickled", [tmp_path / "x.ckpt"], config=small("sdxl"))
+    (checkout / "local.yaml").write_text("allow_pickle: true\n")
+    add_base("pickled", [tmp_path / "x.ckpt"], config=small("sdxl"))
+    add_base("plain", [path], config=small("sdxl"))
+    for part in PARTS:
+        assert read_pointer("pickled", part).identity() == read_pointer("plain", part).identity()
+    unet = load_family("sdxl").load_denoiser(open_base("pickled", "sdxl", "denoiser"), torch.float32)
+    equal_models(unet, load_family("sdxl").load_denoiser(open_base("plain", "sdxl", "denoiser"), torch.float32))
+    assert (checkout / "local.yaml").read_text().startswith("allow_pickle: true\n")
