@@ -11,7 +11,7 @@ from eridiff.config import ModelParams
 from eridiff.differences import Entries, as_json, describe, differences
 from eridiff.earlier import earlier_shards
 from eridiff.entries import Location, Parts, open_shard, read_catalogue
-from eridiff.families import Family, load_keys
+from eridiff.families import Family
 from eridiff.latents import LatentParams, index_rows, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.prediction import EncoderPlan, SamplePlan
@@ -150,7 +150,7 @@ class Setting:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=self.model.allow_cpu)
-        source = find_source([pointer], load_keys(self.model.family).canonical)
+        source = find_source([pointer])
         return loader(source, DTYPES[dtype]), device
 
 

@@ -25,6 +25,29 @@ def project_dvc_yaml(text: str) -> str:
     return re.sub(r"(?m)^(\s*cmd: )(python -m )", r"\1PYTHONPATH=../.. \2", text)
 
 
+def is_behind(folder: Path) -> bool:
+    """Whether a project's dvc.yaml is another than the checkout's would give; never in the checkout itself."""
+    root = checkout_root(folder)
+    path = folder / "dvc.yaml"
+    if folder.resolve().parent != root / "projects" or not path.exists():
+        return False
+    return path.read_text("utf-8") != project_dvc_yaml((root / "dvc.yaml").read_text("utf-8"))
+
+
+def renew_project(folder: Path) -> bool:
+    """Write a project's dvc.yaml anew from the checkout's; returns whether it changed. Nothing else is touched.
+
+    Raises: ConfigError where the folder is no project.
+    """
+    root = checkout_root(folder)
+    if folder.resolve().parent != root / "projects" or not (folder / "dvc.yaml").exists():
+        raise ConfigError(f"{folder} is no project: run this in a folder of {root / 'projects'}.")
+    behind = is_behind(folder)
+    if behind:
+        write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
+    return behind
+
+
 def make_project(name: str, images: Path, params: Path) -> Path:
     """Make projects/NAME from a folder of pictures and a params file; returns its folder.
 

@@ -7,7 +7,7 @@ from typing import Any
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.latentcache import cache_latents, help_latents
 from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
 from eridiff.pixeldigests import PixelDigests
@@ -40,7 +40,7 @@ def main() -> None:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=model.allow_cpu)
-        source = find_source([pointer], load_keys(model.family).canonical)
+        source = find_source([pointer])
         return family.load_vae(source, DTYPES[params.dtype]), device
 
     load, pixels = TimedLoad(load_encoder), PixelDigests(root, digests)

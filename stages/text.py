@@ -7,7 +7,7 @@ from typing import Any
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
@@ -35,7 +35,7 @@ def main() -> None:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=model.allow_cpu)
-        source = find_source([pointer], load_keys(model.family).canonical)
+        source = find_source([pointer])
         return family.load_text_encoders(source, DTYPES[params.dtype]), device
 
     load = TimedLoad(load_encoder)

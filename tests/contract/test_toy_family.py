@@ -67,9 +67,9 @@ def model_folder(toy: Any, folder: Path) -> Path:
 @pytest.fixture
 def base(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSource:
     make_checkout(tmp_path / "checkout", monkeypatch)
-    add_base("tiny-toy", model_folder(toy, tmp_path / "models" / "toy"))
+    add_base("tiny-toy", [model_folder(toy, tmp_path / "models" / "toy")])
     pointers = pointers_of("tiny-toy", toy.PARTS, "toy")
-    return find_source(pointers.values(), load_keys("toy").canonical)
+    return find_source(pointers.values())
 
 
 def test_it_is_found_by_its_folder(toy: Any) -> None:

@@ -42,7 +42,7 @@ class Clone:
 
     def environment(self) -> dict[str, str]:
         scripts = str(Path(sys.executable).parent)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_"))}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_", "HF_"))}
         return {
             **keep,
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
