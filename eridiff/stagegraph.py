@@ -12,6 +12,9 @@ from eridiff.errors import ConfigError, did_you_mean
 
 # What DVC prints before a stage's own output, and instead of it.
 ANNOUNCED = re.compile(r"^(?:Running stage|Stage|Verifying data sources in stage:) '([^']+)'")
+ADVICE = re.compile(
+    r"(Generating|Updating) lock file |Use `dvc |Ran experiment|To (track|enable|apply|promote) |\t(git|dvc) "
+)
 META = {"resource": ("cpu", "gpu"), "network": (True, False)}  # and timeout, in seconds
 
 
@@ -144,16 +147,11 @@ def own_message(lines: Sequence[str]) -> str:
     return "\n".join(parts) or "it failed without a word"
 
 
+def worth_showing(line: str) -> bool:
+    """Whether a line is more than DVC's advice on what to type next, or nothing."""
+    return bool(line) and not ADVICE.match(line)
+
+
 def _is_of_dvc(line: str) -> bool:
-    starts = (
-        "> ",
-        "ERROR: ",
-        "WARNING: ",
-        "Updating lock",
-        "Generating lock",
-        "Use `dvc",
-        "To ",
-        "Ran experiment",
-        "\t",
-    )
-    return announced(line) is not None or line.startswith(starts) or "up to date." in line
+    starts = ("> ", "ERROR: ", "WARNING: ")
+    return bool(announced(line) or ADVICE.match(line)) or line.startswith(starts) or "up to date." in line

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import ConfigError
-from eridiff.stagegraph import Node, Outcome, announced, own_message, read_outcome
+from eridiff.stagegraph import Node, Outcome, announced, own_message, read_outcome, worth_showing
 from eridiff.supervise import STOPPED, Crew, Supervised
 
 Log = Callable[[str], None]
@@ -54,7 +54,8 @@ def run_stage(place: Place, node: Node, seconds: float | None, log: Log) -> tupl
     with job.limit(seconds):
         for line in job.lines():
             lines.append(line)
-            log(line)
+            if worth_showing(line):
+                log(line)
         code = job.wait()
     return _outcome(job, code, lines, node.name, seconds), lines
 
@@ -90,7 +91,8 @@ class Turn:
         with self.job.limit(seconds):
             while isinstance(item := self._lines.get(), str):
                 lines.append(item)
-                log(item)
+                if worth_showing(item):
+                    log(item)
         return _outcome(self.job, item, lines, self.name, seconds), lines
 
 

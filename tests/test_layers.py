@@ -17,7 +17,7 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure", "slots"),
+    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure", "flowapi"),
     (
         "config",
         "tables",
@@ -30,6 +30,7 @@ LAYERS = (
         "dvcgraph",
         "colourfilters",
         "probe",
+        "slots",
     ),
     ("entries", "ownouts", "roots"),
     ("catalogue", "differences"),
@@ -51,7 +52,7 @@ LAYERS = (
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
     ("why", "reference", "flowform"),
-    ("cli",),
+    ("cli", "deployment"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
