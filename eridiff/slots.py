@@ -1,6 +1,6 @@
 """A slot a GPU: a concurrency limit of Prefect's server, held by a lease that is renewed.
 
-Where the holder is killed, its supervisor releases the lease; where both are, the lease runs out.
+The holder's supervisor releases the lease too, should the holder be killed; where both are, the lease runs out.
 """
 
 import platform

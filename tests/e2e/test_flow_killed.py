@@ -64,6 +64,8 @@ def test_a_kill_ends_everything_and_the_next_run_goes_on(served: Served, victim:
     kill(served, victim)
     wait(lambda: not living(served.clone.root), 30, lambda: str(living(served.clone.root)))
     assert served.process and served.process.wait(5) != 0
+    copies = served.clone.root.glob("projects/count/.dvc/tmp/exps/standalone/tmp*")
+    assert not list(copies), "the experiment's copy of the checkout stays for ever"
     done = kept_count(kept)
     make_late(served, missed)
 
