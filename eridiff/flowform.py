@@ -92,6 +92,9 @@ def _loose(schema: Any) -> Any:
         del loose["required"]
     if isinstance(fields := loose.get("properties"), dict):
         loose["properties"] = {name: {**field, "title": name} for name, field in fields.items()}
+    if loose.get("type") == "boolean":  # a choice, since a switch has no place for "as it is"
+        del loose["type"]
+        loose["enum"] = [True, False]
     kinds = loose.get("anyOf")
     if isinstance(kinds, list) and {"type": "null"} in kinds:
         kinds.remove({"type": "null"})

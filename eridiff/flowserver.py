@@ -20,11 +20,16 @@ from eridiff.supervise import Crew, Supervised, stopped_by_signals
 
 HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
 START_SECONDS = 120.0  # the first start makes the database
+# What `prefect server start` does, with a header that keeps the browser from asking any other server: Prefect's pages
+# else ask amplitude.com each time, analytics or not.
+ONLY_THIS_SERVER = "content-security-policy:default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+SERVER = ("prefect.server.api.server:create_app", "--factory", "--log-level", "warning", "--header", ONLY_THIS_SERVER)
 # Each can be set otherwise in the environment, under the same name.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_API_URL": "/api",  # as the browser names this machine, which may be the end of a tunnel
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_API_HOST": HOST,
     "PREFECT_SERVER_API_PORT": str(PORT),
@@ -34,6 +39,7 @@ SETTINGS = {
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT__SERVER_FINAL": "1",
     "PYTHONUNBUFFERED": "1",  # a stage's lines come as they are written
 }
 
@@ -83,7 +89,9 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
     Raises: ConfigError with the server's last lines where it ends instead, or does not answer in time.
     """
     Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    server = crew.start([sys.executable, "-m", "prefect", "server", "start"], Path.cwd(), settings)
+    command = [sys.executable, "-m", "uvicorn", *SERVER]
+    command += ["--host", settings["PREFECT_SERVER_API_HOST"], "--port", settings["PREFECT_SERVER_API_PORT"]]
+    server = crew.start(command, Path.cwd(), settings)
     said: list[str] = []
 
     def listen() -> None:  # its lines are kept for an error, and are not the run's

@@ -100,6 +100,8 @@ def test_the_form_loses_defaults_and_required_keys_and_keeps_bounds() -> None:
     train = schema["definitions"]["TrainParams"]["properties"]
     assert train["steps"] == {**train["steps"], "type": "integer", "minimum": 1}
     assert train["ema_decay"]["exclusiveMaximum"] == 1
+    assert train["deterministic"]["enum"] == [True, False] and "type" not in train["deterministic"]
+    assert all(field["title"] == name for name, field in train.items())
     assert schema["properties"]["project"]["enum"][0] == CHECKOUT
     assert schema["properties"]["stop_at"]["enum"] == list(read_yaml(ROOT / "dvc.yaml")["stages"])
 

@@ -27,9 +27,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def kill(served: Served, victim: str) -> None:
     """Kill one of the processes of `make serve` with -9."""
     assert served.process
-    words = {"the server": ["-m", "prefect", "server"], "the worker": ["-m", "stages.flow", "serve"]}.get(victim)
+    word = {"the server": "uvicorn", "the worker": "stages.flow"}.get(victim)
     family = psutil.Process(served.process.pid).children(recursive=True)
-    found = [one.pid for one in family if one.cmdline()[1:4] == words] if words else [served.process.pid]
+    found = [one.pid for one in family if one.cmdline()[1:3] == ["-m", word]] or [served.process.pid]
     os.kill(found[0], signal.SIGKILL)
 
 
