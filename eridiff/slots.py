@@ -28,10 +28,10 @@ class Slot:
     gpu: str
     lease: str
 
-    def environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        """What a stage's environment says of it."""
-        device = {} if given.get("ERIDIFF_DEVICE") == "cpu" else {"ERIDIFF_DEVICE": "cuda"}
-        return {"CUDA_VISIBLE_DEVICES": self.gpu, **device}
+    def environment(self, device: str | None) -> dict[str, str]:
+        """What a stage's environment says of it, where the machine's settings ask for a device."""
+        named = {"ERIDIFF_DEVICE": "cuda"} if device and device.startswith("cuda:") else {}  # the only one that it sees
+        return {"CUDA_VISIBLE_DEVICES": self.gpu, **named}
 
 
 def gpus(given: Mapping[str, str]) -> tuple[str, ...]:

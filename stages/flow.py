@@ -31,7 +31,7 @@ from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
 from eridiff.flowform import CHECKOUT, Request, read_request, read_sets
 from eridiff.progress import say
-from eridiff.project import checkout_root
+from eridiff.project import checkout_root, load_local
 from eridiff.runpage import pages
 from eridiff.slots import hold_slot, slot_names
 from eridiff.stagegraph import CACHED, Node, Outcome, may_run, read_nodes, up_to
@@ -65,7 +65,8 @@ class Run:
         with ExitStack() as held:
             if names:
                 slot = held.enter_context(hold_slot(names, self.crew.stopped, get_run_logger().info))
-                environment, prefix = {**environment, **slot.environment(environment)}, ("--release", slot.lease)
+                device = os.environ.get("ERIDIFF_DEVICE") or load_local().device
+                environment, prefix = {**environment, **slot.environment(device)}, ("--release", slot.lease)
             lock = self.lock if keep else -1
             folder = self.request.folder
             yield Place(crew=self.crew, folder=folder, environment=environment, prefix=prefix, keep=lock)

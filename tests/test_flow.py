@@ -1,6 +1,5 @@
 """What a served run is made of, without a server: the form, overrides, the graph, outcomes, the page."""
 
-import ast
 import xml.etree.ElementTree as ET
 from base64 import b64decode
 from pathlib import Path
@@ -22,6 +21,7 @@ from eridiff.slots import Slot, gpus, slot_names
 from eridiff.stagegraph import CACHED, Node, Outcome, may_run, read_nodes, read_outcome, up_to
 from tests.closure import closure
 from tests.conftest import ROOT
+from tests.test_layers import imported
 
 OF_DVC = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # pygtrie, under DVC's graph
 NODES = (
@@ -185,8 +185,8 @@ def test_gpus_are_those_of_the_environment() -> None:
     assert gpus({"ERIDIFF_GPUS": ""}) == gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
     assert list(slot_names({"ERIDIFF_GPUS": "0,2"}).values()) == ["0", "2"]
     slot = Slot(name="n", gpu="2", lease="l")
-    assert slot.environment({}) == {"CUDA_VISIBLE_DEVICES": "2", "ERIDIFF_DEVICE": "cuda"}
-    assert slot.environment({"ERIDIFF_DEVICE": "cpu"}) == {"CUDA_VISIBLE_DEVICES": "2"}
+    assert slot.environment("cuda:1") == {"CUDA_VISIBLE_DEVICES": "2", "ERIDIFF_DEVICE": "cuda"}
+    assert slot.environment("cpu") == slot.environment(None) == {"CUDA_VISIBLE_DEVICES": "2"}
 
 
 # The page
@@ -237,16 +237,18 @@ def test_the_cache_line_and_the_digest(tmp_path: Path) -> None:
 # The pipeline itself
 
 
+def imports_prefect(path: Path) -> bool:
+    return "prefect" in {name.split(".")[0] for name in imported(path)}
+
+
+def test_one_file_imports_prefect() -> None:
+    files = [path for folder in ("eridiff", "stages") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in files if imports_prefect(path)] == ["flow.py"]
+
+
 def test_no_stage_reaches_the_flow_nor_prefect() -> None:
     for name in read_yaml(ROOT / "dvc.yaml")["stages"]:
         files = closure(ROOT / "stages" / f"{name}.py")
         assert ROOT / "stages/flow.py" not in files
-        for path in files:
-            nodes = [
-                n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Import | ast.ImportFrom)
-            ]
-            names = {a.name for n in nodes for a in n.names} | {
-                n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)
-            }
-            assert "prefect" not in {name.split(".")[0] for name in names}, path
+        assert not [path for path in files if imports_prefect(path)]
     assert "prefect" not in (ROOT / "dvc.yaml").read_text("utf-8")
