@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eridiff.errors import ConfigError, run_main
 from eridiff.progress import say
-from eridiff.supervise import Crew, Supervised, stopped_by_signals
+from eridiff.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 
 HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
 START_SECONDS = 120.0  # the first start makes the database
@@ -111,7 +111,7 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
 
 
 def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> int:
-    """Run a command with a server to talk to; its exit code, or 1 where the server ended first."""
+    """Run a command with a server to talk to; its exit code, 1 where the server ended first, 0 or 130 after Ctrl-C."""
     named = settings.get("PREFECT_API_URL")
     url = named or api_url(settings)
     server, servers = None, Crew()  # not in the crew that signals stop: the server hears how its runs ended
@@ -125,20 +125,29 @@ def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> i
                 server = start_server(servers, settings)
                 url = api_url(settings)
             member = crew.start(command, Path.cwd(), {**settings, "PREFECT_API_URL": url})
-            if server is not None:
-                threading.Thread(target=_stop_after, args=(server, member), daemon=True).start()
+            if not named:
+                threading.Thread(target=_stop_after, args=(server, url, member), daemon=True).start()
             for line in member.lines():
                 say(line)
-            return member.wait()
+            code = member.wait()
+            if crew.stopped.is_set():  # by Ctrl-C: the way to end `serve`
+                return 130 if once else 0
+            return 1 if code == STOPPED else code
         finally:
             servers.stop()
             if server is not None:
                 server.wait()
 
 
-def _stop_after(server: Supervised, member: Supervised) -> None:
+def _stop_after(server: Supervised | None, url: str, member: Supervised) -> None:
     """When the server ends, stop what talks to it: its runs could no longer be seen nor cancelled."""
-    server.wait()  # its lines are read elsewhere
+    if server is not None:
+        server.wait()  # its lines are read elsewhere
+    else:  # another checkout's
+        silent = 0
+        while silent < 3:
+            time.sleep(3)
+            silent = 0 if answers(url) else silent + 1
     if member.running():
         say("serve: the server ended, so all is stopped. Start it again: what was finished is kept.")
         member.stop()

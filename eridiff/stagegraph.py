@@ -11,9 +11,12 @@ from eridiff.dvcgraph import Graph
 from eridiff.errors import ConfigError, did_you_mean
 
 # What DVC prints before a stage's own output, and instead of it.
-ANNOUNCED = re.compile(r"^(?:Running stage|Stage|Verifying data sources in stage:) '([^']+)'")
+ANNOUNCED = re.compile(
+    r"(?:Running stage|Stage|Verifying data sources in stage:) '([^']+)'|'([^']+\.dvc)' didn't change, skipping$"
+)
 ADVICE = re.compile(
-    r"(Generating|Updating) lock file |Use `dvc |Ran experiment|To (track|enable|apply|promote) |\t(git|dvc) "
+    r"(Generating|Updating) lock file |Use `dvc |Ran experiment|To (track|enable|apply|promote) |\t"
+    r"|WARNING: The following untracked files were present in the experiment"
 )
 META = {"resource": ("cpu", "gpu"), "network": (True, False)}  # and timeout, in seconds
 
@@ -114,7 +117,7 @@ def may_run(nodes: Sequence[Node], status: Mapping[str, Any]) -> set[str]:
 def announced(line: str) -> str | None:
     """The stage whose turn a line of DVC's output says it is."""
     match = ANNOUNCED.match(line)
-    return match[1] if match else None
+    return match[1] or match[2] if match else None
 
 
 def read_outcome(code: int, lines: Sequence[str]) -> Outcome:

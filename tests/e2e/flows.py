@@ -58,7 +58,7 @@ PARTS = {
     "count": {
         "count": {
             "cmd": "python count.py ${train.steps} " + "KEPT",
-            "deps": ["count.py"],
+            "deps": ["count.py", "raw.bin"],
             "params": ["train.steps"],
             "outs": ["count.txt"],
             "meta": {"resource": "gpu"},
@@ -90,6 +90,8 @@ def make_toys(folder: Path) -> Clone:
     for place in others:
         shutil.copytree(first / ".dvc", place / ".dvc")
         shutil.copy(first / ".dvcignore", place / ".dvcignore")
+    (clone.root / "projects/count/raw.bin").write_bytes(b"raw")  # as pictures: known by a .dvc file
+    clone.run("dvc", "add", "-q", "raw.bin", place=clone.root / "projects/count")
     clone.commit("projects")
     clone.run("git", "rm", "-rq", "--cached", "projects/bad", place=clone.root)
     clone.run("git", "commit", "-qm", "bad is not committed", place=clone.root)
@@ -150,7 +152,7 @@ class Served:
         """End it as Ctrl-C does."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(60)
+            assert self.process.wait(60) == 0, self.log.read_text()[-3000:]
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request of the API."""

@@ -61,6 +61,7 @@ def test_two_experiments_take_turns_at_one_gpu_and_leave_the_folder_alone(served
     numbers = [served.submit(project="count", overrides={"train": {"steps": steps}}) for steps in (10, 20)]
     messages = [served.ended(number)["state"]["message"] for number in numbers]
     tasks = [served.tasks(number)["count"] for number in numbers]
+    assert all(message.startswith("stages: 1 Cached, 1 Completed; experiment ") for message in messages), messages
     one, two = sorted((moment(task["start_time"]), moment(task["end_time"])) for task in tasks)
     assert one[1] < two[0], "both had the slot"
     runs = [served.run(number) for number in numbers]
