@@ -55,14 +55,25 @@ def test_what_reads_from_a_changed_stage_may_run() -> None:
         up_to(NODES, "e")
 
 
+def make_stage(folder: Path, meta: dict[str, Any]) -> None:
+    """A DVC repository of one stage."""
+    from dvc.repo import Repo
+
+    Repo.init(str(folder), no_scm=True).close()
+    with (folder / "dvc.yaml").open("w") as file:
+        YAML().dump({"stages": {"one": {"cmd": "true", "meta": meta}}}, file)
+
+
+@OF_DVC
+def test_meta_says_what_a_stage_needs(tmp_path: Path) -> None:
+    make_stage(tmp_path, {"resource": "gpu", "network": True, "timeout": 7200})
+    assert read_nodes(tmp_path) == (Node(name="one", upstream=(), gpu=True, network=True, timeout=7200),)
+
+
 @OF_DVC
 @pytest.mark.parametrize("meta", [{"resource": "tpu"}, {"network": "yes"}, {"timeout": -1}, {"timeout": "1h"}])
 def test_meta_that_is_not_known_is_refused(tmp_path: Path, meta: dict[str, Any]) -> None:
-    from dvc.repo import Repo
-
-    Repo.init(str(tmp_path), no_scm=True).close()
-    with (tmp_path / "dvc.yaml").open("w") as file:
-        YAML().dump({"stages": {"one": {"cmd": "true", "meta": meta}}}, file)
+    make_stage(tmp_path, meta)
     with pytest.raises(ConfigError, match=f"meta.{next(iter(meta))} of stage 'one'"):
         read_nodes(tmp_path)
 
