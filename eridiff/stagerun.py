@@ -107,24 +107,28 @@ def run_experiment(
     """
     sets = [part for change in changes for part in ("--set-param", change)]
     job = place.start("exp", "run", "--temp", "--name", name, *sets, *([stop_at] if stop_at else []))
-    turn, before = None, []
-    for line in job.lines():
-        if line.startswith("Reproducing experiment"):
-            prepared()
-        if next_name := announced(line):
+    turn: Turn | None = None
+    before: list[str] = []
+    code = STOPPED
+    try:
+        for line in job.lines():
+            if line.startswith("Reproducing experiment"):
+                prepared()
+            if next_name := announced(line):
+                if turn:
+                    turn.end(0)
+                turn = Turn(next_name, job)
+                yield turn
             if turn:
-                turn.end(0)
-            turn = Turn(next_name, job)
-            yield turn
+                turn.put(line)
+            elif not line.startswith("WARNING: No file hash info"):  # of every out, since the copy has none yet
+                before.append(line)
+                log(line)
+        code = job.wait()
+    finally:  # the run may be cancelled, and somebody waits for the turn's end
         if turn:
-            turn.put(line)
-        elif not line.startswith("WARNING: No file hash info"):  # of every out, since the copy has none yet
-            before.append(line)
-            log(line)
-    code = job.wait()
-    if turn:
-        turn.end(code)
-    elif code == STOPPED:
+            turn.end(code)
+    if turn is None and code == STOPPED:
         raise InterruptedError("the run was stopped")
-    elif code:
+    if turn is None and code:
         raise ConfigError(own_message(before))

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,14 +37,15 @@ def left(served: Served) -> str:
     return str(stages_living(served.clone.root))
 
 
-def test_cancelling_ends_every_child(served: Served) -> None:
+@pytest.mark.parametrize("asked", [{}, {"overrides": {"train": {"steps": 2000}}}], ids=["in place", "experiment"])
+def test_cancelling_ends_every_child(served: Served, asked: dict[str, Any]) -> None:
     set_params(served.clone, "count", 3000)
-    number = served.submit(project="count")
+    number = served.submit(project="count", **asked)
     served.says(number, BEGUN)
     assert len(stages_living(served.clone.root)) >= 2
     served.ask("POST", f"/flow_runs/{number}/set_state", {"state": {"type": "CANCELLING"}})  # as the UI's button does
     wait(lambda: gone(served), 15, lambda: left(served))
-    wait(lambda: served.run(number)["state"]["type"] == "CANCELLED", 60, lambda: str(served.run(number)["state"]))
+    wait(lambda: served.run(number)["state"]["type"] == "CANCELLED", 20, lambda: str(served.run(number)["state"]))
     wait(lambda: served.taken() == 0, 30, lambda: "the slot is held")
 
 
