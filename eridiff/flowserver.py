@@ -88,7 +88,6 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
 
     Raises: ConfigError with the server's last lines where it ends instead, or does not answer in time.
     """
-    Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "uvicorn", *SERVER]
     command += ["--host", settings["PREFECT_SERVER_API_HOST"], "--port", settings["PREFECT_SERVER_API_PORT"]]
     server = crew.start(command, Path.cwd(), settings)
@@ -112,6 +111,7 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
 
 def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> int:
     """Run a command with a server to talk to; its exit code, 1 where the server ended first, 0 or 130 after Ctrl-C."""
+    Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     named = settings.get("PREFECT_API_URL")
     url = named or api_url(settings)
     server, servers = None, Crew()  # not in the crew that signals stop: the server hears how its runs ended
