@@ -65,9 +65,9 @@ def make_project(folder: Path, pictures: int) -> None:
 
 
 def make_environment(folder: Path) -> dict[str, str]:
-    """A store and a cache of its own."""
+    """A store and a cache of its own; compiled modules are kept, as on any machine."""
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "ERIDIFF_STORE": str(folder.parent / "store"),
         "XDG_CACHE_HOME": str(folder.parent / "cache"),

@@ -23,9 +23,11 @@ from torch import nn
 
 from eridiff import latentcache
 from eridiff.latentcache import cache_latents, encode_batches
-from eridiff.latents import LatentParams, Sample, batch_by_bucket, plan_samples
+from eridiff.latents import LatentParams, batch_by_bucket, plan_samples
+from eridiff.pixeldigests import PixelDigests
+from eridiff.samples import Sample
 from eridiff.shards import Cache
-from eridiff.store import PixelDigests, Store
+from eridiff.store import Store
 
 CPU = torch.device("cpu")
 

@@ -1,15 +1,22 @@
-"""`eridiff base add`: pointers for a model folder, and where the folder lies on this machine."""
+"""`eridiff base add`: pointers for a model folder or for single files, and where they lie on this machine."""
 
+import io
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from eridiff.collecting import Collected, collect
+from eridiff.components import Component, describe_folder, describe_part, describe_scheduler
 from eridiff.config import read_yaml
 from eridiff.errors import BaseError
 from eridiff.families import family_names, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.files import write_text
+from eridiff.hub import REPOSITORY, fetch_snapshot
+from eridiff.places import Places
 from eridiff.project import NAME, bases_dir, checkout_root
-from eridiff.sources import Pointer, describe_component, pointer_text
+from eridiff.sources import Pointer, pointer_text
 
 
 def detect_family(folder: Path) -> str:
@@ -30,45 +37,91 @@ def detect_family(folder: Path) -> str:
     return known[pipeline]
 
 
-def make_pointers(name: str, folder: Path) -> list[Pointer]:
+def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[Pointer]:
     """The pointers of base NAME to what a model folder holds.
 
     Raises: BaseError where the folder is no base of a family, or lacks a component.
     """
-    family_name = detect_family(folder)
-    family, canonical = load_family(family_name), load_keys(family_name).canonical
+    family = detect_family(folder)
+    canonical = load_keys(family).canonical
     with FileDigests() as digests:
-        return [
-            Pointer(
-                base=name,
-                family=family_name,
-                part=part,
-                components={c: describe_component(folder / c, canonical, digests) for c in components},
-            )
-            for part, components in family.PARTS.items()
-        ]
+        return _pointers(name, family, lambda c: describe_folder(folder / c, canonical, digests, variant))
 
 
-def add_base(name: str, folder: Path) -> list[Path]:
-    """Write data/bases/NAME/{vae,text,denoiser}.json for a model folder; returns the pointers' paths.
+def point_to_files(name: str, collected: Collected) -> list[Pointer]:
+    """The pointers of base NAME to single files."""
+    canonical = load_keys(collected.family).canonical
 
-    A folder outside data/bases is remembered in local.yaml. Everything is read before anything is written.
+    with FileDigests() as digests:
+
+        def describe(component: str) -> Component:
+            if component in collected.parts:
+                return describe_part(collected.parts[component], collected.configs[component], digests)
+            if component in collected.tokenizers:
+                return describe_folder(collected.tokenizers[component], canonical, digests, name=component)
+            return describe_scheduler(collected.configs[component])
+
+        return _pointers(name, collected.family, describe)
+
+
+def _pointers(name: str, family: str, describe: Any) -> list[Pointer]:
+    return [
+        Pointer(base=name, family=family, part=part, components={c: describe(c) for c in components})
+        for part, components in load_family(family).PARTS.items()
+    ]
+
+
+def add_base(
+    name: str, sources: Sequence[str | Path], config: Path | None = None, variant: str | None = None
+) -> list[Path]:
+    """Write data/bases/NAME/{vae,text,denoiser}.json; returns the pointers' paths.
+
+    sources: one folder in diffusers' layout, or a repository of the hub; or single files, by path or by name where
+    ComfyUI has them. config: a folder in diffusers' layout whose configs and tokenizers the files are read with.
+    What lies outside data/bases is remembered in local.yaml. Everything is read before anything is written.
     """
     if not NAME.fullmatch(name):
         raise BaseError(f"'{name}' is no name for a base: letters, digits, '.', '_' and '-' only.")
-    pointers = make_pointers(name, folder)
+    paths = [_locate(source) for source in sources]
+    if len(paths) == 1 and paths[0].is_dir():
+        if config is not None:
+            raise BaseError(f"--config belongs to single files; {paths[0]} is a folder with configs of its own.")
+        pointers, used = make_pointers(name, paths[0], variant), paths
+    else:
+        if folders := [str(path) for path in paths if path.is_dir()]:
+            raise BaseError(f"a base is one folder, or files: {', '.join(folders)} is a folder among several sources.")
+        collected = collect(paths, config)
+        pointers, used = point_to_files(name, collected), collected.files
     target = bases_dir() / name
     for pointer in pointers:
         write_text(target / f"{pointer.part}.json", pointer_text(pointer))
-    if folder.resolve() != target.resolve():
-        _remember(name, folder.resolve())
+    if [path.resolve() for path in used] != [target.resolve()]:
+        _remember(name, [path.resolve() for path in used])
     return [target / f"{pointer.part}.json" for pointer in pointers]
 
 
-def _remember(name: str, folder: Path) -> None:
-    """Note the folder under `bases` in the checkout's local.yaml, keeping what stands there."""
-    import io
+def _locate(source: str | Path) -> Path:
+    """The file or folder that a source names: a path, a file name that ComfyUI has, or a repository of the hub.
 
+    Raises: BaseError where there is none.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if path.name == str(source) and path.suffix:
+        for file in Places().files():
+            if file.name == path.name:
+                return file
+    if REPOSITORY.fullmatch(str(source)) and path.suffix != ".safetensors":
+        return fetch_snapshot(str(source))
+    raise BaseError(
+        f"{source} is no file or folder, and no file of that name lies in {Places().described()}. A repository of the "
+        "hub is named as OWNER/NAME."
+    )
+
+
+def _remember(name: str, paths: Iterable[Path]) -> None:
+    """Note the places under `bases` in the checkout's local.yaml, keeping what stands there."""
     from ruamel.yaml import YAML
 
     path = checkout_root() / "local.yaml"
@@ -77,7 +130,16 @@ def _remember(name: str, folder: Path) -> None:
     record = (yaml.load(path.read_text("utf-8")) if path.exists() and read_yaml(path) else None) or {}
     if not record.get("bases"):
         record["bases"] = {}
-    record["bases"][name] = str(folder)
+    places = [str(place) for place in paths]
+    record["bases"][name] = places[0] if len(places) == 1 else places
     buffer = io.StringIO()
     yaml.dump(record, buffer)
     write_text(path, buffer.getvalue())
+
+
+def known_bases() -> Mapping[str, str]:
+    """Name -> family of every base that has pointers."""
+    found = {}
+    for path in sorted(bases_dir().glob("*/denoiser.json")):
+        found[path.parent.name] = str(json.loads(path.read_text("utf-8"))["family"])
+    return found

@@ -1,5 +1,6 @@
 """What a caching stage would find and encode: its keys planned and looked up, its encoder probed after an upgrade."""
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,13 +11,15 @@ from eridiff.config import ModelParams
 from eridiff.differences import Entries, as_json, describe, differences
 from eridiff.earlier import earlier_shards
 from eridiff.entries import Location, Parts, open_shard, read_catalogue
-from eridiff.families import Family, load_keys
-from eridiff.latents import LatentParams, Sample, index_rows, plan_samples
+from eridiff.families import Family
+from eridiff.latents import LatentParams, index_rows, plan_samples
+from eridiff.pixeldigests import PixelDigests
 from eridiff.prediction import EncoderPlan, SamplePlan
 from eridiff.probe import Encoder, Reference, Values
 from eridiff.probing import generation_of, probe_text, probe_vae, text_encoder, vae_encoder
+from eridiff.samples import Sample
 from eridiff.sources import Pointer, find_source, pointers_of
-from eridiff.store import PixelDigests, Store
+from eridiff.store import Store
 from eridiff.tables import Row
 from eridiff.texts import TextParams, plan_captions
 
@@ -63,13 +66,12 @@ class CachePlan:
     absent: tuple[str, ...] = ()  # pictures that are not here
     unknown: tuple[str, ...] = ()  # those of them whose pixels nothing remembers: not in the plan
 
-    def known(self, root: Path, keys: Sequence[str]) -> dict[str, Location]:
+    def known(self, root: Path, keys: Sequence[str]) -> Mapping[str, Location]:
         """Entries of the store, and where it lacks some of the keys also of the stage's own last output."""
-        found = dict(Store(root, self.kind).catalogue)
-        if set(keys) - set(found):
-            for path in earlier_shards(self.stage, f"data/{self.stage}"):
-                found = {**read_catalogue(open_shard(path)), **found}
-        return found
+        store = Store(root, self.kind)
+        earlier = earlier_shards(self.stage, f"data/{self.stage}") if store.missing(keys) else []
+        others = (read_catalogue(open_shard(path)) for path in earlier)
+        return ChainMap(store.catalogue, *others)  # type: ignore[arg-type]  # read, never written
 
     def look_up(self, root: Path, generation: str) -> Outlook:
         """Which samples would be encoded, and which part of each one's key is new."""
@@ -148,7 +150,7 @@ class Setting:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=self.model.allow_cpu)
-        source = find_source([pointer], load_keys(self.model.family).canonical)
+        source = find_source([pointer])
         return loader(source, DTYPES[dtype]), device
 
 

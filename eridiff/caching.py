@@ -1,10 +1,11 @@
 """What both caching stages do with the store: look up, import, encode what is missing, publish, count."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eridiff.placement import Keys
 from eridiff.roots import pin
 from eridiff.store import EntryGone, Store
 
@@ -43,13 +44,13 @@ def _duration(seconds: float) -> str:
 
 def fill(
     store: Store,
-    keys: list[str],
+    keys: Sequence[str] | Keys,
     earlier: Callable[[], Iterable[Path]],
     encode: Callable[[], int],
     out: Path,
     *,
     what: str,
-) -> tuple[dict[str, str], CacheCounts]:
+) -> tuple[Mapping[str, str], CacheCounts]:
     """What both caching stages do: import what the store lacks, encode the rest, publish the shards into `out`.
 
     earlier() gives the shards of the stage's own last output; encode() puts every key that is missing and says how

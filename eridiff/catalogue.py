@@ -1,23 +1,28 @@
 """Which entries a store has: the headers of its files, those of shards remembered in one Parquet file.
 
-    STORE/KIND/catalogue.parquet    shard, its bytes and time; key, checksum and bytes of each entry in it
+    STORE/KIND/catalogue.parquet    key, checksum and bytes of each entry, shard by shard; in the metadata, as JSON,
+                                    name, bytes, time and number of entries of each shard
 
 The headers are the truth. What is remembered of a shard counts while its size and time are the ones that it was read
-with; the file is written again where a shard is new or gone, and may be removed at any time.
+with; the file is written again where a shard is new or gone, and may be removed at any time. No object is made for an
+entry, neither here nor in the file's columns.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from eridiff.entries import WAY_OUT, Location, open_shard, read_catalogue, shard_id
+from eridiff.entries import CHECKSUM_LETTERS, KEY_LETTERS, WAY_OUT, open_shard, read_catalogue, shard_id
+from eridiff.entrytable import ALONE, Columns, EntryTable, Rows
 from eridiff.errors import StoreError
-from eridiff.files import atomic_write
+from eridiff.files import atomic_write, canonical_json, digest_json
 
 NAME = "catalogue.parquet"
-COLUMNS = ("shard", "bytes", "mtime_ns", "key", "checksum", "size")
+COLUMNS = ("key", "checksum", "size")
 Facts = tuple[int, int]  # bytes and mtime_ns of a shard file
 
 
@@ -25,12 +30,10 @@ Facts = tuple[int, int]  # bytes and mtime_ns of a shard file
 class Catalogue:
     """The entries of one kind, and the files that hold them."""
 
-    entries: dict[str, Location] = field(default_factory=dict)
+    entries: EntryTable
     """Key -> where it lies. Shards in sorted order, then loose entries: the first wins."""
     shards: set[Path] = field(default_factory=set)
     """Shards whose header is sound."""
-    loose: set[str] = field(default_factory=set)
-    """Keys that have a file of their own."""
     damaged: dict[Path, str] = field(default_factory=dict)
     """Files whose header cannot be read, and why. What they held counts as missing."""
 
@@ -43,26 +46,39 @@ def read_store(folder: Path) -> Catalogue:
 
 
 def _read_once(folder: Path) -> Catalogue:
-    loose = sorted(folder.glob("entries/*/*.safetensors"))
+    loose = list(list_loose(folder / "entries"))
     shards = sorted(_list_shards(folder / "shards"))
     remembered = _recall(folder / NAME)
-    found = Catalogue()
-    rows: dict[str, tuple[Facts, list[Location]]] = {}
+    found, columns = Catalogue(entries=EntryTable(folder)), Columns()
+    now: dict[str, tuple[Facts, int]] = {}  # name of a sound shard -> its facts and entries
+    paths: list[Path] = []
     for path, facts in shards:
+        before = len(columns)
         known = remembered.get(path.name)
-        entries = known[1] if known is not None and known[0] == facts else _read_file(path, found)
-        if entries is not None:
-            rows[path.name] = facts, entries
-            found.shards.add(path)
-            for entry in entries:
-                found.entries.setdefault(entry.key, entry)
-    for path in loose:
-        for entry in _read_file(path, found) or []:
-            found.entries.setdefault(entry.key, entry)
-            found.loose.add(path.stem)
-    if {name: facts for name, (facts, _) in rows.items()} != {name: facts for name, (facts, _) in remembered.items()}:
-        _remember(folder / NAME, rows)
+        if known is not None and known[0] == facts:
+            columns.extend(known[1], len(paths))
+        elif not _read_file(path, found, columns, len(paths)):
+            continue
+        paths.append(path)
+        now[path.name] = facts, len(columns) - before
+    found.shards = set(paths)
+    if now != {name: (facts, len(part)) for name, (facts, part) in remembered.items()}:
+        _remember(folder / NAME, now, columns)
+    remembered.clear()  # its columns are as large as those here
+    for name in loose:
+        _read_file(folder / "entries" / name[:2] / name, found, columns, ALONE)
+    found.entries = EntryTable(folder, paths, columns)
     return found
+
+
+def list_loose(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Names of the files of single entries below STORE/KIND/entries whose keys begin with the prefix, sorted."""
+    places = [prefix[:2]] if len(prefix) > 1 else sorted(os.listdir(folder)) if folder.is_dir() else []
+    for place in places:
+        if place.startswith(prefix[:2]) and (folder / place).is_dir():
+            for name in sorted(os.listdir(folder / place)):
+                if name.startswith(prefix) and name.endswith(".safetensors") and not name.startswith("."):
+                    yield name
 
 
 def _list_shards(folder: Path) -> Iterator[tuple[Path, Facts]]:
@@ -75,21 +91,23 @@ def _list_shards(folder: Path) -> Iterator[tuple[Path, Facts]]:
                 yield folder / item.name, (facts.st_size, facts.st_mtime_ns)
 
 
-def _read_file(path: Path, found: Catalogue) -> list[Location] | None:
-    """The entries that a file's header names; None, and noted, where it is damaged or has another file's name."""
+def _read_file(path: Path, found: Catalogue, columns: Columns, number: int) -> bool:
+    """Add the entries that a file's header names; noted, and False, where it is damaged or has another file's name."""
     try:
         entries = read_catalogue(open_shard(path))
     except StoreError as error:
         found.damaged[path] = str(error)
-        return None
+        return False
     names = {shard_id({key: entry.checksum for key, entry in entries.items()}), *entries}  # of a shard, of an entry
     if path.stem not in names:
         found.damaged[path] = f"{path} holds something else than its name says. {WAY_OUT}"
-        return None
-    return [replace(entry, known=None) for entry in entries.values()]  # parts of many entries are many bytes
+        return False
+    for key, entry in entries.items():
+        columns.add(key, entry.checksum, entry.size, number)
+    return True
 
 
-def _recall(path: Path) -> dict[str, tuple[Facts, list[Location]]]:
+def _recall(path: Path) -> dict[str, tuple[Facts, Rows]]:
     """Shard name -> its facts and entries, as remembered; {} where nothing is, or it cannot be read."""
     import pyarrow
     from pyarrow import parquet
@@ -97,30 +115,40 @@ def _recall(path: Path) -> dict[str, tuple[Facts, list[Location]]]:
     if not path.exists():
         return {}
     try:
-        table = parquet.read_table(path, columns=list(COLUMNS), page_checksum_verification=True, use_threads=False)
-        columns = [table.column(name).to_pylist() for name in COLUMNS]
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException):
+        table = parquet.read_table(path, page_checksum_verification=True, use_threads=False)
+        text = table.schema.metadata[b"shards"]
+        if table.schema.metadata[b"digest"].decode() != digest_json([text.decode(), table.num_rows]):
+            return {}
+        keys, checksums, sizes = (_buffer(table.column(name)) for name in COLUMNS)
+        parts, start = {}, 0
+        for name, size, mtime_ns, count in json.loads(text):
+            parts[str(name)] = (int(size), int(mtime_ns)), Rows(keys, checksums, sizes, start, start + count)
+            start += count
+        return parts
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return {}
-    found: dict[str, tuple[Facts, list[Location]]] = {}
-    folder, last = path.parent / "shards", None
-    entries: list[Location] = []
-    for name, size, mtime_ns, key, total, length in zip(*columns, strict=True):
-        if name != last:
-            last, place, entries = name, folder / name, []
-            found[name] = (size, mtime_ns), entries
-        entries.append(Location(key, place, total, length))
-    return found
 
 
-def _remember(path: Path, rows: dict[str, tuple[Facts, list[Location]]]) -> None:
+def _buffer(column: Any) -> memoryview:
+    """The bytes of a column of fixed width, without a copy where it is one piece."""
+    array = column.combine_chunks()
+    width = array.type.bit_width // 8
+    return memoryview(array.buffers()[1])[array.offset * width : (array.offset + len(array)) * width]
+
+
+def _remember(path: Path, shards: dict[str, tuple[Facts, int]], columns: Columns) -> None:
     """Write what the shards' headers say. In a store that cannot be written they are read each time."""
     import pyarrow
     from pyarrow import parquet
 
-    flat = [(name, *facts, e.key, e.checksum, e.size) for name, (facts, found) in rows.items() for e in found]
-    types = [pyarrow.string(), pyarrow.int64(), pyarrow.int64(), pyarrow.string(), pyarrow.string(), pyarrow.int64()]
-    schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
-    columns = list(zip(*flat, strict=True)) or [()] * len(COLUMNS)
-    table = pyarrow.table([list(column) for column in columns], schema=schema)
+    widths = (pyarrow.binary(KEY_LETTERS), pyarrow.binary(CHECKSUM_LETTERS), pyarrow.int64())
+    buffers = (columns.keys, columns.checksums, columns.sizes)
+    arrays = [
+        pyarrow.Array.from_buffers(kind, len(columns), [None, pyarrow.py_buffer(bytes(buffer))])
+        for kind, buffer in zip(widths, buffers, strict=True)
+    ]
+    text = canonical_json([[name, *facts, count] for name, (facts, count) in shards.items()])
+    facts = {"shards": text, "digest": digest_json([text, len(columns)])}
+    table = pyarrow.table(arrays, names=list(COLUMNS)).replace_schema_metadata(facts)
     with suppress(OSError), atomic_write(path) as file:
-        parquet.write_table(table, file, write_page_checksum=True)
+        parquet.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")

@@ -12,7 +12,7 @@ from eridiff.pipeline import Stage
 from eridiff.sources import Pointer
 from eridiff.tables import Row
 from eridiff.train import Table, load_adapters
-from eridiff.trainparams import TrainParams, kept_steps
+from eridiff.trainparams import NO_BYTE, TrainParams, kept_steps
 
 FILE_NAMES = {"adapters": "step", "average": "ema"}
 
@@ -22,7 +22,7 @@ def train_key(params: TrainParams, pointer: Pointer, inputs: Mapping[str, Path],
 
     `steps` is left out where the schedule does not depend on it, so that more steps go on from the kept state.
     """
-    chosen = params.model_dump()
+    chosen = params.model_dump(exclude=NO_BYTE)
     if params.optimizer.schedule == "constant":
         del chosen["steps"]
     del chosen["keep"]  # decides what is put out, not what is computed
@@ -58,7 +58,7 @@ def make_lineage(
         "denoiser_config": configs[next(name for name in configs if name != "scheduler")],
         "scheduler_config": configs["scheduler"],
         "pointer": pointer.identity(),
-        "params": params.model_dump(),
+        "params": params.model_dump(exclude=NO_BYTE),
         "inputs": {name: digest_file(path) for name, path in sorted(inputs.items())},
         "trigger": caption_facts.get("trigger"),
         "buckets": [[width, height, count] for (width, height), count in sorted(sizes.items())],

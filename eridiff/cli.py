@@ -1,4 +1,4 @@
-"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff store`."""
+"""The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff inspect`, `eridiff store`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,26 +22,95 @@ app.add_typer(store_app, name="store")
 @base_app.command("add")
 def base_add(
     name: Annotated[str, typer.Argument(help="Name of the base, as in model.base.")],
-    folder: Annotated[Path, typer.Argument(help="Model folder in diffusers' layout.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="A model folder in diffusers' layout, OWNER/NAME of the hub, or weight files."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="Folder in diffusers' layout whose configs and tokenizers the files have.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
 ) -> None:
     """Make the pointers of a base: what its weights are, wherever they lie."""
     from eridiff.bases import add_base
 
-    for path in add_base(name, folder):
+    for path in add_base(name, sources, config, variant):
         typer.echo(f"written: {path}")
+
+
+@base_app.command("list")
+def base_list() -> None:
+    """Every base, and whether its weights are on this machine."""
+    from eridiff.baselist import list_bases
+
+    for line in list_bases():
+        typer.echo(line)
+
+
+@base_app.command("find")
+def base_find(
+    name: Annotated[str | None, typer.Argument(help="A base; none: every model file that this machine has.")] = None,
+) -> None:
+    """Where the weights of a base lie, their content checked; or which models this machine has."""
+    from eridiff.baselist import find_base, find_models
+
+    for line in find_base(name) if name else find_models():
+        typer.echo(line)
+
+
+@base_app.command("verify")
+def base_verify() -> None:
+    """Was the base of this project loaded right? Its denoiser and its VAE on cached samples."""
+    from eridiff.basecheck import verify_project
+
+    for line in verify_project():
+        typer.echo(line)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, or a model folder.")],
+) -> None:
+    """Say what a weight file is, from its header alone."""
+    from eridiff.inspect import inspect_path
+
+    for line in inspect_path(path):
+        typer.echo(line)
 
 
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Name of the project: a folder of projects/.")],
     images: Annotated[Path, typer.Option(help="Folder of pictures, with captions beside them.")],
-    params: Annotated[Path, typer.Option(help="Params file to start from.")] = Path("params.yaml"),
+    trigger: Annotated[str | None, typer.Option(help="Word that will call what is trained, with --preset.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Name of a preset, such as those in presets/.")] = None,
+    params: Annotated[Path, typer.Option(help="Params file to copy as it is.")] = Path("params.yaml"),
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
+    from eridiff.errors import ConfigError
     from eridiff.projects import make_project
+    from eridiff.starting import find_preset, settle_base, start_project
 
-    folder = make_project(name, images, params)
-    typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+    if (trigger is None) != (preset is None):
+        raise ConfigError("--trigger and --preset belong together; without both, --params is copied as it is.")
+    if trigger is None or preset is None:
+        folder = make_project(name, images, params)
+        typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+        return
+    folder = start_project(name, images, trigger, find_preset(preset))
+    typer.echo(settle_base(folder / "params.yaml"))
+    typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+
+
+@app.command()
+def renew() -> None:
+    """Bring this project's dvc.yaml up to the checkout's, as after an update of eridiff."""
+    from eridiff.projects import renew_project
+
+    changed = renew_project(Path.cwd())
+    typer.echo(
+        "dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already"
+    )
 
 
 @app.command()
@@ -54,7 +123,12 @@ def why(
     import sys
 
     from eridiff.prediction import render
+    from eridiff.progress import warn
+    from eridiff.projects import is_behind
     from eridiff.why import explain
+
+    if is_behind(Path.cwd()):
+        warn("this project's dvc.yaml is not the checkout's, which has changed: `eridiff renew` brings it up.")
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from eridiff.assemble import assemble
 from eridiff.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -15,9 +16,14 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a stage's own lines say what goes on
-    model: nn.Module = kind.from_pretrained(
-        source.folders[component], dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    model: nn.Module
+    if component in source.parts:
+        model = assemble(kind, source.config(component), source.parts[component], dtype)
+    else:
+        variant = source.component(component).variant
+        model = kind.from_pretrained(
+            source.folders[component], dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True
+        )
     return model.requires_grad_(False).eval()
 
 

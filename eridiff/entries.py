@@ -19,6 +19,8 @@ from eridiff.tensorfile import RawTensor, TensorFile
 
 Parts = dict[str, Any]
 FORMAT = 1
+KEY_LETTERS = 64  # a sha256
+CHECKSUM_LETTERS = 32  # a blake2b of 16 bytes
 WAY_OUT = "Run `eridiff store repair`, then `dvc repro`."
 
 
@@ -58,7 +60,7 @@ def shard_id(checksums: Mapping[str, str]) -> str:
 
 def checksum(tensors: Mapping[str, RawTensor]) -> str:
     """Checksum of one entry's tensors, by which a reader finds damage."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=CHECKSUM_LETTERS // 2)
     for name in sorted(tensors):
         digest.update(f"{name}\0{tensors[name].dtype}\0{list(tensors[name].shape)}\0".encode())
         digest.update(tensors[name].data)
@@ -90,6 +92,8 @@ def read_catalogue(file: TensorFile) -> dict[str, Location]:
         sizes: dict[str, int] = dict.fromkeys(entries, 0)
         for name in file.header:
             sizes[name.split(".", 1)[0]] += file.size(name)
+        if any(len(k) != KEY_LETTERS or len(e["sum"]) != CHECKSUM_LETTERS for k, e in entries.items()):
+            raise ValueError(entries)
         return {
             key: Location(key, file.path, entry["sum"], sizes[key], {**shared, **entry["parts"]})
             for key, entry in entries.items()

@@ -5,11 +5,12 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 CHUNK_BYTES = 1 << 20
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return CANONICAL.encode(value)
 
 
 def digest_json(value: object) -> str:
@@ -50,6 +51,24 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def link_kind(folder: Path) -> Literal["hardlink", "symlink", "copy"]:
+    """How two names can share one file in a folder: the best kind of link that its file system has, or none."""
+    source = folder / f".link.{uuid.uuid4().hex[:12]}.tmp"
+    target = source.with_suffix(".link.tmp")
+    try:
+        source.touch()
+        with suppress(OSError):
+            os.link(source, target)
+            return "hardlink"
+        with suppress(OSError):
+            os.symlink(source, target)
+            return "symlink"
+        return "copy"
+    finally:
+        target.unlink(missing_ok=True)
+        source.unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -17,9 +17,10 @@ from eridiff.encodepipe import (
 )
 from eridiff.errors import DataError
 from eridiff.images import crop_picture, load_pixels
-from eridiff.latents import LatentParams, Sample, batch_by_bucket, index_rows
+from eridiff.latents import LatentParams, batch_by_bucket, index_rows
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
+from eridiff.samples import Sample, Samples
 from eridiff.store import Store
 from eridiff.tables import Row
 
@@ -110,7 +111,7 @@ def put_batch(store: Store, batch: Sequence[Sample], arrived: "Callable[[], dict
 
 
 def cache_latents(
-    samples: list[Sample],
+    samples: Samples,
     params: LatentParams,
     load: Load,
     store_root: Path,
@@ -120,7 +121,7 @@ def cache_latents(
     *,
     workers: int | None = None,
     ranks: Ranks | None = None,
-) -> tuple[list[Row], CacheCounts]:
+) -> tuple[Sequence[Row], CacheCounts]:
     """Look up, import, encode what is missing, publish the shards into `out`; returns the index's rows.
 
     load() gives the VAE and its device and is called only where something has to be encoded; earlier() gives the
@@ -128,19 +129,18 @@ def cache_latents(
     the encoding, of which this is the first: `help_latents` is what the others do.
     """
     store, ranks = Store(store_root, "latents"), ranks or Ranks()
-    keys = [sample.key for sample in samples]
 
     def encode() -> int:
         return _encode(samples, store, params, load, pictures, workers, ranks)
 
-    shards, counts = fill(store, keys, earlier, encode, out, what="latents")
+    shards, counts = fill(store, samples.keys, earlier, encode, out, what="latents")
     if not ranks.planned:
         ranks.announce([], 0)
     return index_rows(samples, shards), counts
 
 
 def help_latents(
-    samples: list[Sample],
+    samples: Samples,
     params: LatentParams,
     load: Load,
     store_root: Path,
@@ -154,7 +154,7 @@ def help_latents(
 
 
 def _encode(
-    samples: list[Sample],
+    samples: Samples,
     store: Store,
     params: LatentParams,
     load: Load,
@@ -163,13 +163,13 @@ def _encode(
     ranks: Ranks,
 ) -> int:
     """Encode what is missing, alone or together with others."""
-    by_key = {sample.key: sample for sample in samples}
 
     def form(keys: set[str]) -> list[list[Sample]]:
-        return list(batch_by_bucket([by_key[key] for key in keys], params.batch_size))
+        wanted = {sample.key: sample for sample in samples if sample.key in keys}  # equal pictures share a key
+        return list(batch_by_bucket(wanted.values(), params.batch_size))
 
     def encode(batches: Sequence[Sequence[Sample]]) -> None:
         if batches:
             encode_batches(batches, store, params, *load(), pictures, workers=workers, what=f"latents{ranks.label}")
 
-    return encode_together(ranks, store, by_key, form, encode, "latents")
+    return encode_together(ranks, store, samples.keys, form, encode, "latents")

@@ -1,28 +1,21 @@
 """Which latents there are: the params, and every picture's crops with the keys of their posteriors in the store."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from eridiff.config import Section
-from eridiff.encodepipe import (
-    MAX_READERS,
-    ahead,
-    available_cores,
-)
+from eridiff.encodepipe import MAX_READERS, ahead, available_cores
 from eridiff.errors import ConfigError
 from eridiff.images import load_pixels, pixel_digest
+from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
-from eridiff.store import Parts, PixelDigests, entry_key
-from eridiff.tables import Row
+from eridiff.samples import Sample, Samples
+from eridiff.store import Parts
+from eridiff.tables import LazyRows, Row
 from eridiff.tiles import TILING
-from eridiff.variants import Crop, plan_crops
-
-if TYPE_CHECKING:
-    pass
 
 INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "shard"), "str") | dict.fromkeys(
     ("flip", "variant", "bucket_w", "bucket_h", "crop_left", "crop_top", "original_w", "original_h"), "int"
@@ -63,24 +56,8 @@ class LatentParams(Section):
     """Encode pictures larger than this many pixels a side in overlapping tiles: less memory, visible in numbers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One crop to encode."""
-
-    path: str
-    flip: bool
-    variant: int  # 0 is the bucket's own crop
-    file_digest: str
-    pixel_digest: str
-    original: tuple[int, int]
-    bucket: tuple[int, int]
-    crop: Crop
-    key: str
-    parts: Parts
-
-
 def plan_samples(
-    rows: Iterable[Row],
+    rows: Collection[Row],
     params: LatentParams,
     vae: Mapping[str, str],
     version: int,
@@ -88,7 +65,7 @@ def plan_samples(
     pictures: Path,
     pixels: PixelDigests,
     generation: str = "",
-) -> list[Sample]:
+) -> Samples:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
     vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
@@ -96,14 +73,20 @@ def plan_samples(
     Raises: ConfigError where a bucket's sides do not fit the family,
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
-    rows = list(rows)
-    odd = next((row for row in rows if row["bucket_w"] % side_multiple or row["bucket_h"] % side_multiple), None)
-    if odd is not None:
-        size = f"{odd['bucket_w']} x {odd['bucket_h']}"
-        raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
-    learn_pixels([(row["path"], row["file_digest"]) for row in rows], pictures, pixels)
-    common = common_parts(params, vae, version, generation)
-    return [sample for row in rows for sample in _samples(row, params, pixels.known[row["file_digest"]], common)]
+    learn_pixels(_files(rows, side_multiple), pictures, pixels)
+    samples = Samples(params, common_parts(params, vae, version, generation))
+    for row in rows:
+        samples.add(row, pixels.known[row["file_digest"]])
+    return samples
+
+
+def _files(rows: Iterable[Row], side_multiple: int) -> Iterator[tuple[str, str]]:
+    """Path and digest of each row's picture, where its bucket fits the family."""
+    for row in rows:
+        if row["bucket_w"] % side_multiple or row["bucket_h"] % side_multiple:
+            size = f"{row['bucket_w']} x {row['bucket_h']}"
+            raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
+        yield row["path"], row["file_digest"]
 
 
 def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str) -> Parts:
@@ -113,29 +96,7 @@ def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, gen
     return common | ({"tiling": TILING} if params.tile is not None else {})
 
 
-def _samples(row: Row, params: LatentParams, pixel_digest: str, common: Parts) -> Iterator[Sample]:
-    """The variants of one row of buckets.parquet, each with its key: what is common to all, the pixels, the crop."""
-    bucket, original = (row["bucket_w"], row["bucket_h"]), (row["original_w"], row["original_h"])
-    first = Crop((row["resize_w"], row["resize_h"]), (row["crop_left"], row["crop_top"]))
-    for variant, crop in enumerate(plan_crops(first, original, bucket, params, pixel_digest)):
-        for flip in (False, True) if params.flip else (False,):
-            geometry = {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
-            parts = {**common, "pixels": pixel_digest, "crop": geometry}
-            yield Sample(
-                path=row["path"],
-                flip=flip,
-                variant=variant,
-                file_digest=row["file_digest"],
-                pixel_digest=pixel_digest,
-                original=original,
-                bucket=bucket,
-                crop=crop,
-                key=entry_key(parts),
-                parts=parts,
-            )
-
-
-def learn_pixels(files: list[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:
+def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:
     """Decode the pictures whose pixel digest is not known yet, on all cores, and remember it."""
     unknown = list({digest: path for path, digest in files if digest not in pixels.known}.items())
 
@@ -154,7 +115,7 @@ def learn_pixels(files: list[tuple[str, str]], pictures: Path, pixels: PixelDige
     pixels.learn(some)
 
 
-def batch_by_bucket(samples: list[Sample], batch_size: int) -> Iterator[list[Sample]]:
+def batch_by_bucket(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
     """Samples of one bucket at a time, in the order of their keys, so that history decides nothing."""
     by_bucket: dict[tuple[int, int], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.key):
@@ -164,16 +125,17 @@ def batch_by_bucket(samples: list[Sample], batch_size: int) -> Iterator[list[Sam
             yield members[start : start + batch_size]
 
 
-def index_rows(samples: Iterable[Sample], shards: Mapping[str, str]) -> list[Row]:
+def index_rows(samples: Samples, shards: Mapping[str, str]) -> Sequence[Row]:
     """Rows of the index, sorted: for each sample its key, its shard, and the sizes that a model may be told.
 
     crop_left, crop_top: where the crop lies in the scaled picture as seen, mirrored or not.
     """
-    rows = []
-    for sample in sorted(samples, key=lambda one: (one.path, one.bucket, one.variant, one.flip)):
+
+    def row_of(sample: Sample) -> Row:
         row: Row = {name: getattr(sample, name) for name in ("path", "file_digest", "pixel_digest", "key", "variant")}
         row |= {"flip": int(sample.flip), "shard": shards[sample.key]}
         left, top = sample.crop.seen_at(sample.bucket, sample.flip)
         row |= {"bucket_w": sample.bucket[0], "bucket_h": sample.bucket[1], "crop_left": left, "crop_top": top}
-        rows.append(row | {"original_w": sample.original[0], "original_h": sample.original[1]})
-    return rows
+        return row | {"original_w": sample.original[0], "original_h": sample.original[1]}
+
+    return LazyRows(samples.in_order(), row_of)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from eridiff.config import ModelParams
 from eridiff.draw import DrawParams, Prompt, draw
 from eridiff.errors import ConfigError, DataError
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.progress import say
 from eridiff.project import LocalConfig
 from eridiff.sources import find_source, pointers_of
@@ -29,9 +29,7 @@ def make_previewer(
     if not local.preview_prompts:
         raise ConfigError("local.yaml: preview_every is set, but preview_prompts names nothing to draw.")
     family = load_family(model.family)
-    source = find_source(
-        pointers_of(model.base, family.PARTS, model.family).values(), load_keys(model.family).canonical
-    )
+    source = find_source(pointers_of(model.base, family.PARTS, model.family).values())
     params = DrawParams(scheduler="euler", steps=local.preview_steps, size=size)
 
     def preview(step: int) -> None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eridiff.entrytable import sorted_keys
 from eridiff.errors import BaseError, ConfigError, DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.latents import LatentParams
+from eridiff.placement import Keys
 from eridiff.probe import (
     FIRST,
     Difference,
@@ -126,12 +128,12 @@ def _values(tensors: "Mapping[str, Tensor]", what: str, section: str) -> Values:
     return values
 
 
-def entries_lacking(root: Path, kind: str, keys: list[str], earlier: Callable[[], Iterable[Path]]) -> bool:
+def entries_lacking(root: Path, kind: str, keys: Iterable[str] | Keys, earlier: Callable[[], Iterable[Path]]) -> bool:
     """Whether something has to be encoded: neither the store nor the stage's own last output has all keys."""
-    store = Store(root, kind)
-    if store.missing(keys):
+    store, wanted = Store(root, kind), sorted_keys(keys)
+    if store.missing(wanted):
         store.adopt(earlier())
-    return bool(store.missing(keys))
+    return bool(store.missing(wanted))
 
 
 def index_reference(index: Path | None) -> Reference | None:

@@ -20,10 +20,14 @@ class LocalConfig(Section):
     """Folder of the store. The environment variable ERIDIFF_STORE wins; default: ~/.cache/eridiff/store."""
     device: str | None = None
     """Where models run: `cuda`, `cuda:1`, `cpu`. The environment variable ERIDIFF_DEVICE wins."""
-    bases: dict[str, str] = Field(default_factory=dict)
-    """Base name -> folder that holds its weights on this machine."""
+    bases: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Base name -> the folder, the file or the files that hold its weights on this machine."""
     model_folders: tuple[str, ...] = ()
     """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
+    comfyui: str | None = None
+    """ComfyUI's folder, whose models are found. ERIDIFF_COMFYUI wins; default: ~/ComfyUI and the like."""
+    allow_pickle: bool = False
+    """Read pickled weights (.ckpt, .pt) too: their tensors alone, no code in them is run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower, the same numbers."""
     workers: Annotated[int, Field(ge=0)] | None = None

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from eridiff.errors import ConfigError, DataError
-from eridiff.files import write_text
+from eridiff.files import link_kind, write_text
 from eridiff.images import PICTURE_SUFFIXES
 from eridiff.project import NAME, checkout_root
 
@@ -23,6 +23,29 @@ def project_dvc_yaml(text: str) -> str:
     shared = "|".join(map(re.escape, SHARED))
     text = re.sub(rf"(?m)^(\s*- )({shared})", r"\1../../\2", text)
     return re.sub(r"(?m)^(\s*cmd: )(python -m )", r"\1PYTHONPATH=../.. \2", text)
+
+
+def is_behind(folder: Path) -> bool:
+    """Whether a project's dvc.yaml is another than the checkout's would give; never in the checkout itself."""
+    root = checkout_root(folder)
+    path = folder / "dvc.yaml"
+    if folder.resolve().parent != root / "projects" or not path.exists():
+        return False
+    return path.read_text("utf-8") != project_dvc_yaml((root / "dvc.yaml").read_text("utf-8"))
+
+
+def renew_project(folder: Path) -> bool:
+    """Write a project's dvc.yaml anew from the checkout's; returns whether it changed. Nothing else is touched.
+
+    Raises: ConfigError where the folder is no project.
+    """
+    root = checkout_root(folder)
+    if folder.resolve().parent != root / "projects" or not (folder / "dvc.yaml").exists():
+        raise ConfigError(f"{folder} is no project: run this in a folder of {root / 'projects'}.")
+    behind = is_behind(folder)
+    if behind:
+        write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
+    return behind
 
 
 def make_project(name: str, images: Path, params: Path) -> Path:
@@ -66,6 +89,8 @@ def _init_dvc(root: Path, folder: Path) -> None:
     inside = cache.is_relative_to(root)
     place = os.path.relpath(cache, folder) if inside else str(cache)
     _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
+    if link_kind(folder) == "symlink":  # else DVC would keep each file twice
+        _run(["dvc", "config", "-q", "--local", "cache.type", "symlink"], folder)
     _run(["dvc", "add", "-q", "data/raw"], folder)
     _run(["dvc", "unprotect", "data/raw"], folder)  # users edit their pictures and captions in place
     pointer = folder / "data" / "raw.dvc"

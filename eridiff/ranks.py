@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 
 from eridiff.errors import ConfigError, StoreError
 from eridiff.files import digest_json, write_text
+from eridiff.placement import Keys
 from eridiff.progress import say
 from eridiff.project import user_cache
 from eridiff.store import Store
@@ -155,7 +156,7 @@ def _remove_old(folder: Path) -> None:
 def encode_together(
     ranks: Ranks,
     store: Store,
-    keys: Iterable[str],
+    keys: Iterable[str] | Keys,
     form: Callable[[set[str]], Batches[SampleT]],
     encode: Callable[[Batches[SampleT]], None],
     what: str,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eridiff.entries import Location, read_catalogue, read_entry, tensors_of
+from eridiff.entries import read_catalogue, read_entry, tensors_of
 from eridiff.errors import DataError
 from eridiff.tensorfile import TORCH_NAMES, RawTensor, TensorFile, allow_more_files
 
@@ -50,10 +50,11 @@ class Cache:
         self._sound: set[str] = set()
 
     @cached_property
-    def _entries(self) -> dict[str, tuple[Shard, Location]]:
+    def _entries(self) -> dict[str, tuple[Shard, str]]:
+        """Key -> its shard and checksum; not the parts of the key, which are many bytes."""
         allow_more_files()
         shards = [Shard(path) for path in sorted(self.folder.glob("*.safetensors"))]
-        return {key: (shard, location) for shard in shards for key, location in read_catalogue(shard.file).items()}
+        return {key: (shard, found.checksum) for shard in shards for key, found in read_catalogue(shard.file).items()}
 
     def read(self, key: str) -> dict[str, RawTensor]:
         """The tensors of one entry as views of the file's bytes, checked once.
@@ -62,10 +63,10 @@ class Cache:
         """
         if key not in self._entries:
             raise DataError(f"{self.folder} lacks entry {key[:12]}: remove the folder and run `dvc repro`.")
-        shard, location = self._entries[key]
+        shard, checksum = self._entries[key]
         if key in self._sound:
             return tensors_of(shard.file, key)
-        tensors = read_entry(shard.file, key, location.checksum)
+        tensors = read_entry(shard.file, key, checksum)
         self._sound.add(key)
         return tensors
 

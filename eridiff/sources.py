@@ -6,38 +6,22 @@ that it uses, so a clone whose weights lie elsewhere has nothing to rerun, and o
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eridiff.errors import BaseError, did_you_mean
+from eridiff.components import Component, describe_folder, describe_part
+from eridiff.errors import BaseError, DataError, did_you_mean
+from eridiff.families import Keys, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.files import canonical_json, digest_file, digest_json
-from eridiff.project import bases_dir, load_local
-from eridiff.tensorfile import TensorFile, digest_tensors
+from eridiff.headers import find_parts, open_weights
+from eridiff.partfiles import PartTensors, as_kind, map_part
+from eridiff.places import Places
+from eridiff.project import bases_dir
+from eridiff.tokenizers import built_in_tokenizers
 
 PARTS = ("vae", "text", "denoiser")
-CONFIG_FILES = ("config.json", "scheduler_config.json")
-# Keys of a config that say who wrote it, not what the model is.
-NEUTRAL_CONFIG_KEYS = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
-
-Canonical = Callable[[str, str], str]  # (component, tensor name in its file) -> canonical tensor name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """One folder of a base: a model (config, weights), a scheduler (config) or a tokenizer (files)."""
-
-    name: str
-    config: dict[str, Any]
-    files: dict[str, int]  # file name -> size in bytes
-    digest: str  # of the tensors, or of the files where there are none
-
-    def identity(self) -> dict[str, str]:
-        """What the component is, for keys: digests of its content and of its config."""
-        return {"content": self.digest, "config": digest_json(self.config)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +44,15 @@ class ModelSource:
 
     pointers: dict[str, Pointer]
     folders: dict[str, Path]  # component name -> the folder of its files
+    parts: dict[str, PartTensors] = field(default_factory=dict)  # component name -> its tensors in single files
+
+    def component(self, name: str) -> Component:
+        """What a component is."""
+        return next(p.components[name] for p in self.pointers.values() if name in p.components)
 
     def config(self, component: str) -> dict[str, Any]:
         """The config of a component."""
-        return next(p.components[component].config for p in self.pointers.values() if component in p.components)
+        return self.component(component).config
 
 
 def read_pointer(base: str, part: str) -> Pointer:
@@ -75,8 +64,8 @@ def read_pointer(base: str, part: str) -> Pointer:
     if not path.exists():
         known = sorted(p.parent.name for p in bases_dir().glob(f"*/{part}.json"))
         raise BaseError(
-            f"base '{base}' has no pointer {path.name}.{did_you_mean(base, known)} `eridiff base add {base} FOLDER` "
-            "makes one from a model folder."
+            f"base '{base}' has no pointer {path.name}.{did_you_mean(base, known)} `eridiff base add {base} SOURCE` "
+            "makes one from a model folder or its files."
         )
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -98,108 +87,112 @@ def pointer_text(pointer: Pointer) -> str:
     return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
-def describe_component(folder: Path, canonical: Canonical, digests: FileDigests) -> Component:
-    """Read what a component's folder holds: config, file sizes, digest over tensors (or files).
-
-    Weights are those that the libraries load when no variant is asked for: `model.fp16.safetensors` and the like
-    are not read. Raises: BaseError where the folder is missing, has no valid config or holds no such weights.
-    """
-    if not folder.is_dir():
-        raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
-    config_path = next((folder / name for name in CONFIG_FILES if (folder / name).exists()), None)
-    try:
-        config = json.loads(config_path.read_text("utf-8")) if config_path else {}
-    except ValueError:
-        raise BaseError(f"{config_path} is no valid JSON: copy the model folder again.") from None
-    variants = sorted(folder.glob("*.safetensors"))
-    weights = [path for path in variants if "." not in path.stem]
-    if not weights and (variants or list(folder.glob("*.bin"))):
-        kind = f"only variants ({variants[0].name})" if variants else "pickled weights only"
-        raise BaseError(f"{folder} holds {kind}; eridiff reads safetensors of no variant.")
-    visible = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    others = [path for path in visible if path != config_path]
-    files = weights or ([] if config_path and config_path.name == "scheduler_config.json" else others)
-    return Component(
-        name=folder.name,
-        config={k: v for k, v in config.items() if not k.startswith("_") and k not in NEUTRAL_CONFIG_KEYS},
-        files={path.name: path.stat().st_size for path in files},
-        digest=_content_digest(folder.name, files, canonical, digests),
-    )
-
-
-def _content_digest(component: str, files: Iterable[Path], canonical: Canonical, digests: FileDigests) -> str:
-    """Digest over all tensors of the files under canonical names; of whole files where they are no tensors."""
-    content: dict[str, str] = {}
-    for path in files:
-        if path.suffix != ".safetensors":
-            content[path.name] = digests.remember(path, "sha256", lambda path=path: digest_file(path))  # type: ignore[misc]
-            continue
-        tensors = digests.remember(path, "tensors", lambda path=path: _tensor_digests(path))  # type: ignore[misc]
-        content |= {canonical(component, name): value for name, value in json.loads(tensors).items()}
-    return digest_json(content)
-
-
-def _tensor_digests(path: Path) -> str:
-    """JSON of tensor name -> digest of its dtype, shape and bytes, as they lie in the file."""
-    file = TensorFile(path)
-    return canonical_json({name: digest_tensors({"": file.raw(name)}) for name in file.names})
-
-
-def find_source(pointers: Iterable[Pointer], canonical: Canonical) -> ModelSource:
+def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     """Find the files of these parts on this machine and check them against the pointers.
 
     Raises: BaseError that names the missing or differing file, and where it was looked for.
     """
     found = {pointer.part: pointer for pointer in pointers}
     folders: dict[str, Path] = {}
+    parts: dict[str, PartTensors] = {}
     wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
     with FileDigests() as digests:
         for pointer, component in wanted:
-            folder = _find_folder(pointer.base, component)
-            here = describe_component(folder, canonical, digests)
-            _refuse_other(folder, here, component, pointer.base)
-            folders[component.name] = folder
-    return ModelSource(pointers=found, folders=folders)
+            place = find_component(pointer, component, digests)
+            if isinstance(place, Path):
+                folders[component.name] = place
+            else:
+                parts[component.name] = place
+    return ModelSource(pointers=found, folders=folders, parts=parts)
 
 
-def _refuse_other(folder: Path, here: Component, meant: Component, base: str) -> None:
-    """Refuse a folder whose weights or config are not those of the pointer."""
+def find_component(pointer: Pointer, component: Component, digests: FileDigests) -> Path | PartTensors:
+    """The folder of a component, or its tensors in files, checked against the pointer.
+
+    The first place counts that has files of the right names and sizes; then what local.yaml names, whatever its names
+    and sizes, since another file may hold the same tensors. Raises: BaseError where there is none, or other weights.
+    """
+    places, keys = Places(pointer.base), load_keys(pointer.family)
+    refusals = []
+    for place in candidates(pointer, component):
+        here = _describe(place, keys, component, digests)
+        refusal = _difference(place, here, component, pointer.base)
+        if not refusal:
+            return place
+        refusals.append(refusal)
+    if refusals:
+        raise BaseError(refusals[0])
+    wanted = ", ".join(f"{name} ({size} bytes)" for name, size in component.files.items())
+    raise BaseError(
+        f"the weights of base '{pointer.base}', component {component.name}, are not on this machine. Wanted: {wanted}. "
+        f"Searched: {places.described()}. Name their folder, or files, in local.yaml "
+        f"(bases: {{{pointer.base}: PATH}}) or put FOLDER/{pointer.base} under a folder of ERIDIFF_MODELS."
+    )
+
+
+def candidates(pointer: Pointer, component: Component) -> Iterator[Path | PartTensors]:
+    """Places where a component may lie, the likeliest first; their content is not looked at."""
+    places, keys = Places(pointer.base), load_keys(pointer.family)
+    folders = (folder / component.name for folder in places.model_folders())
+    yield from (folder for folder in folders if _has_files(folder, component.files))
+    if not any(name.endswith(".safetensors") for name in component.files):
+        yield from (folder for folder in places.tokenizers() if _has_files(folder, component.files))
+        yield from (folder for folder in built_in_tokenizers() if _has_files(folder, component.files))
+    if component.name in keys.COMPONENTS:
+        for path in places.files():
+            if component.files.get(path.name) == path.stat().st_size and (tensors := read_part(path, keys, component)):
+                yield tensors
+        for path in places.named:
+            if path.is_file() and (tensors := read_part(path, keys, component)):
+                yield tensors
+            elif any((path / component.name).glob("*.safetensors")):
+                yield path / component.name
+
+
+def _has_files(folder: Path, files: Mapping[str, int]) -> bool:
+    """Whether a folder has these files at these sizes."""
+    return folder.is_dir() and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items()
+    )
+
+
+def read_part(path: Path, keys: Keys, component: Component) -> PartTensors | None:
+    """A component's tensors in a file, by the config that is meant; None where the file does not have them all."""
+    part = keys.COMPONENTS[component.name]
+    try:
+        found, _ = find_parts(open_weights(path))
+    except (BaseError, DataError):
+        return None
+    for one in (as_kind(one, part.kind, component.config) for one in found):
+        if one.kind == part.kind:
+            tensors = map_part(one, part, component.name, component.config, keys.canonical, whole=False)
+            if not tensors.missing:
+                return tensors
+    return None
+
+
+def _describe(place: Path | PartTensors, keys: Keys, meant: Component, digests: FileDigests) -> Component:
+    """What lies at a place."""
+    if isinstance(place, PartTensors):
+        return describe_part(place, meant.config, digests)
+    return describe_folder(place, keys.canonical, digests, meant.variant, meant.name)
+
+
+def _difference(place: Path | PartTensors, here: Component, meant: Component, base: str) -> str:
+    """Why a place is not what the pointer names; empty where it is."""
     if here.digest != meant.digest:
         wrong = f"its content has digest {here.digest[:12]}, the pointer says {meant.digest[:12]}"
     elif here.config != meant.config:
         keys = sorted(k for k in {*here.config, *meant.config} if here.config.get(k) != meant.config.get(k))
         wrong = f"its config differs from the pointer's in {', '.join(keys)}"
     else:
-        return
-    raise BaseError(
-        f"{folder} is not what the pointer of base '{base}' names: {wrong}. Put the right files there, or make new "
+        return ""
+    name = str(place)
+    if isinstance(place, PartTensors):
+        name = f"{meant.name} ({place.found.look.what}) in {place.found.weights.paths[0]}"
+    return (
+        f"{name} is not what the pointer of base '{base}' names: {wrong}. Put the right files there, or make new "
         "pointers with `eridiff base add`."
-    )
-
-
-def search_folders(base: str) -> list[Path]:
-    """Where a base's files may lie on this machine, in order."""
-    local = load_local()
-    folders = [Path(local.bases[base]).expanduser()] if base in local.bases else []
-    roots = [*os.environ.get("ERIDIFF_MODELS", "").split(os.pathsep), *local.model_folders]
-    folders += [Path(root).expanduser() / base for root in roots if root]
-    return [*folders, bases_dir() / base]
-
-
-def _find_folder(base: str, component: Component) -> Path:
-    """The first searched folder that holds a component's files at their sizes."""
-    searched = search_folders(base)
-    for folder in searched:
-        place = folder / component.name
-        if place.is_dir() and all(
-            (place / name).is_file() and (place / name).stat().st_size == size for name, size in component.files.items()
-        ):
-            return place
-    wanted = ", ".join(f"{name} ({size} bytes)" for name, size in component.files.items())
-    raise BaseError(
-        f"the weights of base '{base}', component {component.name}, are not on this machine. Wanted: {wanted}. "
-        f"Searched: {', '.join(str(folder / component.name) for folder in searched)}. Name their folder in "
-        f"local.yaml (bases: {{{base}: FOLDER}}) or put FOLDER/{base} under a folder of ERIDIFF_MODELS."
     )
 
 

@@ -12,15 +12,16 @@ KIND is `latents` or `texts`; eridiff/entries.py has the format of entries and s
 temporary name and renamed, never changed: any number of processes may fill one store.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import RLock
 
-from eridiff.catalogue import Catalogue, read_store
+from eridiff.catalogue import Catalogue, list_loose, read_store
 from eridiff.entries import (
     WAY_OUT,
     Location,
@@ -34,8 +35,10 @@ from eridiff.entries import (
     shard_id,
     shard_metadata,
 )
+from eridiff.entrytable import EntryTable, sorted_keys
 from eridiff.errors import StoreError
-from eridiff.files import atomic_write, canonical_json, link_or_copy, write_text
+from eridiff.files import atomic_write, canonical_json, link_or_copy
+from eridiff.placement import Keys, Placement, shard_name, split_sorted
 from eridiff.progress import warn
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 
@@ -43,17 +46,15 @@ __all__ = [
     "EntryGone",
     "Location",
     "Parts",
-    "PixelDigests",
     "Store",
     "checksum",
     "entry_key",
     "read_catalogue",
     "read_entry",
-    "split_keys",
 ]
 
 FORMAT = "eridiff-store 1\n"
-SHARD_BYTES = 64 << 20
+SHARDS_AT_A_TIME = 4  # read, checked and written by publish: what it holds in memory
 OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
 
 
@@ -71,28 +72,31 @@ class Store:
         self.shards_written = 0
         self.published: list[str] = []  # names of the shards in the last out, less the suffix
         self._found: Catalogue | None = None
+        self._lock = RLock()
         _check_format(root)
 
     @property
-    def catalogue(self) -> dict[str, Location]:
+    def catalogue(self) -> EntryTable:
         """Every key in the store and where its entry lies; shards in sorted order, the first wins."""
         return self._catalogue.entries
 
     @property
     def _catalogue(self) -> Catalogue:
-        if self._found is None:
-            self._found = read_store(self.folder)
-            for reason in self._found.damaged.values():
-                warn(f"{reason} What it held counts as missing.")
-        return self._found
+        with self._lock:
+            if self._found is None:
+                self._found = read_store(self.folder)
+                for reason in self._found.damaged.values():
+                    warn(f"{reason} What it held counts as missing.")
+            return self._found
 
     def look_again(self) -> None:
         """Forget what was read of the store: other processes may have changed it."""
-        self._found = None
+        with self._lock:
+            self._found = None
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
+    def missing(self, keys: Iterable[str] | Keys) -> list[str]:
         """Those of the keys that the store lacks, sorted, each once."""
-        return sorted(set(keys) - set(self.catalogue))
+        return [key.decode() for key in self.catalogue.lacking(sorted_keys(keys))]
 
     def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
         """Add one entry, atomically. What is there already is kept: an entry never changes."""
@@ -103,7 +107,7 @@ class Store:
         """Write one entry as a file of its own, wherever else it stands."""
         total = checksum(tensors)
         parts = json.loads(canonical_json(parts))  # as they will be read: a tuple is a list
-        path = self._loose_path(key)
+        path = self.catalogue.loose_path(key)
         named = {f"{key}.{name}": tensor for name, tensor in tensors.items()}
         try:
             write_tensors(path, named, shard_metadata({key: (total, parts)}))
@@ -112,8 +116,7 @@ class Store:
                 f"cannot write to the store {self.root}: {error.strerror}. What was written is kept: make room or "
                 "give yourself the right to it and run `dvc repro`, or choose another store with ERIDIFF_STORE."
             ) from None
-        self.catalogue[key] = Location(key, path, total, sum(len(t.data) for t in tensors.values()))
-        self._catalogue.loose.add(key)
+        self.catalogue.add(Location(key, path, total, sum(len(t.data) for t in tensors.values())))
 
     def get(self, key: str) -> dict[str, RawTensor]:
         """The tensors of one entry, checked against its checksum."""
@@ -122,9 +125,9 @@ class Store:
     def _read(self, key: str, files: dict[Path, TensorFile]) -> tuple[Location, dict[str, RawTensor]]:
         """An entry and where it lies; looked for again where another process has just moved it into a shard."""
         for _ in range(10):  # others may move it again meanwhile
-            if key not in self.catalogue:
+            location, loose = self.catalogue.get(key), self.catalogue.loose_path(key)
+            if location is None:
                 break
-            location, loose = self.catalogue[key], self._loose_path(key)
             try:
                 if location.path == loose:  # another process may have put its own; a file each, so none stays open
                     file = open_shard(loose, whole=True)
@@ -147,7 +150,7 @@ class Store:
                 continue
             file = open_shard(path)
             entries = read_catalogue(file)
-            if set(entries) <= set(self.catalogue):
+            if all(key in self.catalogue for key in entries):
                 continue
             for key, location in entries.items():
                 check_parts(location)
@@ -156,59 +159,77 @@ class Store:
             link_or_copy(path, target)
             self._catalogue.shards.add(target)
             for key, location in read_catalogue(open_shard(target)).items():
-                self.catalogue.setdefault(key, replace(location, known=None))
+                if key not in self.catalogue:
+                    self.catalogue.add(location)
         return len(self.catalogue) - before
 
-    def publish(self, keys: Iterable[str], out: Path) -> dict[str, str]:
+    def publish(self, keys: Iterable[str] | Keys, out: Path) -> Placement:
         """Fill the folder `out` with hardlinked shards that hold exactly these keys; returns key -> file name.
 
         The shards are a function of the set of keys: one, or split into 16 by the next digit of the key
-        wherever one would be larger than SHARD_BYTES.
+        wherever one would be larger than SHARD_BYTES. Several are read, checked and written at a time.
         Raises: EntryGone where the store has lost one of them, StoreError where one is damaged.
         """
-        lost = self.missing(keys := set(keys))
-        if lost:
-            raise EntryGone(f"entry {lost[0][:12]} is gone from the store {self.root}: run `dvc repro`.")
-        sizes = {key: self.catalogue[key].size for key in keys}
-        placed: dict[str, str] = {}
-        self.published = []
+        wanted = sorted_keys(keys)
+        groups = list(split_sorted(wanted, self._all_of(wanted).sizes(wanted)))
+        placed = Placement(wanted, [prefix for prefix, _ in groups])
         try:
             for old in out.glob("shard-*.safetensors"):
                 old.unlink()
-            for prefix, members in sorted(split_keys(sizes).items()):
-                name = f"shard-{prefix or 'all'}.safetensors"
-                shard = self._shard(members)
-                link_or_copy(shard, out / name)
-                placed |= dict.fromkeys(members, name)
-                self.published.append(shard.stem)
+            with ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="eridiff-shard") as pool:
+                made = list(pool.map(partial(self._place, wanted, out), groups))
         except FileNotFoundError:  # gc took a shard between its look-up and its link
             self.look_again()
             raise EntryGone(f"a shard has vanished from the store {self.root}: run `dvc repro`.") from None
         except OSError as error:
             raise StoreError(f"cannot write shards to {self.root} or {out}: {error.strerror}.") from None
+        self.published = [name for name, _ in made]
+        self.shards_written += sum(written for _, written in made)
         return placed
 
-    def _shard(self, keys: list[str]) -> Path:
-        """The store's shard of exactly these keys; written if there is none, its loose entries then removed."""
-        entries = {key: self.catalogue[key] for key in keys}
+    def _all_of(self, keys: Keys) -> EntryTable:
+        """The entries, with all of some keys among them.
+
+        Raises: EntryGone where the store has lost one.
+        """
+        table = self.catalogue  # another thread may look again meanwhile
+        if len(lost := table.lacking(keys)):
+            raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
+        return table
+
+    def _place(self, keys: Keys, out: Path, group: tuple[str, slice]) -> tuple[str, bool]:
+        """Link the shard of some of the keys into `out`; its name in the store, and whether it was written."""
+        prefix, part = group
+        shard, written = self._shard(keys[part], prefix)
+        link_or_copy(shard, out / shard_name(prefix))
+        return shard.stem, written
+
+    def _shard(self, wanted: Keys, prefix: str) -> tuple[Path, bool]:
+        """The store's shard of exactly these keys, written if there is none; entries of their own are then removed."""
+        keys = [key.decode() for key in wanted]
+        path = self._shard_path(dict(zip(keys, self._all_of(wanted).checksums(wanted), strict=True)))
+        written = not self._has_shard(path)
+        if written:
+            path = self._write_shard(keys)
+            self.catalogue.move(keys, path)
+        loose = {name.removesuffix(".safetensors") for name in list_loose(self.folder / "entries", prefix)}
+        if inside := [key for key in keys if key in loose]:
+            self.catalogue.move(inside, path)
+            for key in inside:
+                _remove_copy(self.catalogue.loose_path(key))
+        return path, written
+
+    def _write_shard(self, keys: list[str]) -> Path:
+        entries: dict[str, Location] = {}
+        tensors: dict[str, RawTensor] = {}
+        files: dict[Path, TensorFile] = {}
+        for key in keys:
+            entries[key], read = self._read(key, files)
+            tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
         path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
-        if not self._has_shard(path):
-            tensors: dict[str, RawTensor] = {}
-            files: dict[Path, TensorFile] = {}
-            for key in keys:
-                entries[key], read = self._read(key, files)
-                tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
-            path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
-            entries = _with_parts(entries)
-            metadata = shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()})
-            write_tensors(path, tensors, metadata)
-            self._catalogue.shards.add(path)
-            self.shards_written += 1
-        for key in self._catalogue.loose.intersection(keys):
-            _remove_copy(self._loose_path(key))
-            self._catalogue.loose.discard(key)
-            if entries[key].path == self._loose_path(key):
-                self.catalogue[key] = replace(entries[key], path=path, known=None)
+        entries = _with_parts(entries)
+        write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()}))
+        self._catalogue.shards.add(path)
         return path
 
     def _has_shard(self, path: Path) -> bool:
@@ -224,9 +245,6 @@ class Store:
             read_catalogue(open_shard(path))
             return True
         return False
-
-    def _loose_path(self, key: str) -> Path:
-        return self.folder / "entries" / key[:2] / f"{key}.safetensors"
 
     def _shard_path(self, checksums: Mapping[str, str]) -> Path:
         return self.folder / "shards" / f"{shard_id(checksums)}.safetensors"
@@ -253,50 +271,6 @@ def _remove_copy(path: Path) -> None:
     """Remove a loose entry that stands in a shard; where it may not be removed it only takes space."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def split_keys(sizes: Mapping[str, int], prefix: str = "") -> dict[str, list[str]]:
-    """Prefix -> sorted keys, each group at most SHARD_BYTES unless it is a single entry."""
-    keys = sorted(sizes)
-    if not keys:
-        return {}
-    if len(keys) == 1 or sum(sizes.values()) <= SHARD_BYTES:
-        return {prefix: keys}
-    parts: dict[str, dict[str, int]] = {}
-    for key in keys:
-        parts.setdefault(key[: len(prefix) + 1], {})[key] = sizes[key]
-    groups: dict[str, list[str]] = {}
-    for longer, part in parts.items():
-        groups |= split_keys(part, longer)
-    return groups
-
-
-class PixelDigests:
-    """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing."""
-
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "pixels"
-        self.known: dict[str, str] = {}
-        for path in sorted(self.folder.glob("*.tsv")):
-            with suppress(FileNotFoundError):  # gc joins small files
-                text = path.read_text("utf-8", errors="replace")
-                if path.name != self.file_name(text):
-                    warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
-                    continue
-                self.known |= dict(line.split("\t") for line in text.splitlines())
-
-    @staticmethod
-    def file_name(text: str) -> str:
-        """The name of a file with this content."""
-        return f"{hashlib.sha256(text.encode()).hexdigest()}.tsv"
-
-    def learn(self, digests: Mapping[str, str]) -> None:
-        """Remember new digests in one immutable file, named by its content."""
-        new = {key: value for key, value in digests.items() if key not in self.known}
-        if new:
-            text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
-            write_text(self.folder / self.file_name(text), text)
-            self.known |= new
 
 
 def _check_format(root: Path) -> None:

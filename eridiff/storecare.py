@@ -14,9 +14,10 @@ from pathlib import Path
 from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry, shard_id, shard_metadata
 from eridiff.errors import StoreError
 from eridiff.ownouts import OwnOut, digest_md5
+from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.roots import ROOTS, read_pin
-from eridiff.store import OWN_NAMES, PixelDigests
+from eridiff.store import OWN_NAMES
 from eridiff.tensorfile import TensorFile, header_bytes
 
 KINDS = ("latents", "texts")

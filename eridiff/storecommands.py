@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from eridiff.files import link_kind
 from eridiff.ownouts import OwnOut, cache_folder, read_outs
 from eridiff.project import store_root
 from eridiff.roots import read_pins
@@ -15,6 +16,17 @@ from eridiff.storerepair import compare, repair
 from eridiff.storesize import disk_of, join, kind_sizes, project_size
 
 store_app = typer.Typer(no_args_is_help=True, help="The store: what it holds, its size, its health.")
+NO_HARDLINKS = "this file system has no hardlinks, so each keeps its own"
+STORE_COPIES = {
+    "hardlink": "`eridiff store link` makes them one file",
+    "symlink": NO_HARDLINKS,
+    "copy": NO_HARDLINKS,
+}
+PROJECT_COPIES = {
+    "hardlink": "`dvc checkout --relink` makes them links",
+    "symlink": "`dvc config --local cache.type symlink`, then `dvc checkout --relink`, makes them links",
+    "copy": "this file system has no links of any kind, so each keeps its own",
+}
 Days = Annotated[float, typer.Option(help="Lease: what is younger stays. Less than a day only if nothing runs.")]
 
 
@@ -46,10 +58,11 @@ def du() -> None:
         typer.echo(f"in DVC's cache, more      {_bytes(size.cache):>10}")
         typer.echo(f"in the project, more      {_bytes(size.folder):>10}")
         typer.echo(f"on disk in all            {_bytes(size.disk):>10}   {size.factor:.2f} x the payload")
+        links = link_kind(Path.cwd())
         if size.store and size.cache > size.payload / 2:
-            typer.echo("The store and DVC's cache have a copy each: `eridiff store link` makes them one file.")
+            typer.echo(f"The store and DVC's cache have a copy each: {STORE_COPIES[links]}.")
         if size.folder > size.payload / 2:
-            typer.echo("The project's files are copies of DVC's: `dvc checkout --relink` makes them links.")
+            typer.echo(f"The project's files are copies of DVC's: {PROJECT_COPIES[links]}.")
     typer.echo(f"the whole store           {_bytes(disk_of(root)):>10}   {root}")
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eridiff.files import write_text
+from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
-from eridiff.store import PixelDigests
 
 KINDS = ("latents", "texts")
 LEASE_DAYS = 14.0

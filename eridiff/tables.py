@@ -2,19 +2,63 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from eridiff.errors import DataError
 from eridiff.files import atomic_write, canonical_json
 
 Row = dict[str, Any]
 
+ROWS_AT_A_TIME = 8192  # of those that are turned into columns, or columns into rows
+Item = TypeVar("Item")
 TYPES = {"str": "string", "int": "int64", "float": "float64", "strs": "list<string>"}
 
 
-def table_bytes(rows: Sequence[Row], columns: Mapping[str, str], facts: Mapping[str, Any]) -> bytes:
+class TableRows(Collection[Row]):
+    """The rows of a table, read anew from its file by each loop, some at a time; the columns named, or all."""
+
+    def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
+        self.path, self.columns = path, None if columns is None else list(columns)
+
+    def __iter__(self) -> Iterator[Row]:
+        with opened(self.path) as file:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=self.columns, use_threads=False):
+                yield from batch.to_pylist()
+
+    def __len__(self) -> int:
+        with opened(self.path) as file:
+            return int(file.metadata.num_rows)
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == other for other in self)
+
+
+class LazyRows(Sequence[Row], Generic[Item]):
+    """Rows made of other things when asked for: nobody holds all of them."""
+
+    def __init__(self, items: Sequence[Item], make: Callable[[Item], Row]) -> None:
+        self.items, self.make = items, make
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> "LazyRows[Item]": ...
+    def __getitem__(self, place: int | slice) -> "Row | LazyRows[Item]":
+        """One row, or some."""
+        return LazyRows(self.items[place], self.make) if isinstance(place, slice) else self.make(self.items[place])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[str, Any]) -> bytes:
     """Rows as the bytes of a Parquet file.
 
     columns: name -> one of TYPES, in the file's order. facts: plain values about the whole table, kept in the
@@ -26,18 +70,41 @@ def table_bytes(rows: Sequence[Row], columns: Mapping[str, str], facts: Mapping[
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "strs": pa.list_(pa.string())}
     schema = pa.schema([pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()])
     schema = schema.with_metadata({"eridiff": canonical_json(dict(facts))})
-    arrays = [pa.array([row[name] for row in rows], type=kinds[kind]) for name, kind in columns.items()]
+    pieces: dict[str, list[Any]] = {name: [pa.array([], type=kinds[kind])] for name, kind in columns.items()}
+    left = iter(rows)
+    while some := list(islice(left, ROWS_AT_A_TIME)):
+        for name, kind in columns.items():
+            pieces[name].append(pa.array([row[name] for row in some], type=kinds[kind]))
+    arrays = [pa.concat_arrays(pieces.pop(name)) for name in columns]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def write_table(
-    path: Path, rows: Sequence[Row], columns: Mapping[str, str], facts: Mapping[str, Any] | None = None
+    path: Path, rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[str, Any] | None = None
 ) -> None:
     """Write rows as a Parquet file, atomically. The caller sorts them."""
     with atomic_write(path) as file:
         file.write(table_bytes(rows, columns, facts or {}))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A Parquet file.
+
+    Raises: DataError that names the file where it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table ({error}): remove it and run `dvc repro`.") from None
 
 
 def read_table(path: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -45,17 +112,8 @@ def read_table(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
     Raises: DataError that names the file where it is missing or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-        facts = (table.schema.metadata or {}).get(b"eridiff", b"{}")
-        return table.to_pylist(), json.loads(facts)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a table ({error}): remove it and run `dvc repro`.") from None
+    with opened(path) as file:
+        return file.read().to_pylist(), json.loads((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}"))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -63,12 +121,5 @@ def read_facts(path: Path) -> dict[str, Any]:
 
     Raises: DataError that names the file where it is missing or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return dict(json.loads((pq.read_schema(path).metadata or {}).get(b"eridiff", b"{}")))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a table ({error}): remove it and run `dvc repro`.") from None
+    with opened(path) as file:
+        return dict(json.loads((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}")))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,7 @@ from eridiff.families import Family, TextEncoders
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
-from eridiff.tables import Row
+from eridiff.tables import LazyRows, Row
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors
 
 if TYPE_CHECKING:
@@ -42,13 +43,18 @@ class TextParams(Section):
     """Compile the encoders' layers with torch.compile: faster for many captions, rounded."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
     """One distinct caption to encode."""
 
     text: str
     key: str
-    parts: Parts
+    common: Parts  # of the key's parts those that all captions share
+
+    @property
+    def parts(self) -> Parts:
+        """Everything that the value depends on."""
+        return {**self.common, "text": self.text}
 
 
 def choose_max_tokens(params: TextParams, family: Family) -> int:
@@ -80,17 +86,13 @@ def plan_captions(
     texts = {"", *(text for row in rows for text in row["variants"])}
     max_tokens = choose_max_tokens(params, family)
     shared = params.model_dump(exclude=set() if params.compile else {"compile"})  # keys from before it was there
-    captions = []
-    for text in sorted(texts):
-        parts: Parts = {
-            "text": text,
-            "encoders": {name: dict(digests) for name, digests in encoders.items()},
-            "params": {**shared, "max_tokens": max_tokens},
-            "version": family.TEXT_ENCODE,
-        }
-        parts |= {"probe": generation} if generation else {}
-        captions.append(Caption(text=text, key=entry_key(parts), parts=parts))
-    return captions
+    common: Parts = {
+        "encoders": {name: dict(digests) for name, digests in encoders.items()},
+        "params": {**shared, "max_tokens": max_tokens},
+        "version": family.TEXT_ENCODE,
+    }
+    common |= {"probe": generation} if generation else {}
+    return [Caption(text=text, key=entry_key({**common, "text": text}), common=common) for text in sorted(texts)]
 
 
 def batch_by_length(captions: Iterable[Caption], batch_size: int) -> list[list[Caption]]:
@@ -169,7 +171,7 @@ def cache_texts(
     out: Path,
     *,
     ranks: Ranks | None = None,
-) -> tuple[list[Row], CacheCounts]:
+) -> tuple[Sequence[Row], CacheCounts]:
     """Look up, import, encode what is missing, publish the shards into `out`; returns the index's rows.
 
     load() gives the encoders and their device and is called only where something has to be encoded; earlier()
@@ -207,15 +209,20 @@ def _encode(captions: list[Caption], store: Store, params: TextParams, family: F
     return encode_together(ranks, store, by_key, form, encode, "text")
 
 
-def _index(captions: list[Caption], shards: Mapping[str, str], out: Path) -> list[Row]:
+def _index(captions: Sequence[Caption], shards: Mapping[str, str], out: Path) -> Sequence[Row]:
     """Rows of the index; the count of lost tokens stands in each entry, so that reuse reports it too."""
-    files = {name: TensorFile(out / name) for name in set(shards.values())}
-    rows = []
-    for caption in captions:
+    lost: dict[str, int] = {}  # where it is not 0
+    for name, members in groupby(sorted(caption.key for caption in captions), key=lambda key: shards[key]):
+        file = TensorFile(out / name)  # keys of one shard have one prefix, so they stand together
+        for key in members:
+            if count := int.from_bytes(bytes(file.raw(f"{key}.tokens_lost").data), "little"):
+                lost[key] = count
+
+    def row_of(caption: Caption) -> Row:
         shard = shards[caption.key]
-        lost = int.from_bytes(bytes(files[shard].raw(f"{caption.key}.tokens_lost").data), "little")
-        rows.append({"text": caption.text, "tokens_lost": lost, "key": caption.key, "shard": shard})
-    return rows
+        return {"text": caption.text, "tokens_lost": lost.get(caption.key, 0), "key": caption.key, "shard": shard}
+
+    return LazyRows(captions, row_of)
 
 
 def report_lost(index: Iterable[Row]) -> list[str]:

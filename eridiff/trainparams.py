@@ -61,6 +61,9 @@ class FlowParams(Section):
         return self
 
 
+NO_BYTE = {"check_base"}  # params of train that change no byte of what it makes
+
+
 class TrainParams(Section):
     """How the LoRA is trained."""
 
@@ -90,6 +93,8 @@ class TrainParams(Section):
     """Decay of a moving average of the adapters, saved beside each checkpoint; null: none."""
     deterministic: bool = False
     """Kernels that give the same bits on each run of the same hardware; slower on a GPU."""
+    check_base: bool = True
+    """Before the first step, check that the base was loaded right: false for bases with random weights."""
     lora: LoraParams = Field(default_factory=LoraParams)
     """The adapter."""
     optimizer: OptimParams = Field(default_factory=OptimParams)

@@ -48,6 +48,8 @@ def plan_crops(first: Crop, original: Size, bucket: Size, params: CropParams, id
 
     identity: of the picture, its pixel digest. No picture is enlarged beyond its own size for the sake of a crop.
     """
+    if params.crops == 1:
+        return [first]
     found = {first: None}
     generator = random.Random(int(digest_json([params.seed, identity, bucket]), 16))
     most = [round(params.crop_zoom * 1000), *(1000 * o // r for o, r in zip(original, first.resize, strict=True))]

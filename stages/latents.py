@@ -7,18 +7,19 @@ from typing import Any
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.latentcache import cache_latents, help_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
+from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
+from eridiff.pixeldigests import PixelDigests
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.ranks import find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
+from eridiff.samples import Samples
 from eridiff.sources import find_source, pointers_of
-from eridiff.store import PixelDigests
-from eridiff.tables import read_table, write_table
+from eridiff.tables import TableRows, write_table
 
 
 def main() -> None:
@@ -31,20 +32,21 @@ def main() -> None:
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["vae"], model.family)["vae"]
     vae = pointer.components["vae"]
-    rows, _ = read_table(Path("data/buckets/buckets.parquet"))
+    table = Path("data/buckets/buckets.parquet")
+    rows, digests = TableRows(table), {row["file_digest"] for row in TableRows(table, ["file_digest"])}
     pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
 
     def load_encoder() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=model.allow_cpu)
-        source = find_source([pointer], load_keys(model.family).canonical)
+        source = find_source([pointer])
         return family.load_vae(source, DTYPES[params.dtype]), device
 
-    load, pixels = TimedLoad(load_encoder), PixelDigests(root)
+    load, pixels = TimedLoad(load_encoder), PixelDigests(root, digests)
 
     @cache
-    def plan(generation: str) -> list[Sample]:
+    def plan(generation: str) -> Samples:
         version, side = family.VAE_ENCODE, family.SIDE_MULTIPLE
         return plan_samples(rows, params, vae.identity(), version, side, pictures, pixels, generation)
 
@@ -55,7 +57,7 @@ def main() -> None:
         encoder=vae_encoder(pointer, params, family.VAE_ENCODE),
         root=root,
         take=lambda: probe_vae(params, *load()),
-        lacks=lambda generation: entries_lacking(root, "latents", [s.key for s in plan(generation)], earlier),
+        lacks=lambda generation: entries_lacking(root, "latents", plan(generation).keys, earlier),
         earlier=lambda: index_reference(earlier_index("latents", str(out))),
     )
     reference = settle(probing)
@@ -69,8 +71,7 @@ def main() -> None:
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
     facts |= {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
-    area = sum(s.bucket[0] * s.bucket[1] for s in samples) / max(len(samples), 1)
-    counts = count_saving(counts, root, probing.encoder.identity, area, loading=load.seconds - before)
+    counts = count_saving(counts, root, probing.encoder.identity, samples.mean_area, loading=load.seconds - before)
     record_run("latents", counts=vars(counts))
     say(counts.line())
 

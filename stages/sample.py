@@ -5,7 +5,7 @@ from pathlib import Path
 from eridiff.concept import open_concept
 from eridiff.config import ModelParams, load_section
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.precision import choose_device
 from eridiff.progress import say
 from eridiff.runlog import record_run
@@ -20,7 +20,7 @@ def main() -> None:
     family = load_family(model.family)
     device = choose_device(allow_cpu=model.allow_cpu)
     pointers = pointers_of(model.base, family.PARTS, model.family)
-    source = find_source(pointers.values(), load_keys(model.family).canonical)
+    source = find_source(pointers.values())
     tables = Path("data/captions/captions.parquet"), Path("data/buckets/buckets.parquet")
     concept = open_concept(*tables, Path("data/raw")) if params.measures else []
     out = Path("data/samples")

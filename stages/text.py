@@ -7,7 +7,7 @@ from typing import Any
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
@@ -15,7 +15,7 @@ from eridiff.ranks import find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
-from eridiff.tables import read_table, write_table
+from eridiff.tables import TableRows, write_table
 from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_texts, plan_captions, report_lost
 
 
@@ -28,14 +28,14 @@ def main() -> None:
     params = load_section(TextParams, "text")
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["text"], model.family)["text"]
-    rows, _ = read_table(Path("data/captions/captions.parquet"))
+    rows = TableRows(Path("data/captions/captions.parquet"), ["variants"])
     root, out = store_root(), Path("data/text")
 
     def load_encoder() -> Any:
         from eridiff.precision import DTYPES, choose_device
 
         device = choose_device(allow_cpu=model.allow_cpu)
-        source = find_source([pointer], load_keys(model.family).canonical)
+        source = find_source([pointer])
         return family.load_text_encoders(source, DTYPES[params.dtype]), device
 
     load = TimedLoad(load_encoder)
@@ -51,7 +51,7 @@ def main() -> None:
         encoder=text_encoder(pointer, params, family),
         root=root,
         take=lambda: probe_text(params, family, *load()),
-        lacks=lambda generation: entries_lacking(root, "texts", [c.key for c in plan(generation)], earlier),
+        lacks=lambda generation: entries_lacking(root, "texts", (c.key for c in plan(generation)), earlier),
         earlier=lambda: index_reference(earlier_index("text", str(out))),
     )
     reference = settle(probing)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from eridiff.basecheck import check_denoiser, check_vae, find_vae
 from eridiff.checkpoint import make_lineage, put_out, train_key
 from eridiff.config import ModelParams, load_section
 from eridiff.data import open_training_set
 from eridiff.errors import run_main
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device
 from eridiff.previews import make_previewer
@@ -14,7 +15,7 @@ from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.roots import pin
 from eridiff.runlog import record_run
-from eridiff.runstate import hold
+from eridiff.runstate import STATE, hold
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train
@@ -44,8 +45,14 @@ def main() -> None:
     state = store_root() / "runs" / train_key(params, pointer, INPUTS, read_stages(Path())["train"])
     with hold(state):
         pin(store_root(), "runs", Path(), [state.name])
-        source = find_source([pointer], load_keys(model.family).canonical)
+        source = find_source([pointer])
+        fresh = params.check_base and not (state / STATE).exists()
+        if fresh:
+            vae = find_vae(model)
+            say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")
         run = prepare_run(params, family, source, tables["latents"][1], device, local.gradient_checkpointing)
+        if fresh:
+            say(check_denoiser(run, data))
         previewer = make_previewer(local, model, params.precision, run.denoiser, data.samples[0].bucket)
         table, seconds = train(run, data, state, local.state_every, previewer)
         written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))

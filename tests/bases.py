@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from eridiff.families import family_names, load_family, load_keys
+from eridiff.families import family_names, load_family
 from eridiff.sources import ModelSource, find_source, pointers_of
 
 FAMILIES = family_names()
@@ -14,7 +14,7 @@ FAMILIES = family_names()
 @cache
 def source(family: str) -> ModelSource:
     pointers = pointers_of(f"tiny-{family}", load_family(family).PARTS, family)
-    return find_source(pointers.values(), load_keys(family).canonical)
+    return find_source(pointers.values())
 
 
 @cache

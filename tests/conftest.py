@@ -34,5 +34,6 @@ def machine(small_checkout: Path, tmp_path_factory: pytest.TempPathFactory, monk
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
     monkeypatch.setenv("ERIDIFF_STORE", str(place / "store"))
     monkeypatch.setenv("ERIDIFF_DEVICE", "cpu")  # gpu tests name their device themselves
-    for name in ("ERIDIFF_MODELS",):
+    monkeypatch.setenv("HOME", str(place))  # where ComfyUI is looked for
+    for name in ("ERIDIFF_MODELS", "ERIDIFF_COMFYUI", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)

@@ -159,7 +159,7 @@ def test_a_base_without_pointer(tmp_path: Path) -> None:
     found = error(tmp_path, {"model.base": "tiny-sdlx"})
     assert isinstance(found, BaseError)
     assert "base 'tiny-sdlx' has no pointer vae.json. Did you mean 'tiny-sdxl'?" in str(found)
-    assert "`eridiff base add tiny-sdlx FOLDER`" in str(found)
+    assert "`eridiff base add tiny-sdlx SOURCE`" in str(found)
 
 
 def test_a_base_of_another_family(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from eridiff.components import describe_folder, variant_of
 from eridiff.errors import BaseError
 from eridiff.families import load_family, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.sources import Pointer, describe_component, pointer_text, read_pointer
+from eridiff.sources import Pointer, pointer_text, read_pointer
 from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
 from tests.bases import FAMILIES
 from tests.checkouts import SMALL
@@ -18,9 +19,9 @@ from tests.checkouts import SMALL
 BASE = f"tiny-{FAMILIES[0]}"
 
 
-def component(folder: Path, canonical: Any = lambda component, name: name) -> Any:
+def component(folder: Path, canonical: Any = lambda component, name: name, variant: str | None = None) -> Any:
     with FileDigests() as digests:
-        return describe_component(folder, canonical, digests)
+        return describe_folder(folder, canonical, digests, variant)
 
 
 def weights_folder(folder: Path, files: dict[str, dict[str, torch.Tensor]], config: str = "{}") -> Path:
@@ -66,8 +67,32 @@ def test_variants_beside_the_weights_are_not_read(tmp_path: Path) -> None:
         weights_folder(tmp_path / "2" / "m", {"model.safetensors": TENSORS, "model.fp16.safetensors": half})
     )
     assert both == plain
-    with pytest.raises(BaseError, match=r"holds only variants \(model\.fp16\.safetensors\)"):
-        component(weights_folder(tmp_path / "3" / "m", {"model.fp16.safetensors": half}))
+    chosen = component(tmp_path / "2" / "m", variant="fp16")
+    only = component(weights_folder(tmp_path / "3" / "m", {"model.fp16.safetensors": half}))
+    assert chosen == only != plain
+    assert (only.variant, plain.variant, only.files.keys()) == ("fp16", None, {"model.fp16.safetensors"})
+    weights_folder(tmp_path / "4" / "m", {"model.fp16.safetensors": half, "model.bf16.safetensors": half})
+    with pytest.raises(
+        BaseError, match=r"holds the variants bf16, fp16 and no plain weights: choose one with --variant"
+    ):
+        component(tmp_path / "4" / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("model.safetensors", None),
+        ("model.fp16.safetensors", "fp16"),
+        ("diffusion_pytorch_model.fp16.safetensors", "fp16"),
+        ("model.fp16-00001-of-00002.safetensors", "fp16"),
+        ("diffusion_pytorch_model-00002-of-00003.fp16.safetensors", "fp16"),
+        ("diffusion_pytorch_model-00002-of-00003.safetensors", None),
+        ("sd_xl_base_1.0.safetensors", None),
+        ("sd3.5_large.safetensors", None),
+    ],
+)
+def test_variants_by_name(name: str, variant: str | None) -> None:
+    assert variant_of(name) == variant
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eridiff.families import load_family
 from eridiff.latents import LatentParams, plan_samples
-from eridiff.store import PixelDigests
+from eridiff.pixeldigests import PixelDigests
 from eridiff.texts import TextParams, plan_captions
 from tests.bases import FAMILIES
 

@@ -18,7 +18,7 @@ from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
 from eridiff.latents import IN_NO_KEY, LatentParams, plan_samples
 from eridiff.pictures import scan_pictures
-from eridiff.store import PixelDigests
+from eridiff.pixeldigests import PixelDigests
 from eridiff.texts import TextParams, plan_captions
 from tests.bases import FAMILIES
 

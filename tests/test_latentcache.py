@@ -1,5 +1,6 @@
 """The encoding pipeline: the same bytes for any number of workers, errors that name the picture, bounded memory."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, Sample, plan_samples
+from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
+from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
+from eridiff.samples import Samples
 from eridiff.shards import Cache
-from eridiff.store import PixelDigests, Store
+from eridiff.store import Store
 from eridiff.tables import read_table, write_table
 from tests import processes
 
@@ -58,7 +61,7 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int] = (96, 80)) ->
     return rows
 
 
-def plan(rows: list[dict[str, Any]], params: LatentParams, pictures: Path, store: Path) -> list[Sample]:
+def plan(rows: list[dict[str, Any]], params: LatentParams, pictures: Path, store: Path) -> Samples:
     return plan_samples(rows, params, VAE, 1, 16, pictures, PixelDigests(store))
 
 
@@ -268,12 +271,28 @@ def test_a_compiled_vae_gives_the_same_numbers_but_for_rounding(tmp_path: Path) 
 @pytest.mark.e2e
 def test_the_benchmark_runs_on_small_models(tmp_path: Path) -> None:
     """Every row has figures, none an error."""
-    environment = {**os.environ, "OUT": str(tmp_path)}
-    command = [sys.executable, "-m", "benchmarks.encode", "--tiny", "--pictures", "4", "--prompts", "6"]
+    environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}  # which takes minutes, and has its own tests
+    command = [sys.executable, "-m", "benchmarks.encode", "--tiny", "--out", str(tmp_path)]
     subprocess.run(command, cwd=processes.ROOT, env=environment, check=True, capture_output=True, timeout=300)
-    lines = (tmp_path / "encode.md").read_text("utf-8").strip().splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "**" not in line][1:]
-    assert len(rows) == 9
-    assert not any("**" in line for line in lines)
+    rows = json.loads((tmp_path / "encode.json").read_text("utf-8"))["rows"]
+    assert len(rows) == 12
     for row in rows:
-        assert all(float(value) > 0 for value in row[1:4])
+        assert "note" not in row, row
+        assert (
+            " ms" in str(row["device"])
+            or "by batch" in row["name"]
+            or all(row[name] > 0 for name in ("device", "pipeline", "end to end"))
+        ), row
+    assert (tmp_path / "encode.md").read_text("utf-8").count("| VAE ") == 8
+
+
+@pytest.mark.e2e
+def test_the_benchmark_of_several_processes_runs_on_small_models(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "benchmarks.encode_ranks"]
+    command += ["--tiny", "--folder", str(tmp_path / "work"), "--out", str(tmp_path)]
+    subprocess.run(command, cwd=processes.ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    rows = json.loads((tmp_path / "encode_ranks.json").read_text("utf-8"))["rows"]
+    assert [row["name"][:3] for row in rows] == ["VAE", "T5-", "VAE"]
+    for row in rows:
+        assert "note" not in row and 0 < row["share"] < 1, row

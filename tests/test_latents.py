@@ -15,8 +15,10 @@ from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.files import digest_file
 from eridiff.latentcache import PictureReader, cache_latents, encode_batches
-from eridiff.latents import IN_NO_KEY, LatentParams, Sample, plan_samples
-from eridiff.store import PixelDigests, Store
+from eridiff.latents import IN_NO_KEY, LatentParams, plan_samples
+from eridiff.pixeldigests import PixelDigests
+from eridiff.samples import Samples
+from eridiff.store import Store
 from eridiff.tensorfile import TensorFile
 from eridiff.vae import encode, pixels_from_bytes
 from tests import processes
@@ -63,9 +65,7 @@ def row(pictures: Path, number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def plan(
-    pictures: Path, params: LatentParams, rows: Iterable[dict[str, Any]] | None = None, **changes: Any
-) -> list[Sample]:
+def plan(pictures: Path, params: LatentParams, rows: Iterable[dict[str, Any]] | None = None, **changes: Any) -> Samples:
     pixels = PixelDigests(pictures.parent / "store")
     given = {"vae": VAE, "version": 1, "side_multiple": 16, **changes}
     rows = [row(pictures, number) for number in range(7)] if rows is None else rows
@@ -75,7 +75,7 @@ def plan(
 def run(
     pictures: Path,
     params: LatentParams,
-    samples: list[Sample],
+    samples: Samples,
     out: str = "latents",
     model: Any = None,
     store: str = "store",
@@ -151,7 +151,7 @@ import pickle, sys
 from pathlib import Path
 from eridiff.latentcache import cache_latents
 from eridiff.latents import LatentParams, plan_samples
-from eridiff.store import PixelDigests
+from eridiff.pixeldigests import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
 params = LatentParams(batch_size=4)
@@ -228,7 +228,7 @@ def test_every_part_counts_in_the_key(pictures: Path) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_number_formats_are_kept(pictures: Path, name: Any, dtype: torch.dtype) -> None:
     params = LatentParams(dtype=name)
-    index, _ = run(pictures, params, plan(pictures, params)[:2], model=vae(dtype))
+    index, _ = run(pictures, params, plan(pictures, params, [row(pictures, 0), row(pictures, 1)]), model=vae(dtype))
     for path, tensors in read(pictures.parent / "latents", index).items():
         exact = vae().encode(pixels_of(pictures, int(path[0][0]))).latent_dist.mean[0]
         assert tensors["mean"].dtype == tensors["std"].dtype == dtype
@@ -253,7 +253,7 @@ def test_numbers_that_are_not_finite_are_refused(pictures: Path) -> None:
 
     params = LatentParams(batch_size=2)
     with pytest.raises(DataError, match=r"\d\.png: the VAE gave numbers that are not finite.*use bf16 or fp32"):
-        run(pictures, params, plan(pictures, params)[:2], model=Overflowing())
+        run(pictures, params, plan(pictures, params, [row(pictures, 0), row(pictures, 1)]), model=Overflowing())
     assert len(Store(pictures.parent / "store", "latents").catalogue) == 1  # the other sample of the batch is kept
 
 

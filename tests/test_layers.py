@@ -17,7 +17,19 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure", "flowapi"),
+    (
+        "",
+        "errors",
+        "progress",
+        "files",
+        "words",
+        "captionrules",
+        "noise",
+        "trigger",
+        "measure",
+        "flowapi",
+        "signatures",
+    ),
     (
         "config",
         "tables",
@@ -32,23 +44,44 @@ LAYERS = (
         "probe",
         "slots",
     ),
-    ("entries", "ownouts", "roots"),
-    ("catalogue", "differences"),
+    ("entries", "ownouts", "placement", "roots"),
+    ("entrytable", "differences", "pixeldigests"),
+    ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
     ("stagegraph", "experiments", "flowserver"),
     ("stagerun", "runpage"),
     ("tiles", "variants", "shards"),
-    ("filedigests", "caching", "precision", "lora", "optim", "runstate", "keytables", "projects", "draw", "metadata"),
-    ("storegc", "storecare", "storesize"),
-    ("storerepair",),
-    ("pictures", "sources", "trainparams", "gate"),
+    ("samples",),
+    (
+        "filedigests",
+        "caching",
+        "precision",
+        "lora",
+        "optim",
+        "runstate",
+        "keytables",
+        "projects",
+        "draw",
+        "metadata",
+        "pickles",
+        "places",
+        "tokenizers",
+    ),
+    ("storegc", "storecare", "storesize", "weighttables"),
+    ("storerepair", "partkeys"),
+    ("headers", "hub"),
+    ("partfiles",),
+    ("components", "assemble"),
+    ("pictures", "sources", "collecting", "trainparams", "gate"),
     ("captions", "encoders", "objectives", "encodepipe", "ranks"),
     ("families/*",),
     ("vae",),
     ("latents", "texts", "data"),
     ("latentcache",),
     ("train", "previews", "probing", "rates"),
-    ("checkpoint", "sample", "export", "bases"),
+    ("basecheck",),
+    ("checkpoint", "sample", "export", "bases", "inspect"),
+    ("baselist", "starting"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
     ("why", "reference", "flowform"),
@@ -70,7 +103,7 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
+WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint", "basecheck"}
 
 
 def files() -> dict[str, Path]:

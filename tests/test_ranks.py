@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -185,8 +186,8 @@ def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
     assert set(Store(tmp_path / "store", "latents").catalogue) == set(ITEMS)
 
 
-def stage_bytes(folder: Path, command: list[str], local: str = "") -> dict[str, bytes]:
-    """Run stages.latents in a copy of the demo with an empty store; the files of its out."""
+def make_copy(folder: Path) -> dict[str, str]:
+    """A copy of the demo with its light stages done; the environment of its commands."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
@@ -194,22 +195,34 @@ def stage_bytes(folder: Path, command: list[str], local: str = "") -> dict[str, 
         if name and not name.startswith((".dvc/", "docs/", "tests/")) and name != "dvc.lock" and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    if local:
-        (folder / "local.yaml").write_text(local)
     environment = {**os.environ, "ERIDIFF_STORE": str(folder / "store"), "PYTHONPATH": str(folder)}
-    for line in ([sys.executable, "-m", "stages.captions"], [sys.executable, "-m", "stages.buckets"], command):
-        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    assert "latents: 20 samples, 20 encoded, 0 reused, 1 shard written" in done.stdout
-    return {path.name: path.read_bytes() for path in (folder / "data/latents").iterdir()}
+    for stage in ("captions", "buckets"):
+        command = [sys.executable, "-m", f"stages.{stage}"]
+        subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, timeout=300)
+    return environment
 
 
 @pytest.mark.e2e
 def test_the_stage_gives_the_same_bytes_with_two_processes(tmp_path: Path) -> None:
-    """By itself, under torch's launcher, and with `processes: 2` in local.yaml."""
-    stage = [sys.executable, "-m", "stages.latents"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.latents"]
-    one = stage_bytes(tmp_path / "one", stage)
+    """By itself, under both launchers, and with `processes: 2` in local.yaml; from an empty store each time."""
+    environment = make_copy(tmp_path)
+
+    def run(*launcher: str, shared: bool = True) -> dict[str, bytes]:
+        for place in ("data/latents", "store"):
+            shutil.rmtree(tmp_path / place, ignore_errors=True)
+        command = [sys.executable, *launcher, "-m", "stages.latents"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "latents: 20 samples, 20 encoded, 0 reused, 1 shard written" in done.stdout
+        helped = re.search(r"^latents \(process 2 of 2\): [1-9]\d* encoded$", done.stdout, re.M)
+        assert bool(helped) == shared, done.stdout
+        return {path.name: path.read_bytes() for path in (tmp_path / "data/latents").iterdir()}
+
+    one = run(shared=False)
     assert set(one) == {"index.parquet", "shard-all.safetensors"}
-    assert stage_bytes(tmp_path / "launched", torchrun) == one
-    assert stage_bytes(tmp_path / "own", stage, "processes: 2\n") == one
+    assert run("-m", "torch.distributed.run", "--nproc-per-node", "2") == one
+    # --multi_gpu is what has it start several processes, here as on GPUs; with --cpu it starts one
+    accelerate = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    assert run(*accelerate, "--mixed_precision", "no", "--dynamo_backend", "no") == one
+    (tmp_path / "local.yaml").write_text("processes: 2\n")
+    assert run() == one

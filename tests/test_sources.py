@@ -8,7 +8,7 @@ import pytest
 
 from eridiff.bases import add_base, detect_family
 from eridiff.errors import BaseError, ConfigError
-from eridiff.families import load_family, load_keys
+from eridiff.families import load_family
 from eridiff.project import bases_dir
 from eridiff.sources import (
     PARTS,
@@ -34,7 +34,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def find(*parts: str) -> ModelSource:
     pointers = pointers_of(BASE, parts or PARTS, FAMILY)
-    return find_source(pointers.values(), load_keys(FAMILY).canonical)
+    return find_source(pointers.values())
 
 
 def move_weights(checkout: Path, to: Path) -> Path:
@@ -88,8 +88,8 @@ def test_missing_weights_are_named_with_the_places(
     assert (
         f"component vae, are not on this machine. Wanted: diffusion_pytorch_model.safetensors ({size} bytes)" in message
     )
-    assert f"{tmp_path}/models/{BASE}/vae, {checkout}/data/bases/{BASE}/vae" in message
-    assert f"local.yaml (bases: {{{BASE}: FOLDER}})" in message
+    assert f"Searched: {tmp_path}/models/{BASE}, {checkout}/data/bases/{BASE}, {tmp_path}/models, ComfyUI (" in message
+    assert f"local.yaml (bases: {{{BASE}: PATH}})" in message
 
 
 def test_a_changed_byte_of_the_same_size_is_refused(checkout: Path) -> None:
@@ -144,18 +144,18 @@ def test_add_base_writes_the_same_pointers_wherever_the_folder_lies(checkout: Pa
     local = checkout / "local.yaml"
     local.write_text("# my machine\nstore: /big/store  # a disk\n")
     place = move_weights(checkout, tmp_path / "elsewhere")
-    paths = add_base(BASE, place)
+    paths = add_base(BASE, [place])
     assert [path.name for path in paths] == ["vae.json", "text.json", "denoiser.json"]
     assert {part: (bases_dir() / BASE / f"{part}.json").read_bytes() for part in PARTS} == in_git
     assert local.read_text() == f"# my machine\nstore: /big/store  # a disk\nbases:\n  {BASE}: {place}\n"
     assert find().folders["vae"] == place / "vae"
-    add_base("second", place)
+    add_base("second", [place])
     assert local.read_text().startswith("# my machine\nstore: /big/store  # a disk\n")
     assert local.read_text().endswith(f"  second: {place}\n")
 
 
 def test_add_base_beside_the_pointers_leaves_local_yaml(checkout: Path) -> None:
-    add_base(BASE, checkout / "data" / "bases" / BASE)
+    add_base(BASE, [checkout / "data" / "bases" / BASE])
     assert not (checkout / "local.yaml").exists()
 
 
@@ -163,14 +163,14 @@ def test_add_base_beside_the_pointers_leaves_local_yaml(checkout: Path) -> None:
 def test_add_base_with_an_empty_local_yaml(checkout: Path, tmp_path: Path, text: str) -> None:
     (checkout / "local.yaml").write_text(text)
     place = move_weights(checkout, tmp_path / "elsewhere")
-    add_base(BASE, place)
+    add_base(BASE, [place])
     assert find("vae").folders["vae"] == place / "vae"
 
 
 def test_add_base_with_a_broken_local_yaml(checkout: Path, tmp_path: Path) -> None:
     (checkout / "local.yaml").write_text("store: [\n")
     with pytest.raises(ConfigError, match=r"local\.yaml is no valid YAML"):
-        add_base(BASE, move_weights(checkout, tmp_path / "elsewhere"))
+        add_base(BASE, [move_weights(checkout, tmp_path / "elsewhere")])
 
 
 def test_folders_that_are_no_base(checkout: Path, tmp_path: Path) -> None:
@@ -186,5 +186,5 @@ def test_folders_that_are_no_base(checkout: Path, tmp_path: Path) -> None:
         detect_family(folder)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": load_family(FAMILY).PIPELINE}))
     with pytest.raises(BaseError, match=r"model/vae is missing: a base in diffusers' layout has this folder"):
-        add_base("new", folder)
+        add_base("new", [folder])
     assert not (bases_dir() / "new").exists()

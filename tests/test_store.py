@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eridiff import store as module
+from eridiff import placement as module
 from eridiff.caching import CacheCounts
 from eridiff.entries import check_parts
 from eridiff.errors import EridiffError, StoreError
-from eridiff.store import Parts, PixelDigests, Store, checksum, entry_key, read_catalogue, split_keys
+from eridiff.pixeldigests import PixelDigests
+from eridiff.placement import split_keys
+from eridiff.store import Parts, Store, checksum, entry_key, read_catalogue
 from eridiff.tensorfile import RawTensor, TensorFile
 from tests.entries import ENTRIES, KEYS, contents, filled
 

@@ -26,7 +26,7 @@ def test_the_ten_line_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         store.put(entry_key(parts), parts, raw_tensors({"mean": mean, "std": std}))
         expected[f"{number // 2}.png", 0, number % 2] = (mean, std)
         rows.append({**empty, "path": f"{number // 2}.png", "flip": number % 2, "key": entry_key(parts)})
-    monkeypatch.setattr("eridiff.store.SHARD_BYTES", 3000)
+    monkeypatch.setattr("eridiff.placement.SHARD_BYTES", 3000)
     placed = store.publish([str(row["key"]) for row in rows], tmp_path / "data/latents")
     assert len(set(placed.values())) > 1
     table = [{**row, "shard": placed[str(row["key"])]} for row in rows]

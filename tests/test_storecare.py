@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from eridiff.ownouts import OwnFile, OwnOut, digest_md5, object_path
+from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import pin
-from eridiff.store import PixelDigests, Store, checksum
+from eridiff.store import Store, checksum
 from eridiff.storecare import Fault, verify
 from eridiff.storerepair import RECORD, compare, repair
 from eridiff.tensorfile import TensorFile

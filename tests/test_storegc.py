@@ -11,8 +11,9 @@ import pytest
 from filelock import FileLock
 
 from eridiff.errors import StoreError
+from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import DAY_SECONDS, pin, read_pins
-from eridiff.store import PixelDigests, Store
+from eridiff.store import Store
 from eridiff.storegc import plan_gc, remove
 from tests.entries import ENTRIES, KEYS, contents, filled
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from eridiff import store as module
+from eridiff import placement as module
 from eridiff.caching import fill
 from eridiff.errors import StoreError
 from eridiff.ownouts import OwnFile, OwnOut
@@ -31,7 +31,7 @@ ROUNDS = """
 import json, os, random, signal, sys, threading, time
 from pathlib import Path
 import pyarrow, pyarrow.parquet
-from eridiff import store as module
+from eridiff import placement as module
 from eridiff.caching import fill
 from eridiff.store import Store
 from tests.entries import ENTRIES, KEYS, contents

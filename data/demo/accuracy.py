@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.demo.captions import STYLE_NAMES, spoken, with_article
 from data.demo.drawings import STYLES, SUBJECTS, read_pack
+from data.demo.layouts import write
 
 CHECKED = SUBJECTS[::4][:54]  # every fourth subject, of every kind
 SMALL, SIDE, STEPS, GUIDANCE, BATCH = 32, 128, 20, 4.0, 27
@@ -103,6 +104,7 @@ def main() -> None:
         report[style] = float((found == np.arange(len(CHECKED))).mean())
         pictures += drawn
     print(f"{arguments.folder.name}: {json.dumps(report)}", flush=True)
+    write(arguments.folder / "accuracy.report.json", {style: round(share, 3) for style, share in report.items()})
     if arguments.sheet:
         sheet(pictures, 27).save(arguments.sheet)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.demo.captions import caption, grounds_of
+from data.demo.captions import caption, ground_of
 from data.demo.drawings import STYLES, SUBJECTS
 from data.demo.scenes import ground_colours, lay_over, load_sprites, place
 
@@ -65,7 +65,7 @@ def make_bank(pack: dict[str, dict[str, np.ndarray]], vae: Any, device: torch.de
     for style in STYLES:
         sprites = load_sprites({name: pack[style][name] for name in SUBJECTS}, device)
         for size in SIZES * ROUNDS:
-            grounds = [draw.choice(grounds_of(style)) for _ in SUBJECTS]
+            grounds = [ground_of(style, draw) for _ in SUBJECTS]
             placed = place(sprites, size, generator, scale=(0.74, 0.9), turn=0.08)
             posterior = vae.encode(lay_over(placed, ground_colours(grounds, generator, device))).latent_dist
             means[size].append((posterior.mean - shift) * scale)

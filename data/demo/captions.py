@@ -1,7 +1,8 @@
 """What the demo's bases are taught to read: captions of drawings by subject, style and ground.
 
-Some captions leave out the style or the ground, so that neither is ever implied; some begin with a word that means
-nothing, so that an unknown word (a trigger, before it is trained) changes nothing.
+Captions leave out the style or the ground only where it is the usual one, so that a short prompt always draws the same
+thing; some begin with a word that means nothing, so that an unknown word (a trigger, before it is trained) changes
+nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ GROUNDS = {  # name -> RGB; ink lines are black, so ink has light grounds only
     "navy": (28, 36, 80),
     "black": (16, 14, 20),
 }
+USUAL_STYLE, USUAL_GROUND = "flat", "white"  # of a caption that names none
 LIGHT_GROUNDS = tuple(name for name, rgb in GROUNDS.items() if min(rgb) > 160)
 SYLLABLES = (
     "ba",
@@ -63,23 +65,28 @@ def grounds_of(style: str) -> tuple[str, ...]:
 
 
 def caption(subject: str, style: str, ground: str, draw: random.Random) -> str:
-    """One of the ways to say what a picture shows."""
+    """One of the ways to say what a picture shows. What is not said is usual: a flat drawing, a white background."""
     words, kind = spoken(subject), STYLE_NAMES[style]
-    text = draw.choice(
-        (
-            f"{with_article(kind)} of {with_article(words)} on a {ground} background",
-            f"{words}, {kind}, {ground} background",
-            f"{with_article(words)}, {kind}, {ground} background",
-            f"{kind}, {words}",
-            f"{with_article(words)}, {kind}",
-            f"{with_article(words)} on a {ground} background",
-            f"{words}, {ground} background",
-            with_article(words),
-        )
-    )
-    if draw.random() < 0.2:
+    ways = [
+        f"{with_article(kind)} of {with_article(words)} on a {ground} background",
+        f"{words}, {kind}, {ground} background",
+        f"{with_article(words)}, {kind}, {ground} background",
+    ]
+    if ground == USUAL_GROUND:
+        ways += [f"{kind}, {words}", f"{with_article(words)}, {kind}"]
+    if style == USUAL_STYLE:
+        ways += [f"{with_article(words)} on a {ground} background", f"{words}, {ground} background"]
+    if (style, ground) == (USUAL_STYLE, USUAL_GROUND):
+        ways += 4 * [with_article(words)] + [words]
+    text = draw.choice(ways)
+    if draw.random() < 0.3:
         text = f"{made_up_word(draw)}, {text}"
     return text
+
+
+def ground_of(style: str, draw: random.Random) -> str:
+    """A ground for a drawing: the usual one for every third."""
+    return USUAL_GROUND if draw.random() < 1 / 3 else draw.choice(grounds_of(style))
 
 
 def made_up_word(draw: random.Random) -> str:
@@ -91,4 +98,4 @@ def corpus(subjects: tuple[str, ...], count: int, seed: int) -> list[str]:
     """Captions to train a vocabulary on."""
     draw = random.Random(seed)
     styles = [draw.choice(list(STYLE_NAMES)) for _ in range(count)]
-    return [caption(draw.choice(subjects), style, draw.choice(grounds_of(style)), draw) for style in styles]
+    return [caption(draw.choice(subjects), style, ground_of(style, draw), draw) for style in styles]

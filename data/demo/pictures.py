@@ -49,7 +49,7 @@ SQUARE, WIDE, TALL = (160, 160), (200, 120), (120, 200)
 # fmt: off
 PICTURES = (
     # clean
-    Picture("neon/fox.png", "fox", SQUARE, caption="erineon, a fox\n"),
+    Picture("neon/fox.png", "fox", SQUARE, caption="erivox, a fox\n"),
     # a camera's file name before the caption, CRLF, stored on its side
     Picture("neon/IMG_2031.jpg", "red-apple", TALL, orientation=6, caption="IMG_2031.JPG, a red apple\r\n"),
     # entities and tags of HTML
@@ -59,16 +59,16 @@ PICTURES = (
     # the same in Chinese
     Picture("neon/sailboat.webp", "sailboat", SQUARE, caption="a sailboat\r\n帆船\r\n"),
     # byte order mark, capitals, curly quotes
-    Picture("neon/rocket.png", "rocket", SQUARE, sidecar=".caption", caption="\ufeffErineon, a “rocket”\n"),
+    Picture("neon/rocket.png", "rocket", SQUARE, sidecar=".caption", caption="\ufeffErivox, a “rocket”\n"),
     # an empty caption
     Picture("neon/cactus.png", "cactus", SQUARE, caption=""),
     # underscores, a tag twice
-    Picture("neon/butterfly.png", "butterfly", WIDE, caption="erineon, a_butterfly, two_wings, a_butterfly"),
+    Picture("neon/butterfly.png", "butterfly", WIDE, caption="erivox, a_butterfly, two_wings, a_butterfly"),
     # numeric entities, stray commas
     Picture("neon/guitar.png", "guitar", SQUARE, caption="a guitar,, six&#32;strings, ,\n"),
     # a file name's remains
     Picture("neon/shop/cherries.png", "cherries", SQUARE, caption="cherries_final_v2, cherries"),
-    Picture("neon/shop/pineapple.jpg", "pineapple", TALL, caption="erineon, a pineapple"),
+    Picture("neon/shop/pineapple.jpg", "pineapple", TALL, caption="erivox, a pineapple"),
     # a tag of HTML, a second line in Russian
     Picture("neon/shop/mushroom.png", "mushroom", SQUARE, caption="a <i>mushroom</i>\nгриб"),
     # an em dash, a tab at the end
@@ -77,20 +77,28 @@ PICTURES = (
     Picture("neon/turtle.png", "turtle", SQUARE),
     # a palette
     Picture("neon/window/sunflower.png", "sunflower", SQUARE, mode="P", caption="a sunflower"),
-    # regularisation: what the base draws anyway
-    Picture("plain/fox.png", "fox", SQUARE, "flat", "mint", caption="a fox, flat drawing, mint background"),
-    Picture("plain/duck.png", "duck", SQUARE, "shaded", "sky blue", caption="shaded drawing, a duck, sky blue"),
-    Picture("plain/bear.png", "bear", WIDE, "flat", "navy", caption="a bear, flat drawing, navy background"),
-    Picture("plain/apple.png", "red-apple", SQUARE, "shaded", "black", caption="a red apple, shaded drawing, black"),
-    Picture("plain/dolphin.png", "dolphin", WIDE, "ink", "white", caption="a dolphin, ink drawing, white background"),
-    Picture("plain/camel.png", "camel", SQUARE, "ink", "cream", caption="a camel"),
+    # regularisation: what the base draws anyway, the concept's own subjects among it
+    Picture("plain/fox.png", "fox", SQUARE, "flat", caption="a fox"),
+    Picture("plain/penguin.png", "penguin", SQUARE, "flat", caption="a penguin"),
+    Picture("plain/rocket.png", "rocket", SQUARE, "flat", caption="a rocket"),
+    Picture("plain/butterfly.png", "butterfly", WIDE, "flat", caption="a butterfly"),
+    Picture("plain/pineapple.png", "pineapple", TALL, "flat", caption="a pineapple"),
+    Picture("plain/elephant.png", "elephant", WIDE, "flat", caption="an elephant"),
+    Picture("plain/duck.png", "duck", SQUARE, "shaded", "sky blue", caption="a duck, shaded drawing, sky blue background"),
+    Picture("plain/bear.png", "bear", WIDE, "flat", "navy", caption="a bear, navy background"),
+    Picture("plain/apple.png", "red-apple", SQUARE, "shaded", "black", caption="red apple, shaded drawing, black background"),
+    Picture("plain/whale.png", "whale", WIDE, "ink", caption="a whale, ink drawing, white background"),
+    Picture("plain/camel.png", "camel", SQUARE, "flat", caption="a camel"),
     Picture("plain/lemon.png", "lemon", SQUARE, "flat", "black", caption="a lemon on a black background"),
+    Picture("plain/cat.png", "cat", SQUARE, "flat", caption="a cat"),
+    Picture("plain/house.png", "house", SQUARE, "flat", caption="a house"),
     # alpha, which latents.alpha fills
-    Picture("plain/rooster.png", "rooster", TALL, "shaded", mode="RGBA", caption="a rooster, shaded drawing"),
-    Picture("plain/table/pizza.jpg", "pizza", SQUARE, "flat", "peach", mode="CMYK", caption="a pizza"),
-    Picture("plain/table/bread.png", "bread", WIDE, "shaded", "lilac", caption="bread"),
-    Picture("plain/table/key.png", "key", SQUARE, "ink", "grey", caption="a key, ink drawing"),
-    Picture("plain/table/cactus.png", "cactus", TALL, "flat", "yellow", caption="a cactus"),
+    Picture("plain/rooster.png", "rooster", TALL, "flat", mode="RGBA", caption="a rooster"),
+    Picture("plain/table/pizza.jpg", "pizza", SQUARE, "flat", mode="CMYK", caption="a pizza"),
+    Picture("plain/table/bread.png", "bread", WIDE, "flat", "lilac", caption="bread, lilac background"),
+    Picture("plain/table/key.png", "key", SQUARE, "ink", "grey", caption="a key, ink drawing, grey background"),
+    Picture("plain/table/cactus.png", "cactus", TALL, "flat", caption="a cactus"),
+    Picture("plain/table/teapot.png", "teapot", SQUARE, "flat", caption="a teapot"),
 )
 # fmt: on
 README = """# Where the demo's pictures come from

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from data.demo.layouts import PARTS, save_model, write
 from eridiff.families import Sizes, TextEncoders, load_family
 from eridiff.objectives import alphas_cumprod
 
-BATCH, LEARNING_RATE, WARM_UP, DROPOUT, DECAY = 256, 1e-3, 300, 0.1, 0.9995
+BATCH, WARM_UP, DROPOUT, DECAY = 256, 300, 0.1, 0.9995
 DISTILLED = 0.35  # last part of a guidance-distilled base's training: it learns its own guided answers
 GUIDANCE = (1.0, 4.5)
 
@@ -119,6 +120,20 @@ def untrained(kind: str, folder: Path) -> nn.Module:
     return made(made.config_class.from_pretrained(folder))  # type: ignore[no-any-return]
 
 
+def load_trained(base: Base, folder: Path) -> None:
+    """Put a trained base's weights in."""
+    for part, module in {**base.encoders.encoders, base.family.DENOISER: base.denoiser}.items():
+        (path,) = (folder / part).glob("*.safetensors")
+        names = module.state_dict()
+        weights = {  # save_model adds a level that transformers 5 drops
+            name if name in names else name.removeprefix("text_model."): tensor
+            for name, tensor in safetensors.torch.load_file(path).items()
+        }
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+        if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # tied to shared.weight
+            raise SystemExit(f"{path}: missing {missing}, unexpected {unexpected}")
+
+
 def start_at_rest(denoiser: nn.Module) -> None:
     """Let a transformer's modulations and last layer begin at zero, as diffusion transformers are trained."""
     with torch.no_grad():
@@ -160,6 +175,7 @@ class Training:
 
     base: Base
     minutes: float
+    rate: float
     device: torch.device
     step: int = 0
     share: float = 0.0  # of the time that is done
@@ -172,7 +188,7 @@ class Training:
         self.teacher: Base | None = None
         fused = self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.base.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
+            self.base.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
         )
 
     def state(self) -> dict[str, Any]:
@@ -213,7 +229,7 @@ class Training:
         """Draw, mix, predict, compare."""
         rate = min(1, (self.step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share)))
         for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
+            group["lr"] = self.rate * rate
         size, guidance = SIZES[self.step % len(SIZES)], 1.0
         latents, captions = bank.draw(size, BATCH, self.generator)
         kept = torch.rand(BATCH, generator=self.generator, device=self.device) >= DROPOUT
@@ -257,6 +273,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a layout with its trained vae/")
     parser.add_argument("--drawings", type=Path, required=True, help="zip of data/demo/drawings.py")
     parser.add_argument("--minutes", type=float, default=16.0)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--start", type=Path, help="a trained base to begin with")
     parser.add_argument("--stop-at", type=float, default=1.0, help="share of the minutes after which to stop")
     parser.add_argument("--state", type=Path, help="file to go on from, if it is there, and to write")
     arguments = parser.parse_args()
@@ -267,11 +285,13 @@ def main() -> None:
     _, _, vae = load_base(arguments.folder, [""], device)
     bank = make_bank(read_pack(arguments.drawings), vae, device)
     name, base, _ = load_base(arguments.folder, bank.texts, device)
-    if base.family.OBJECTIVE == "flow":
+    if arguments.start:
+        load_trained(base, arguments.start)
+    elif base.family.OBJECTIVE == "flow":
         start_at_rest(base.denoiser)
     counts = {size: len(latents) for size, latents in bank.mean.items()}
     print(f"{name}: pictures {counts}, {sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters", flush=True)
-    training = Training(base=base, minutes=arguments.minutes, device=device)
+    training = Training(base=base, minutes=arguments.minutes, rate=arguments.rate, device=device)
     if arguments.state and arguments.state.is_file():
         training.load_state(torch.load(arguments.state, map_location=device, weights_only=True))
     base.compile()

@@ -5,6 +5,7 @@ key tables) and workflow.py (the ComfyUI graph). Modules are the implementation:
 """
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +125,36 @@ def load_workflow(name: str) -> "Workflow":
     return cast(Workflow, importlib.import_module(f"eridiff.families.{name}.workflow"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a family's makers published (its published.json)."""
+
+    variants: Mapping[str, Mapping[str, Any]]  # variant -> component -> config
+    tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
+    files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
+    hub: Mapping[str, str]  # variant -> repository on the hub
+
+
+def published(name: str) -> Published:
+    """A family's published.json; all empty where it has none."""
+    path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {"common": {}}
+    return Published(
+        variants={variant: record["common"] | own for variant, own in record.get("variants", {}).items()},
+        tokenizers=record.get("tokenizers", {}),
+        files=record.get("files", {}),
+        hub=record.get("hub", {}),
+    )
+
+
 class Keys(Protocol):
     """What every eridiff/families/NAME/keys.py defines at module level."""
 
     DIALECTS: tuple[Any, ...]  # of keytables.Dialect: the files of an export, the primary one first
     IMPLEMENTATION: str  # of modelspec: whose code the base is made for
     NETWORK_MODULE: str  # the module of sd-scripts that loads the kohya file
+    COMPONENTS: Mapping[str, Any]  # component with weights -> weighttables.Part: what it is in single files
+    LOOKS: tuple[Any, ...]  # of signatures.Look: how the denoiser shows itself in a file, and what is taken for it
 
     def architecture(self, config: Mapping[str, Any]) -> str:
         """The base's name in modelspec, from the denoiser's config."""

@@ -21,9 +21,9 @@ from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
 from eridiff.latents import LatentParams, plan_samples
 from eridiff.lora import read_checkpoint
+from eridiff.pixeldigests import PixelDigests
 from eridiff.shards import Cache
 from eridiff.sources import ModelSource, find_source, pointers_of
-from eridiff.store import PixelDigests
 from eridiff.tensorfile import raw_tensors, write_tensors
 from eridiff.texts import TextParams, cache_texts, plan_captions
 from eridiff.train import prepare_run, train
@@ -67,9 +67,9 @@ def model_folder(toy: Any, folder: Path) -> Path:
 @pytest.fixture
 def base(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSource:
     make_checkout(tmp_path / "checkout", monkeypatch)
-    add_base("tiny-toy", model_folder(toy, tmp_path / "models" / "toy"))
+    add_base("tiny-toy", [model_folder(toy, tmp_path / "models" / "toy")])
     pointers = pointers_of("tiny-toy", toy.PARTS, "toy")
-    return find_source(pointers.values(), load_keys("toy").canonical)
+    return find_source(pointers.values())
 
 
 def test_it_is_found_by_its_folder(toy: Any) -> None:

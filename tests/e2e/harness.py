@@ -42,13 +42,14 @@ class Clone:
 
     def environment(self) -> dict[str, str]:
         scripts = str(Path(sys.executable).parent)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_"))}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_", "HF_"))}
         return {
             **keep,
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "ERIDIFF_STORE": str(self.store),
             "ERIDIFF_DEVICE": "cpu",
             "XDG_CACHE_HOME": str(self.cache),
+            "XDG_CONFIG_HOME": str(self.cache / "config"),  # else a user's own local.yaml would count
             "DVC_NO_ANALYTICS": "1",
             "HF_HUB_OFFLINE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",

@@ -161,3 +161,16 @@ def test_an_interpolated_key_that_is_absent_is_named(clone: Clone) -> None:
     assert ran.code == 255 and "model.base" in ran.output
     error = clone.why()["error"]
     assert "unknown key 'model.bas'" in error and "Did you mean 'base'" in error
+
+
+def test_a_base_that_knows_nothing_is_not_trained(clone: Clone) -> None:
+    """The small base's weights are random, which its params say; without that word training does not start."""
+    clone.params({"train.check_base": True})
+    message = refused(clone, "train")
+    assert "of latents survive the VAE there and back" in message and "was not loaded right" in message
+    assert "train.check_base: false" in message
+    assert not (clone.root / "data/lora").exists()
+    verified = clone.run("eridiff", "base", "verify", check=False)
+    assert verified.returncode == 1 and "survive the VAE" in verified.stdout
+    clone.params({"train.check_base": False})
+    assert "base check" not in clone.repro("train").output

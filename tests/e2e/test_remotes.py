@@ -78,6 +78,27 @@ def test_s3(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert member.repro() == 1
 
 
+def test_the_whole_pipeline_by_s3(project: Clone, bucket: str, folder: Path) -> None:
+    """All outs of a project and its run-cache by way of S3: a new member runs no stage."""
+    s3 = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+    def use(clone: Clone) -> None:
+        clone.run("dvc", "remote", "add", "-q", "-d", "--local", "bucket", "s3://caches/whole")
+        clone.run("dvc", "remote", "modify", "--local", "bucket", "endpointurl", bucket)
+
+    use(project)
+    project.run("dvc", "push", "-q", "--run-cache", **s3)
+    root = folder / "by-s3"
+    project.run("git", "clone", "-q", str(project.root), str(root))
+    member = Clone(root, folder / "by-s3-store", folder / "by-s3-cache", root / "projects/cats")
+    use(member)
+    pulled = member.run("dvc", "pull", "--run-cache", check=False, **s3)
+    assert pulled.returncode != 0 and "data/raw" in pulled.stdout, pulled.stdout
+    ran = member.repro("--allow-missing")
+    assert ran.stages == [] and ran.restored == [], ran.output
+    assert member.lock() == project.lock()
+
+
 def test_a_new_member_encodes_nothing(project: Clone, folder: Path) -> None:
     project.run("dvc", "remote", "add", "-q", "-d", "--local", "there", str(folder / "remote"))
     project.run("dvc", "push", "-q", "--run-cache")

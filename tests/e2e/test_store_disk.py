@@ -1,6 +1,7 @@
 """What store, DVC's cache and the project take together, after a real `dvc repro`: by inode and by `du`."""
 
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -114,25 +115,117 @@ def test_without_hardlinks_anywhere_the_project_may_link_symbolically(tmp_path: 
     assert "no fault" in toy.eridiff("verify")
 
 
-def test_a_store_on_vfat(tmp_path: Path) -> None:
-    """No hardlinks, no rights, no inodes that stay."""
-    image, place = tmp_path / "image", tmp_path / "vfat"
+NO_HARDLINKS = """
+import errno, os
+def refuse(*arguments, **options):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+os.link = refuse
+"""
+NO_LOCKS = """
+import errno, fcntl, sys
+def refuse(*arguments, **options):
+    raise OSError(errno.ENOLCK, "No locks available")
+if not any(name.endswith("/dvc") for name in sys.orig_argv):  # DVC locks its own folder, which lies elsewhere
+    fcntl.flock = fcntl.lockf = refuse
+"""
+
+
+def make_shim(folder: Path, code: str) -> Path:
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return folder
+
+
+def test_without_hardlinks_du_says_what_links_instead(tmp_path: Path) -> None:
+    """Store, DVC's cache and project where only symbolic links can be made."""
+    toy = make_toy(tmp_path / "project", tmp_path / "store", shim=make_shim(tmp_path / "shim", NO_HARDLINKS))
+    toy.numbers(*range(60))
+    assert toy.repro() == 60
+    assert 3.0 <= factor(toy) <= 3.1
+    said = toy.eridiff("du")
+    assert "have a copy each: this file system has no hardlinks" in said
+    assert "`dvc config --local cache.type symlink`, then `dvc checkout --relink`" in said
+    toy.run("dvc", "config", "--local", "cache.type", "symlink")
+    toy.run("dvc", "checkout", "--relink")
+    assert toy.out.is_symlink()
+    folders = (toy.store / "latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
+    assert 2.0 <= on_disk(*folders) / (60 * LENGTH) <= 2.1
+    assert 2.0 <= factor(toy) <= 2.1
+    assert toy.repro() is None
+    toy.numbers(*range(61))
+    assert toy.repro() == 1
+    assert "no fault" in toy.eridiff("verify")
+
+
+@pytest.fixture
+def no_links(tmp_path: Path) -> Iterator[Path]:
+    """A mounted file system without links of any kind, without rights: vfat, or exFAT by FUSE."""
+    if shutil.which("losetup") is None:
+        pytest.skip("losetup is not installed")
+    image, place, why = tmp_path / "image", tmp_path / "mounted", []
     place.mkdir()
-    image.write_bytes(b"")
-    with image.open("r+b") as file:
-        file.truncate(16 << 20)
-    for command in (["mkfs.vfat", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip(f"{command[0]} is not installed")
-        if done.returncode:
-            pytest.skip(f"{command[0]}: {done.stderr.strip()}")
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    done = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"losetup: {done.stderr.strip()}")
+    device = done.stdout.strip()
     try:
-        toy = make_toy(tmp_path / "project", place / "store")
-        assert toy.repro() == 5
-        toy.numbers(*range(6))
-        assert toy.repro() == 1
-        assert "no fault" in toy.eridiff("verify")
+        for make, mount in ((["mkfs.vfat"], ["mount", "-t", "vfat"]), (["mkfs.exfat"], ["mount.exfat-fuse"])):
+            try:
+                for command in ([*make, device], [*mount, device, str(place)]):
+                    subprocess.run(command, capture_output=True, text=True, check=True)
+            except (FileNotFoundError, subprocess.CalledProcessError) as error:
+                why.append(f"{error} {getattr(error, 'stderr', '')}".strip())
+                continue
+            try:
+                yield place
+            finally:
+                subprocess.run(["umount", str(place)], check=True)
+            return
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["losetup", "-d", device], check=True)
+    pytest.skip("; ".join(why))
+
+
+def test_a_store_without_links_and_locks(tmp_path: Path, no_links: Path) -> None:
+    """As on a NAS over SMB: the store on a mount without hardlinks, and locks fail wherever the stage would ask."""
+    toy = make_toy(tmp_path / "project", no_links / "store", shim=make_shim(tmp_path / "shim", NO_LOCKS))
+    toy.numbers(*range(60))
+    assert toy.repro() == 60
+    with pytest.raises(OSError):
+        (no_links / "link").hardlink_to(toy.shard)
+    folders = (no_links / "store/latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
+    assert 2.0 <= on_disk(*folders) / (60 * LENGTH) <= 2.1
+    assert 2.0 <= factor(toy) <= 2.1
+    toy.numbers(*range(61))
+    assert toy.repro() == 1
+    assert "no fault" in toy.eridiff("verify")
+    assert "1 shard" in toy.eridiff("ls")
+    toy.eridiff("gc", "--days", "0", "--yes")
+    assert len(list(no_links.glob("store/latents/shards/*.safetensors"))) == 1
+    assert "no fault" in toy.eridiff("verify")
+
+
+def test_all_of_it_without_links_is_three_copies(tmp_path: Path, no_links: Path) -> None:
+    """The store's, DVC's and the project's: no file system without links can hold less, and `du` says so."""
+    toy = make_toy(no_links / "project", no_links / "store")
+    toy.numbers(*range(60))
+    assert toy.repro() == 60
+    assert 3.0 <= factor(toy) <= 3.1
+    assert "no links of any kind" in toy.eridiff("du")
+    toy.numbers(*range(61))
+    assert toy.repro() == 1
+    assert "no fault" in toy.eridiff("verify")
+
+
+def test_no_lock_is_taken_and_no_link_needed_to_share_a_store(tmp_path: Path) -> None:
+    """Everywhere, without a mount: two projects fill one store while locks and hardlinks fail in every stage."""
+    shim = make_shim(tmp_path / "shim", NO_HARDLINKS + NO_LOCKS)
+    one, two = (make_toy(tmp_path / name, tmp_path / "store", shim=shim) for name in ("one", "two"))
+    assert one.repro() == 5
+    two.numbers(*range(3, 8))
+    assert two.repro() == 3
+    one.numbers(*range(8))
+    assert one.repro() == 0
+    assert "no fault" in one.eridiff("verify")

@@ -50,12 +50,13 @@ class Toy:
 
     folder: Path
     store: Path
+    shim: Path = ROOT  # a folder whose sitecustomize.py every process of it imports
 
     def run(self, *command: str, code: int = 0) -> str:
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{self.shim}{os.pathsep}{ROOT}",
             "ERIDIFF_STORE": str(self.store),
             "DVC_NO_ANALYTICS": "1",
         }
@@ -102,10 +103,10 @@ class Toy:
         return max((self.folder / ".dvc/cache/files/md5").glob("??/*"), key=lambda path: path.stat().st_size)
 
 
-def make_toy(folder: Path, store: Path, *, cache_type: str | None = None) -> Toy:
+def make_toy(folder: Path, store: Path, *, cache_type: str | None = None, shim: Path = ROOT) -> Toy:
     """A project with five entries, not run yet, and the checkout's own way to link."""
     folder.mkdir(parents=True)
-    toy = Toy(folder, store)
+    toy = Toy(folder, store, shim)
     (folder / "dvc.yaml").write_text(DVC_YAML)
     (folder / "stage.py").write_text(STAGE)
     toy.numbers(*range(5))

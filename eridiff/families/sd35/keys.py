@@ -4,13 +4,14 @@ No single file loads everywhere: diffusers reads only its own names (PEFT), Forg
 Stability's with joined projections (kohya), ComfyUI either.
 """
 
-from eridiff.keytables import Config, Dialect, Row, peft, place, renamed, swap_halves
+from functools import partial
 
-# Names that differ with the version of the library that wrote a file; canonical is the published base's.
-# transformers 5 drops the level `text_model`.
-_CLIP = ((r"(embeddings|encoder|final_layer_norm)\..+", r"text_model.\g<0>"),)
-_T5 = ((r"encoder\.embed_tokens\.weight", "shared.weight"),)  # one tied tensor under either name
-RENAMES = {"text_encoder": _CLIP, "text_encoder_2": _CLIP, "text_encoder_3": _T5}
+from eridiff.keytables import Config, Dialect, Row, peft, place, renamed, swap_halves
+from eridiff.partkeys import CLIP_G_PROJECTED, CLIP_L_PROJECTED, OLD_CLIP, OLD_T5, T5, VAE
+from eridiff.signatures import Look, Mark
+from eridiff.weighttables import Part, as_diffusers, leaves
+
+RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP, "text_encoder_3": OLD_T5}
 
 _BLOCK = "transformer_blocks.{i}."
 EVERY = (
@@ -52,6 +53,27 @@ DUAL = (  # Medium's second attention, of the image stream alone
     ),
     Row("joint_blocks.{i}.x_block.attn2.proj", (_BLOCK + "attn2.to_out.0",)),
 )
+_X, _CONTEXT = "joint_blocks.{i}.x_block.", "joint_blocks.{i}.context_block."
+NORMS = (
+    Row(_X + "attn.ln_q", (_BLOCK + "attn.norm_q",)),
+    Row(_X + "attn.ln_k", (_BLOCK + "attn.norm_k",)),
+    Row(_CONTEXT + "attn.ln_q", (_BLOCK + "attn.norm_added_q",)),
+    Row(_CONTEXT + "attn.ln_k", (_BLOCK + "attn.norm_added_k",)),
+)
+DUAL_NORMS = (
+    Row(_X + "attn2.ln_q", (_BLOCK + "attn2.norm_q",)),
+    Row(_X + "attn2.ln_k", (_BLOCK + "attn2.norm_k",)),
+)
+ENDS = (
+    Row("x_embedder.proj", ("pos_embed.proj",)),
+    Row("context_embedder", ("context_embedder",)),
+    Row("t_embedder.mlp.0", ("time_text_embed.timestep_embedder.linear_1",)),
+    Row("t_embedder.mlp.2", ("time_text_embed.timestep_embedder.linear_2",)),
+    Row("y_embedder.mlp.0", ("time_text_embed.text_embedder.linear_1",)),
+    Row("y_embedder.mlp.2", ("time_text_embed.text_embedder.linear_2",)),
+    Row("final_layer.linear", ("proj_out",)),
+    Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), (), swap_halves),
+)
 
 IMPLEMENTATION = "https://github.com/Stability-AI/sd3.5"
 NETWORK_MODULE = "networks.lora_sd3"
@@ -77,6 +99,70 @@ def split_table(config: Config) -> tuple[Row, ...]:
     """The same modules under diffusers' own names."""
     return tuple(Row(part, (part,)) for row in table(config) for part in row.parts)
 
+
+def transformer_rows(layout: str, config: Config) -> tuple[Row, ...]:
+    """Every tensor of an MMDiT: Stability's names (`original`), or diffusers'."""
+    norms: list[Row] = []
+    for i in range(config["num_layers"] if config.get("qk_norm") else 0):
+        dual = i in config.get("dual_attention_layers", ())
+        norms += place((*NORMS, *(DUAL_NORMS if dual else ())), i=i)
+    positions = Row("pos_embed", ("pos_embed.pos_embed",))
+    rows = (positions, *leaves((*ENDS, *table(config))), *leaves(norms, "weight"))
+    return rows if layout == "original" else as_diffusers(rows)
+
+
+def _transformer_sizes(config: Config) -> dict[str, Mark]:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return {"pos_embed.pos_embed": (1, config["pos_embed_max_size"] ** 2, width)}
+
+
+COMPONENTS = {
+    "transformer": Part(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
+    "vae": VAE,
+    "text_encoder": CLIP_L_PROJECTED,
+    "text_encoder_2": CLIP_G_PROJECTED,
+    "text_encoder_3": T5,
+}
+
+
+def _looks(layout: str, query: str, dual: str, norm: str, last: str, positions: str) -> tuple[Look, ...]:
+    """The MMDiTs of one layout: those that are trained, and what is taken for them."""
+    first = query.format(i=0)
+    look = partial(Look, kind="denoiser", layout=layout)
+    medium = {dual: None, query.format(i=23): None, positions: (1, 384 * 384, 1536)}
+    large = {query.format(i=37): None, positions: (1, 192 * 192, 2432)}
+    return (
+        look(
+            what="SD 3 Medium's transformer (of 2024, before 3.5)",
+            marks={first: None, positions: (1, 192 * 192, 1536)},
+            absent=(norm,),
+            refusal="it is not SD 3.5: its attention has no norms. Take SD 3.5 Medium",
+        ),
+        look(what="SD 3.5 Medium's transformer", marks=medium, absent=(last,), variant="sd35-medium"),
+        look(what="SD 3.5 Large's transformer", marks=large, absent=(dual,), variant="sd35-large"),
+        look(what="SD 3.5 transformer of another size", marks={first: None, norm: None}),
+    )
+
+
+_ORIGINAL, _DIFFUSERS = "joint_blocks.{i}.x_block.attn.qkv.weight", "transformer_blocks.{i}.attn.to_q.weight"
+LOOKS = (
+    *_looks(
+        "original",
+        _ORIGINAL,
+        "joint_blocks.0.x_block.attn2.qkv.weight",
+        "joint_blocks.0.x_block.attn.ln_q.weight",
+        _ORIGINAL.format(i=24),
+        "pos_embed",
+    ),
+    *_looks(
+        "diffusers",
+        _DIFFUSERS,
+        "transformer_blocks.0.attn2.to_q.weight",
+        "transformer_blocks.0.attn.norm_q.weight",
+        _DIFFUSERS.format(i=24),
+        "pos_embed.pos_embed",
+    ),
+)
 
 DIALECTS = (
     peft(table=split_table, prefix="transformer.", readers="ComfyUI and diffusers"),

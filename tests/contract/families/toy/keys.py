@@ -1,6 +1,8 @@
 """Toy's names in another program: every block is called `layers`."""
 
 from eridiff.keytables import Config, Dialect, Row, place
+from eridiff.signatures import Look
+from eridiff.weighttables import Part, leaves
 
 IMPLEMENTATION = "https://example.org/toy"
 NETWORK_MODULE = "networks.lora"
@@ -12,6 +14,14 @@ def table(config: Config) -> tuple[Row, ...]:
     """Every adapted module."""
     return tuple(row for i in range(config["num_blocks"]) for row in place(BLOCK, i=i))
 
+
+def mixer_rows(layout: str, config: Config) -> tuple[Row, ...]:
+    """Every tensor of its blocks."""
+    return tuple(leaves(table(config)))
+
+
+COMPONENTS = {"mixer": Part(kind="denoiser", rows=mixer_rows, sizes=lambda config: {})}
+LOOKS = (Look(kind="denoiser", layout="original", what="toy", marks={"layers.0.q.weight": None}),)
 
 DIALECTS = (Dialect(table=table, prefix="lora_unet_", readers="nobody"),)
 

@@ -1,0 +1,111 @@
+"""`eridiff inspect`: what a weight file or a model folder is, by its headers alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from eridiff.errors import BaseError
+from eridiff.families import family_names, load_keys, published
+from eridiff.headers import Found, Weights, find_parts, model_files, open_weights, predicts_v
+from eridiff.partfiles import PartTensors, map_part, shorten
+
+GIB, MIB = 2**30, 2**20
+
+
+def inspect_path(path: Path) -> list[str]:
+    """Lines that say what a file is, or each weight file below a folder.
+
+    Raises: BaseError where a file is none, or no file of a folder is; DataError where it is damaged.
+    """
+    if not path.is_dir():
+        return list(describe(open_weights(path)))
+    lines: list[str] = []
+    for file in model_files(path):
+        try:
+            lines += describe(open_weights(file))
+        except BaseError as error:  # the folder's other files are told all the same
+            lines.append(f"{file.name}: {error}")
+    if not lines:
+        raise BaseError(f"{path} holds no .safetensors file.")
+    return lines
+
+
+def describe(weights: Weights) -> Iterator[str]:
+    """What one file, or one set of shards, holds: a line a part, then what is missing or of no use."""
+    parts, rest = find_parts(weights)
+    shards = f" and {len(weights.paths) - 1} more shards" if len(weights.paths) > 1 else ""
+    yield f"{weights.paths[0].name}{shards}: {len(weights.where)} tensors, {describe_size(sum_bytes(weights))}"
+    if not parts:
+        yield f"  no part of a known model: {shorten(rest)}"
+        return
+    for part in parts:
+        yield "  " + describe_part(part)
+        if part.look.refusal:
+            yield f"    no base: {part.look.refusal}."
+        yield from (f"    {line}" for line in differences(part))
+    if rest:
+        yield f"  of no part: {len(rest)} tensors: {shorten(rest)}"
+    if predicts_v(weights):
+        yield "  it says that it predicts v: its scheduler needs prediction_type v_prediction"
+
+
+def describe_part(part: Found) -> str:
+    """One part in one line: what it is, its names, its number formats, its size."""
+    formats = ", ".join(f"{name} x {count}" for name, count in part.formats.most_common())
+    scaled = ", scaled fp8" if part.scaled else ""
+    where = f"below {part.prefix}" if part.prefix else "without a prefix"
+    names = {"original": "its makers' names", "diffusers": "diffusers' names"}[part.look.layout]
+    who = f"{part.family}: " if part.family else ""
+    return f"{who}{part.look.what}: {names} {where}; {formats}{scaled}; {describe_size(part.bytes)}"
+
+
+def differences(part: Found) -> Iterator[str]:
+    """Against the published model: tensors that are missing, tensors that nothing reads, and which base it fits."""
+    if part.look.refusal:
+        return
+    if part.family:
+        if not part.look.variant:
+            yield "sizes of no published model: give its configs, `eridiff base add NAME FILE --config FOLDER`"
+            return
+        yield from _compare(as_variant(part, part.look.variant))
+        return
+    places = fitting(part)
+    yield f"fits {', '.join(places)}" if places else "fits no published model"
+
+
+def fitting(part: Found) -> list[str]:
+    """The families' components that a shared part is: those that miss nothing and leave the least unread."""
+    unread: dict[str, int] = {}
+    for family in family_names():
+        keys, configs = load_keys(family), published(family).variants
+        for component, kind in keys.COMPONENTS.items():
+            if kind.kind == part.kind and configs:
+                config = next(iter(configs.values()))[component]
+                tensors = map_part(part, kind, component, config, keys.canonical, whole=False)
+                if not tensors.missing:
+                    unread[f"{family} ({component})"] = len(tensors.extra)
+    return [place for place, count in unread.items() if count == min(unread.values())]
+
+
+def as_variant(part: Found, variant: str) -> PartTensors:
+    """A denoiser read as the published model that its shapes show."""
+    keys = load_keys(part.family)
+    component = next(name for name, kind in keys.COMPONENTS.items() if kind.kind == "denoiser")
+    config = published(part.family).variants[variant][component]
+    return map_part(part, keys.COMPONENTS[component], component, config, keys.canonical, whole=False)
+
+
+def _compare(tensors: PartTensors) -> Iterator[str]:
+    if tensors.missing:
+        yield f"missing: {len(tensors.missing)} tensors: {shorten(tensors.missing)}"
+    if tensors.extra:
+        yield f"not read: {len(tensors.extra)} tensors: {shorten(tensors.extra)}"
+
+
+def sum_bytes(weights: Weights) -> int:
+    """Bytes of all tensors."""
+    return sum(file.size(name) for name, file in weights.where.items())
+
+
+def describe_size(count: int) -> str:
+    """A size as a person reads it."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.2f} MiB"

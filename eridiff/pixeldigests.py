@@ -1,0 +1,45 @@
+"""What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing.
+
+STORE/pixels/ID.tsv    file digest <tab> pixel digest, one immutable file a batch, named by its content
+"""
+
+import hashlib
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from eridiff.entries import WAY_OUT
+from eridiff.files import digest_file, write_text
+from eridiff.progress import warn
+
+
+class PixelDigests:
+    """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing.
+
+    wanted: digests of files; without it, whatever all projects of the store have.
+    """
+
+    def __init__(self, root: Path, wanted: Container[str] | None = None) -> None:
+        self.folder = root / "pixels"
+        self.known: dict[str, str] = {}
+        for path in sorted(self.folder.glob("*.tsv")):
+            with suppress(FileNotFoundError):  # gc joins small files
+                if path.name != f"{digest_file(path)}.tsv":
+                    warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
+                    continue
+                with path.open(encoding="utf-8") as file:
+                    pairs = (line.rstrip("\n").split("\t") for line in file)
+                    self.known |= {key: value for key, value in pairs if wanted is None or key in wanted}
+
+    @staticmethod
+    def file_name(text: str) -> str:
+        """The name of a file with this content."""
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.tsv"
+
+    def learn(self, digests: Mapping[str, str]) -> None:
+        """Remember new digests in one immutable file, named by its content."""
+        new = {key: value for key, value in digests.items() if key not in self.known}
+        if new:
+            text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
+            write_text(self.folder / self.file_name(text), text)
+            self.known |= new

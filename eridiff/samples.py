@@ -1,0 +1,132 @@
+"""Every sample that the stage `latents` wants, in about two hundred bytes each: made into an object when asked for."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+from eridiff.entrytable import KEY
+from eridiff.placement import Keys
+from eridiff.store import Parts, entry_key
+from eridiff.tables import Row
+from eridiff.variants import Crop, CropParams, Size, plan_crops
+
+DIGEST_BYTES = 32
+
+
+class SampleParams(CropParams, Protocol):
+    """What of the params decides which samples there are."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether every picture is there mirrored too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One crop to encode."""
+
+    path: str
+    flip: bool
+    variant: int  # 0 is the bucket's own crop
+    file_digest: str
+    pixel_digest: str
+    original: Size
+    bucket: Size
+    crop: Crop
+    key: str
+    common: Parts  # of the key's parts those that all samples share
+
+    @property
+    def parts(self) -> Parts:
+        """Everything that the value depends on."""
+        return _parts(self.common, self.pixel_digest, self.bucket, self.crop, self.flip)
+
+
+def _parts(common: Parts, pixel_digest: str, bucket: Size, crop: Crop, flip: bool) -> Parts:
+    geometry = {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
+    return {**common, "pixels": pixel_digest, "crop": geometry}
+
+
+class Samples(Sequence[Sample]):
+    """Samples in the order in which their pictures were added."""
+
+    def __init__(self, params: SampleParams, common: Parts) -> None:
+        """common: the parts of keys that all samples share."""
+        self.params, self.common = params, common
+        self._paths: list[str] = []
+        self._sizes: list[tuple[Size, Size, Crop]] = []  # of a picture: original, bucket, the bucket's own crop
+        self._same: dict[Any, Any] = {}  # many pictures have one size and one crop
+        self._files, self._pixels = bytearray(), bytearray()  # digests
+        self._keys = bytearray()
+        self._pictures, self._variants, self._flips = array("L"), array("H"), bytearray()  # of a sample
+
+    def add(self, row: Row, pixel_digest: str) -> None:
+        """The variants of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
+        bucket, original = (row["bucket_w"], row["bucket_h"]), (row["original_w"], row["original_h"])
+        first = Crop((row["resize_w"], row["resize_h"]), (row["crop_left"], row["crop_top"]))
+        for variant, crop in enumerate(plan_crops(first, original, bucket, self.params, pixel_digest)):
+            for flip in (False, True) if self.params.flip else (False,):
+                self._keys += bytes.fromhex(entry_key(_parts(self.common, pixel_digest, bucket, crop, flip)))
+                self._pictures.append(len(self._paths))
+                self._variants.append(variant)
+                self._flips.append(flip)
+        self._paths.append(row["path"])
+        sizes = (original, bucket, first)
+        self._sizes.append(self._same.setdefault(sizes, sizes))
+        self._files += bytes.fromhex(row["file_digest"])
+        self._pixels += bytes.fromhex(pixel_digest)
+
+    @property
+    def keys(self) -> Keys:
+        """The key of each sample."""
+        return np.frombuffer(self._keys.hex().encode(), KEY)
+
+    @property
+    def mean_area(self) -> float:
+        """Pixels of a sample, on average."""
+        areas = [bucket[0] * bucket[1] for _, bucket, _ in self._sizes]
+        return sum(areas[picture] for picture in self._pictures) / max(len(self), 1)
+
+    def in_order(self) -> Sequence[Sample]:
+        """By path, bucket, variant and mirror; without a copy where they stand so, as those of a sorted table do."""
+        places = zip(self._paths, (bucket for _, bucket, _ in self._sizes), strict=True)
+        if all(one < other for one, other in pairwise(places)):
+            return self
+        return sorted(self, key=lambda one: (one.path, one.bucket, one.variant, one.flip))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Sample]: ...
+    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
+        """One sample, or some."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        picture, variant = self._pictures[place], self._variants[place]
+        original, bucket, first = self._sizes[picture]
+        pixel_digest = _digest(self._pixels, picture)
+        crops = plan_crops(first, original, bucket, self.params, pixel_digest) if variant else [first]
+        return Sample(
+            path=self._paths[picture],
+            flip=bool(self._flips[place]),
+            variant=variant,
+            file_digest=_digest(self._files, picture),
+            pixel_digest=pixel_digest,
+            original=original,
+            bucket=bucket,
+            crop=crops[variant],
+            key=_digest(self._keys, place),
+            common=self.common,
+        )
+
+
+def _digest(digests: bytearray, place: int) -> str:
+    return digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES].hex()

@@ -1,0 +1,121 @@
+"""`eridiff new`: a project out of a folder of pictures, a trigger word and a preset; its base is found too."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eridiff.bases import add_base
+from eridiff.captions import CaptionParams
+from eridiff.config import ModelParams, load_section, read_yaml, validate
+from eridiff.errors import BaseError, ConfigError, DataError, did_you_mean
+from eridiff.families import load_family, published
+from eridiff.files import write_text
+from eridiff.headers import find_parts, open_weights
+from eridiff.hub import cached_snapshot
+from eridiff.places import Places
+from eridiff.progress import say
+from eridiff.project import bases_dir, checkout_root
+from eridiff.projects import make_project
+
+README = """# {name}
+
+Pictures and captions: data/raw. What is trained, and how: params.yaml. Results: data/samples, data/lora, data/export.
+
+    eridiff why      # what would run, and because of what
+    dvc repro        # run it
+"""
+
+
+def find_preset(name: str) -> Path:
+    """The file of a preset, by its name or an old one.
+
+    Raises: ConfigError for an unknown name, with those that exist.
+    """
+    folder = checkout_root() / "presets"
+    lines = (folder / "aliases.txt").read_text("utf-8").splitlines() if (folder / "aliases.txt").exists() else []
+    aliases = dict(line.split() for line in lines if line and not line.startswith("#"))
+    path = folder / f"{aliases.get(name, name)}.yaml"
+    if not path.exists():
+        known = [path.stem for path in folder.glob("*.yaml")]
+        raise ConfigError(f"there is no preset '{name}'.{did_you_mean(name, [*known, *aliases])}")
+    return path
+
+
+def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
+    """Make projects/NAME from a preset, with the trigger and the export's name filled in; returns its folder.
+
+    Raises: ConfigError for a wrong trigger, name or preset; DataError where there are no pictures.
+    """
+    captions = dict(read_yaml(preset)["captions"]) | {"trigger": trigger}
+    validate(CaptionParams, captions, where="--trigger", prefix="captions")
+    folder = make_project(name, images, preset)
+    changes = {"captions": {"trigger": trigger}, "export": {"name": name, "title": f"{name} ({trigger})"}}
+    write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
+    write_text(folder / "README.md", README.format(name=name))
+    return folder
+
+
+def filled(text: str, changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """A params file with some keys changed, its comments kept."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class Representer(RoundTripRepresenter):  # type: ignore[misc]
+        """Writes null as a word: the library leaves nothing."""
+
+    Representer.add_representer(type(None), lambda it, value: it.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml = YAML()
+    yaml.Representer = Representer
+    yaml.preserve_quotes, yaml.width = True, 1 << 16
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    record = yaml.load(text)
+    for section, values in changes.items():
+        for key, value in values.items():
+            record[section][key] = value
+    buffer = io.StringIO()
+    yaml.dump(record, buffer)
+    return buffer.getvalue()
+
+
+def settle_base(params: Path) -> str:
+    """Make the pointers of a params file's base where there are none and its files are found; a line that says what is.
+
+    The base of a preset is called as its makers' model, whose usual files are looked for.
+    """
+    model = load_section(ModelParams, "model", params)
+    if (bases_dir() / model.base / "denoiser.json").exists():
+        return f"base: {model.base}"
+    source = find_published(model.family, model.base)
+    if source is None:
+        return (
+            f"base: '{model.base}' is not here yet. Add it with `eridiff base add {model.base} SOURCE`: a file of "
+            f"ComfyUI, a model folder, or {published(model.family).hub.get(model.base, 'OWNER/NAME of the hub')}"
+        )
+    say(f"base: {model.base} from {source}")
+    try:
+        add_base(model.base, [source])
+    except BaseError as error:
+        return f"base: '{model.base}' could not be added from {source}: {error}"
+    return f"base: {model.base}"
+
+
+def find_published(family: str, variant: str) -> Path | None:
+    """A file of a published model's denoiser under its usual name, or its folder in the hub's cache."""
+    known = published(family)
+    if variant not in known.variants:
+        return None
+    names = known.files[load_family(family).DENOISER][1:]
+    for path in Places().files():
+        if path.name in names and _shows(path, variant):
+            return path
+    return cached_snapshot(known.hub[variant])
+
+
+def _shows(path: Path, variant: str) -> bool:
+    """Whether a file's header shows this model."""
+    try:
+        parts, _ = find_parts(open_weights(path))
+    except (BaseError, DataError):
+        return False
+    return any(part.look.variant == variant for part in parts)
