@@ -79,7 +79,10 @@ def form_schema(root: Path) -> dict[str, Any]:
 
 
 def _loose(schema: Any) -> Any:
-    """A schema without defaults and required keys, and without `null`: an empty field changes nothing."""
+    """A schema without defaults and required keys, and without `null`: an empty field changes nothing.
+
+    Fields are called what their keys are called.
+    """
     if isinstance(schema, list):
         return [_loose(item) for item in schema]
     if not isinstance(schema, dict):
@@ -87,6 +90,11 @@ def _loose(schema: Any) -> Any:
     loose = {key: _loose(value) for key, value in schema.items() if key != "default"}
     if isinstance(loose.get("required"), list):
         del loose["required"]
+    if isinstance(fields := loose.get("properties"), dict):
+        loose["properties"] = {name: {**field, "title": name} for name, field in fields.items()}
+    if loose.get("type") == "boolean":  # a choice, since a switch has no place for "as it is"
+        del loose["type"]
+        loose["enum"] = [True, False]
     kinds = loose.get("anyOf")
     if isinstance(kinds, list) and {"type": "null"} in kinds:
         kinds.remove({"type": "null"})

@@ -16,15 +16,20 @@ from pathlib import Path
 
 from eridiff.errors import ConfigError, run_main
 from eridiff.progress import say
-from eridiff.supervise import Crew, Supervised, stopped_by_signals
+from eridiff.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 
 HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
 START_SECONDS = 120.0  # the first start makes the database
+# What `prefect server start` does, with a header that keeps the browser from asking any other server: Prefect's pages
+# else ask amplitude.com each time, analytics or not.
+ONLY_THIS_SERVER = "content-security-policy:default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+SERVER = ("prefect.server.api.server:create_app", "--factory", "--log-level", "warning", "--header", ONLY_THIS_SERVER)
 # Each can be set otherwise in the environment, under the same name.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_API_URL": "/api",  # as the browser names this machine, which may be the end of a tunnel
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_API_HOST": HOST,
     "PREFECT_SERVER_API_PORT": str(PORT),
@@ -34,6 +39,7 @@ SETTINGS = {
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT__SERVER_FINAL": "1",
     "PYTHONUNBUFFERED": "1",  # a stage's lines come as they are written
 }
 
@@ -82,8 +88,9 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
 
     Raises: ConfigError with the server's last lines where it ends instead, or does not answer in time.
     """
-    Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    server = crew.start([sys.executable, "-m", "prefect", "server", "start"], Path.cwd(), settings)
+    command = [sys.executable, "-m", "uvicorn", *SERVER]
+    command += ["--host", settings["PREFECT_SERVER_API_HOST"], "--port", settings["PREFECT_SERVER_API_PORT"]]
+    server = crew.start(command, Path.cwd(), settings)
     said: list[str] = []
 
     def listen() -> None:  # its lines are kept for an error, and are not the run's
@@ -103,7 +110,8 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
 
 
 def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> int:
-    """Run a command with a server to talk to; its exit code, or 1 where the server ended first."""
+    """Run a command with a server to talk to; its exit code, 1 where the server ended first, 0 or 130 after Ctrl-C."""
+    Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     named = settings.get("PREFECT_API_URL")
     url = named or api_url(settings)
     server, servers = None, Crew()  # not in the crew that signals stop: the server hears how its runs ended
@@ -117,20 +125,29 @@ def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> i
                 server = start_server(servers, settings)
                 url = api_url(settings)
             member = crew.start(command, Path.cwd(), {**settings, "PREFECT_API_URL": url})
-            if server is not None:
-                threading.Thread(target=_stop_after, args=(server, member), daemon=True).start()
+            if not named:
+                threading.Thread(target=_stop_after, args=(server, url, member), daemon=True).start()
             for line in member.lines():
                 say(line)
-            return member.wait()
+            code = member.wait()
+            if crew.stopped.is_set():  # by Ctrl-C: the way to end `serve`
+                return 130 if once else 0
+            return 1 if code == STOPPED else code
         finally:
             servers.stop()
             if server is not None:
                 server.wait()
 
 
-def _stop_after(server: Supervised, member: Supervised) -> None:
+def _stop_after(server: Supervised | None, url: str, member: Supervised) -> None:
     """When the server ends, stop what talks to it: its runs could no longer be seen nor cancelled."""
-    server.wait()  # its lines are read elsewhere
+    if server is not None:
+        server.wait()  # its lines are read elsewhere
+    else:  # another checkout's
+        silent = 0
+        while silent < 3:
+            time.sleep(3)
+            silent = 0 if answers(url) else silent + 1
     if member.running():
         say("serve: the server ended, so all is stopped. Start it again: what was finished is kept.")
         member.stop()

@@ -1,28 +1,23 @@
-"""A slot a GPU: a concurrency limit of Prefect's server, held by a lease that is renewed. Plain HTTP, no prefect.
+"""A slot a GPU: a concurrency limit of Prefect's server, held by a lease that is renewed.
 
-Where the holder is killed, its supervisor releases the lease; where both are, the lease runs out.
+The holder's supervisor releases the lease too, should the holder be killed; where both are, the lease runs out.
 """
 
-import base64
-import json
-import os
 import platform
 import shutil
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+
+from eridiff.flowapi import request
 
 LEASE, RENEW = 60.0, 15.0  # seconds: the shortest lease that the server gives; how often it is renewed
 LIMITS = "/v2/concurrency_limits"
 TAKEN, UNKNOWN, EXISTS = 423, 404, 409
-BUSY, ATTEMPTS, PAUSE = (429, 502, 503), 20, 0.5  # such as while SQLite writes for another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +28,10 @@ class Slot:
     gpu: str
     lease: str
 
-    def environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        """What a stage's environment says of it."""
-        device = {} if given.get("ERIDIFF_DEVICE") == "cpu" else {"ERIDIFF_DEVICE": "cuda"}
-        return {"CUDA_VISIBLE_DEVICES": self.gpu, **device}
+    def environment(self, device: str | None) -> dict[str, str]:
+        """What a stage's environment says of it, where the machine's settings ask for a device."""
+        named = {"ERIDIFF_DEVICE": "cuda"} if device and device.startswith("cuda:") else {}  # the only one that it sees
+        return {"CUDA_VISIBLE_DEVICES": self.gpu, **named}
 
 
 def gpus(given: Mapping[str, str]) -> tuple[str, ...]:
@@ -125,28 +120,3 @@ def _renew(lease: str, over: threading.Event, log: Callable[[str], None]) -> Non
             request("POST", f"{LIMITS}/leases/{lease}/renew", {"lease_duration": LEASE})
         except OSError as error:
             log(f"the slot could not be renewed: {error}")
-
-
-def request(method: str, path: str, body: Any = None) -> Any:
-    """Ask the server that PREFECT_API_URL names; its answer.
-
-    Raises: OSError (HTTPError where the server answers with one).
-    """
-    headers = {"Content-Type": "application/json"}
-    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
-        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
-    elif key := os.environ.get("PREFECT_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    data = None if body is None else json.dumps(body).encode()
-    address = os.environ["PREFECT_API_URL"].rstrip("/") + path
-    for attempt in range(ATTEMPTS):
-        asked = urllib.request.Request(address, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(asked, timeout=10) as answer:
-                text = answer.read()
-            return json.loads(text) if text else None
-        except urllib.error.HTTPError as error:
-            if error.code not in BUSY or attempt == ATTEMPTS - 1:
-                raise
-        time.sleep(PAUSE)
-    raise AssertionError("the last attempt returns or raises")

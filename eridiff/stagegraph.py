@@ -11,7 +11,13 @@ from eridiff.dvcgraph import Graph
 from eridiff.errors import ConfigError, did_you_mean
 
 # What DVC prints before a stage's own output, and instead of it.
-ANNOUNCED = re.compile(r"^(?:Running stage|Stage|Verifying data sources in stage:) '([^']+)'")
+ANNOUNCED = re.compile(
+    r"(?:Running stage|Stage|Verifying data sources in stage:) '([^']+)'|'([^']+\.dvc)' didn't change, skipping$"
+)
+ADVICE = re.compile(
+    r"(Generating|Updating) lock file |Use `dvc |Ran experiment|To (track|enable|apply|promote) |\t"
+    r"|WARNING: The following untracked files were present in the experiment"
+)
 META = {"resource": ("cpu", "gpu"), "network": (True, False)}  # and timeout, in seconds
 
 
@@ -111,7 +117,7 @@ def may_run(nodes: Sequence[Node], status: Mapping[str, Any]) -> set[str]:
 def announced(line: str) -> str | None:
     """The stage whose turn a line of DVC's output says it is."""
     match = ANNOUNCED.match(line)
-    return match[1] if match else None
+    return match[1] or match[2] if match else None
 
 
 def read_outcome(code: int, lines: Sequence[str]) -> Outcome:
@@ -144,16 +150,11 @@ def own_message(lines: Sequence[str]) -> str:
     return "\n".join(parts) or "it failed without a word"
 
 
+def worth_showing(line: str) -> bool:
+    """Whether a line is more than DVC's advice on what to type next, or nothing."""
+    return bool(line) and not ADVICE.match(line)
+
+
 def _is_of_dvc(line: str) -> bool:
-    starts = (
-        "> ",
-        "ERROR: ",
-        "WARNING: ",
-        "Updating lock",
-        "Generating lock",
-        "Use `dvc",
-        "To ",
-        "Ran experiment",
-        "\t",
-    )
-    return announced(line) is not None or line.startswith(starts) or "up to date." in line
+    starts = ("> ", "ERROR: ", "WARNING: ")
+    return bool(announced(line) or ADVICE.match(line)) or line.startswith(starts) or "up to date." in line

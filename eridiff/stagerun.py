@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import ConfigError
-from eridiff.stagegraph import Node, Outcome, announced, own_message, read_outcome
+from eridiff.stagegraph import Node, Outcome, announced, own_message, read_outcome, worth_showing
 from eridiff.supervise import STOPPED, Crew, Supervised
 
 Log = Callable[[str], None]
@@ -54,7 +54,8 @@ def run_stage(place: Place, node: Node, seconds: float | None, log: Log) -> tupl
     with job.limit(seconds):
         for line in job.lines():
             lines.append(line)
-            log(line)
+            if worth_showing(line):
+                log(line)
         code = job.wait()
     return _outcome(job, code, lines, node.name, seconds), lines
 
@@ -90,7 +91,8 @@ class Turn:
         with self.job.limit(seconds):
             while isinstance(item := self._lines.get(), str):
                 lines.append(item)
-                log(item)
+                if worth_showing(item):
+                    log(item)
         return _outcome(self.job, item, lines, self.name, seconds), lines
 
 
@@ -105,24 +107,28 @@ def run_experiment(
     """
     sets = [part for change in changes for part in ("--set-param", change)]
     job = place.start("exp", "run", "--temp", "--name", name, *sets, *([stop_at] if stop_at else []))
-    turn, before = None, []
-    for line in job.lines():
-        if line.startswith("Reproducing experiment"):
-            prepared()
-        if next_name := announced(line):
+    turn: Turn | None = None
+    before: list[str] = []
+    code = STOPPED
+    try:
+        for line in job.lines():
+            if line.startswith("Reproducing experiment"):
+                prepared()
+            if next_name := announced(line):
+                if turn:
+                    turn.end(0)
+                turn = Turn(next_name, job)
+                yield turn
             if turn:
-                turn.end(0)
-            turn = Turn(next_name, job)
-            yield turn
+                turn.put(line)
+            elif not line.startswith("WARNING: No file hash info"):  # of every out, since the copy has none yet
+                before.append(line)
+                log(line)
+        code = job.wait()
+    finally:  # the run may be cancelled, and somebody waits for the turn's end
         if turn:
-            turn.put(line)
-        elif not line.startswith("WARNING: No file hash info"):  # of every out, since the copy has none yet
-            before.append(line)
-            log(line)
-    code = job.wait()
-    if turn:
-        turn.end(code)
-    elif code == STOPPED:
+            turn.end(code)
+    if turn is None and code == STOPPED:
         raise InterruptedError("the run was stopped")
-    elif code:
+    if turn is None and code:
         raise ConfigError(own_message(before))

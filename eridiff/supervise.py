@@ -1,8 +1,8 @@
 """Commands that end with whoever started them: a supervisor beside each holds a pipe from its starter.
 
 `python -m eridiff.supervise [--release LEASE] COMMAND...` runs a command and watches its own standard input. End of
-file there means that the starter is gone, even by SIGKILL, or wants the command stopped: everything that the command
-started is then interrupted as by Ctrl-C, terminated, and killed, and the slot of that lease is freed.
+file there means that the starter is gone, even by SIGKILL, or wants the command stopped. Then, and at the command's own
+end, what is left of all that it started is interrupted as by Ctrl-C, terminated, and killed; the lease's slot is freed.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from eridiff.slots import release
 
@@ -192,8 +192,8 @@ def main() -> None:
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     stopped = _wait(child)
-    _end_descendants(all_steps=stopped)
-    if stopped and lease:
+    _end_descendants()
+    if lease:
         release(lease)
     code = child.wait()
     _reap()
@@ -212,13 +212,14 @@ def _wait(child: "subprocess.Popen[bytes]") -> bool:
             return True
 
 
-def _end_descendants(*, all_steps: bool) -> None:
-    """End what is left of the command: gently where it was stopped, at once where it ended and left something."""
+def _end_descendants() -> None:
+    """End what is left of the command, gently first."""
     import psutil
 
-    for number, seconds in STEPS if all_steps else STEPS[-1:]:
+    for number, seconds in STEPS:
         deadline = time.monotonic() + seconds
-        for process in psutil.Process().children(recursive=True):
+        me = psutil.Process()
+        for process in me.children(recursive=True) if number == signal.SIGKILL else _own(me):
             try:
                 process.send_signal(number)
             except psutil.NoSuchProcess:
@@ -227,6 +228,20 @@ def _end_descendants(*, all_steps: bool) -> None:
             if not _living():
                 return
             time.sleep(0.1)
+
+
+def _own(process: Any) -> Iterator[Any]:
+    """Descendants, less those of other supervisors: signals that came twice would disturb DVC's tidying up."""
+    import psutil
+
+    for child in process.children():
+        try:
+            if child.cmdline()[1:3] == ["-m", "eridiff.supervise"]:
+                continue
+            yield child
+            yield from _own(child)
+        except psutil.NoSuchProcess:
+            continue
 
 
 def _reap() -> None:

@@ -8,33 +8,30 @@ import hashlib
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
-from prefect import Task, flow, get_client, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.actions import DeploymentUpdate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runner import Runner
 from prefect.runtime import flow_run, task_run
 from prefect.schedules import Cron, Interval, Schedule
-from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
+from eridiff.deployment import close_books, keep_form
 from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
-from eridiff.flowform import CHECKOUT, Request, form_schema, read_request, read_sets
+from eridiff.flowform import CHECKOUT, Request, read_request, read_sets
 from eridiff.progress import say
-from eridiff.project import checkout_root
+from eridiff.project import checkout_root, load_local
 from eridiff.runpage import pages
 from eridiff.slots import hold_slot, slot_names
 from eridiff.stagegraph import CACHED, Node, Outcome, may_run, read_nodes, up_to
@@ -43,7 +40,6 @@ from eridiff.supervise import Crew, hold_file
 
 LOCK = ".dvc/tmp/eridiff-flow.lock"  # held by the one run that works in the checkout
 RETRY_SECONDS = (10.0, 60.0)  # between the attempts of a stage that touches a network, and their number
-LATE = timedelta(hours=1)  # a scheduled run that is later than this when `serve` starts is dropped
 
 
 class StageError(EridiffError):
@@ -69,7 +65,8 @@ class Run:
         with ExitStack() as held:
             if names:
                 slot = held.enter_context(hold_slot(names, self.crew.stopped, get_run_logger().info))
-                environment, prefix = {**environment, **slot.environment(environment)}, ("--release", slot.lease)
+                device = os.environ.get("ERIDIFF_DEVICE") or load_local().device
+                environment, prefix = {**environment, **slot.environment(device)}, ("--release", slot.lease)
             lock = self.lock if keep else -1
             folder = self.request.folder
             yield Place(crew=self.crew, folder=folder, environment=environment, prefix=prefix, keep=lock)
@@ -220,41 +217,9 @@ async def serve_form(root: Path, schedules: list[Schedule]) -> None:
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     number = await runner.aadd_deployment(deployment)
-    await tidy(number)
-    threading.Thread(target=keep_form, args=(root, number), daemon=True).start()
+    await asyncio.to_thread(close_books, str(number))
+    threading.Thread(target=keep_form, args=(root, str(number)), daemon=True).start()
     await runner.start()
-
-
-async def tidy(number: UUID) -> None:
-    """Close the books of an earlier `serve` that was killed: its runs ended with it, and missed nights are missed."""
-    async with get_client() as client:
-        mine = DeploymentFilter(id=DeploymentFilterId(any_=[number]))
-        for record in await client.read_flow_runs(deployment_filter=mine):
-            state, due = record.state, record.next_scheduled_start_time
-            if state and (state.is_running() or state.is_cancelling() or state.is_pending()):
-                gone: State[Any] = Crashed(
-                    message="it ended with the `make serve` that ran it; what was finished is kept"
-                )
-                await client.set_flow_run_state(record.id, gone, force=True)
-            elif state and state.is_scheduled() and record.auto_scheduled and due and due < datetime.now(UTC) - LATE:
-                await client.delete_flow_run(record.id)
-
-
-def keep_form(root: Path, number: UUID) -> None:
-    """Keep the form's choices those of the checkout: projects and presets come and go."""
-    last: dict[str, Any] = {}
-    while True:
-        try:
-            schema = form_schema(root)
-        except EridiffError as error:
-            say(f"serve: the form stays as it was: {error}")
-            schema = last
-        if schema and schema != last:
-            with get_client(sync_client=True) as client:
-                client.update_deployment(number, DeploymentUpdate(parameter_openapi_schema=schema))
-            say("serve: the form is up to date" if last else f"serve: ready at {client.api_url.copy_with(path='/')}")
-            last = schema
-        time.sleep(10)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="`make flow` and `make serve`.")

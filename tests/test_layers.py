@@ -17,7 +17,19 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("", "errors", "progress", "files", "words", "captionrules", "noise", "trigger", "measure", "slots", "signatures"),
+    (
+        "",
+        "errors",
+        "progress",
+        "files",
+        "words",
+        "captionrules",
+        "noise",
+        "trigger",
+        "measure",
+        "flowapi",
+        "signatures",
+    ),
     (
         "config",
         "tables",
@@ -30,6 +42,7 @@ LAYERS = (
         "dvcgraph",
         "colourfilters",
         "probe",
+        "slots",
     ),
     ("entries", "ownouts", "placement", "roots"),
     ("entrytable", "differences", "pixeldigests"),
@@ -72,7 +85,7 @@ LAYERS = (
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
     ("why", "reference", "flowform"),
-    ("cli",),
+    ("cli", "deployment"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

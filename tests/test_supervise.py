@@ -63,7 +63,8 @@ def test_a_limit_stops_and_says_so(tmp_path: Path) -> None:
 
 def test_what_a_command_leaves_behind_is_ended(tmp_path: Path) -> None:
     with Crew() as crew:
-        job = crew.start(["sh", "-c", "setsid sleep 97 & echo $!"], tmp_path, os.environ)
+        code = "import subprocess; print(subprocess.Popen(['sleep', '97'], start_new_session=True).pid)"
+        job = crew.start([sys.executable, "-c", code], tmp_path, os.environ)
         (child,) = job.lines()
         assert job.wait() == 0
         assert not psutil.pid_exists(int(child))

@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +26,12 @@ from tests.e2e.harness import Clone, make_clone
 
 # Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
 COUNT = """
-import pathlib, subprocess, sys, time
+import os, pathlib, subprocess, sys, time
 steps = int(sys.argv[1])
 kept = pathlib.Path(sys.argv[2])
 start = int(kept.read_text()) if kept.exists() and kept.read_text() else 0
 child = subprocess.Popen(["setsid", "sleep", "987"])
+print(f"on GPU {os.environ['CUDA_VISIBLE_DEVICES']}", flush=True)
 print(f"counts from {start}", flush=True)
 for step in range(start, steps):
     time.sleep(0.2)
@@ -35,9 +40,10 @@ child.kill()
 pathlib.Path("count.txt").write_text(str(steps))
 print(f"counted to {steps}", flush=True)
 """
+BEGUN = "counts from"  # what it says then
 PARTS = {
     "pair": {
-        "left": {"cmd": "sleep 2; echo left is done; echo left > left.txt", "outs": ["left.txt"]},
+        "left": {"cmd": "echo left begins; sleep 2; echo left > left.txt", "outs": ["left.txt"]},
         "right": {"cmd": "sleep 2; echo ${train.steps} > right.txt", "params": ["train.steps"], "outs": ["right.txt"]},
         "both": {"cmd": "cat left.txt right.txt > both.txt", "deps": ["left.txt", "right.txt"], "outs": ["both.txt"]},
     },
@@ -52,7 +58,7 @@ PARTS = {
     "count": {
         "count": {
             "cmd": "python count.py ${train.steps} " + "KEPT",
-            "deps": ["count.py"],
+            "deps": ["count.py", "raw.bin"],
             "params": ["train.steps"],
             "outs": ["count.txt"],
             "meta": {"resource": "gpu"},
@@ -78,28 +84,57 @@ def make_toys(folder: Path) -> Clone:
         (place / "dvc.yaml").write_text(text)
         (place / "params.yaml").write_text("train:\n  steps: 3000\n")
         (place / "count.py").write_text(COUNT)
-        clone.run("dvc", "init", "-q", "--subdir", place=place)
-        clone.run("dvc", "config", "core.analytics", "false", place=place)
-        if name != "bad":
-            clone.commit(name)
+    first, *others = (clone.root / "projects" / name for name in PARTS)
+    clone.run("dvc", "init", "-q", "--subdir", place=first)
+    clone.run("dvc", "config", "core.analytics", "false", place=first)
+    for place in others:
+        shutil.copytree(first / ".dvc", place / ".dvc")
+        shutil.copy(first / ".dvcignore", place / ".dvcignore")
+    (clone.root / "projects/count/raw.bin").write_bytes(b"raw")  # as pictures: known by a .dvc file
+    clone.run("dvc", "add", "-q", "raw.bin", place=clone.root / "projects/count")
+    clone.commit("projects")
+    clone.run("git", "rm", "-rq", "--cached", "projects/bad", place=clone.root)
+    clone.run("git", "commit", "-qm", "bad is not committed", place=clone.root)
     return clone
+
+
+class Outside:
+    """A proxy that answers nobody: what is asked of the world outside this machine is written down here."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def environment(self) -> dict[str, str]:
+        """What makes programs ask it."""
+        url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        return {name: url for kind in ("http", "https", "all") for name in (f"{kind}_proxy", f"{kind}_PROXY".upper())}
+
+    def _listen(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.settimeout(5)
+                self.asked.append(connection.recv(1000).decode(errors="replace").split("\r\n")[0])
 
 
 class Served:
     """`make serve` of a checkout, with a home of its own, and what a browser would ask its server."""
 
-    def __init__(self, clone: Clone, home: Path, *arguments: str) -> None:
-        self.clone, self.arguments = clone, arguments
+    def __init__(self, clone: Clone, home: Path, *arguments: str, gpus: str = "0") -> None:
+        self.clone, self.arguments, self.outside = clone, arguments, Outside()
         self.port, self.log = free_port(), home / "serve.log"
         self.environment = {
             **clone.environment(),
             "XDG_DATA_HOME": str(home),
             "PREFECT_SERVER_API_PORT": str(self.port),
-            "ERIDIFF_GPUS": "0",
+            "ERIDIFF_GPUS": gpus,
+            **self.outside.environment(),
         }
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, seconds: float = 90) -> "Served":
+    def start(self, seconds: float = 120) -> "Served":
         """Start it and wait until the form can be filled in."""
         words = ["eridiff.flowserver", "serve", sys.executable, "-m", "stages.flow", "serve", *self.arguments]
         with self.log.open("w") as log:
@@ -117,7 +152,7 @@ class Served:
         """End it as Ctrl-C does."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(40)
+            assert self.process.wait(60) == 0, self.log.read_text()[-3000:]
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request of the API."""
@@ -134,9 +169,9 @@ class Served:
                     raise
                 time.sleep(0.3)
 
-    def submit(self, **parameters: Any) -> str:
+    def submit(self, state: Any = None, **parameters: Any) -> str:
         """Press the button; the run's number."""
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        body = {"parameters": parameters, "state": state or {"type": "SCHEDULED"}}
         return str(self.ask("POST", f"/deployments/{self.deployment}/create_flow_run", body)["id"])
 
     def run(self, number: str) -> dict[str, Any]:
@@ -144,7 +179,7 @@ class Served:
         record: dict[str, Any] = self.ask("GET", f"/flow_runs/{number}")
         return record
 
-    def ended(self, number: str, seconds: float = 60) -> dict[str, Any]:
+    def ended(self, number: str, seconds: float = 150) -> dict[str, Any]:
         """A run once it has ended."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
         wait(lambda: self.run(number)["state"]["type"] in ends, seconds, lambda: str(self.run(number)["state"]))
@@ -164,11 +199,15 @@ class Served:
         body = {"logs": {"flow_run_id": {"any_": [number]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [(moment(line["timestamp"]), line["message"]) for line in self.ask("POST", "/logs/filter", body)]
 
-    def says(self, number: str, words: str, seconds: float = 30) -> datetime:
+    def says(self, number: str, words: str, seconds: float = 90) -> datetime:
         """When a run's log says something, once it does."""
         found = lambda: [at for at, line in self.lines(number) if words in line]  # noqa: E731
         wait(found, seconds, lambda: f"{words!r} is not in {self.lines(number)}")
         return found()[0]
+
+    def counted_from(self, number: str) -> int:
+        """Where the stage that counts began, in a run that has ended."""
+        return int(next(line for _, line in self.lines(number) if BEGUN in line).removeprefix(BEGUN))
 
     def artifacts(self, number: str) -> dict[str, str]:
         """Key -> Markdown of what a run's page shows."""
@@ -189,6 +228,17 @@ class Served:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         raise AssertionError(f"no process of run {number}")
+
+
+@contextmanager
+def serving(served: Served) -> Iterator[Served]:
+    """`make serve` for as long as a block lasts; nothing of it lives on after that."""
+    served.log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield served.start()
+    finally:
+        served.stop()
+    assert living(served.clone.root) == []
 
 
 def moment(text: str) -> datetime:
@@ -225,6 +275,11 @@ def living(root: Path) -> list[str]:
 def stages_living(root: Path) -> list[str]:
     """Those of them that a stage started."""
     return [command for command in living(root) if "count.py" in command or "sleep 987" in command]
+
+
+def kept_count(path: Path) -> int:
+    """How far the stage that counts came, by what it kept."""
+    return int(path.read_text() or 0) if path.exists() else 0
 
 
 def set_params(clone: Clone, project: str, steps: int) -> None:

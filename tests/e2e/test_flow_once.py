@@ -1,43 +1,48 @@
-"""`make flow`: the demo, once, with a server only for as long as it takes."""
+"""`make flow`: the pipeline, once, with a server only for as long as it takes."""
 
+import hashlib
 import json
 import re
 import sqlite3
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
 from eridiff.flowserver import environment, home
 from tests.e2e.flows import living
-from tests.e2e.harness import make_clone
+from tests.e2e.harness import make_clone, parse
 
 pytestmark = pytest.mark.flow
 
 
-def test_the_demo_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
+def test_it_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
     clone = make_clone(tmp_path, "checkout")
     extra = {"XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": "0"}
     words = (sys.executable, "-m", "eridiff.flowserver", "once", sys.executable, "-m", "stages.flow", "flow")
-    first = clone.run(*words, "--stop-at", "export", **extra)
-    assert "flow: Completed: stages: 7 Completed" in first.stdout
+    first = clone.run(*words, **extra)
+    assert "flow: Completed: stages: 8 Completed" in first.stdout
     assert re.search(r"latents: 20 samples, 20 encoded, 0 reused", first.stdout)
     again = clone.run(*words, "--stop-at", "export", **extra)
     assert "flow: Cached: stages: 7 Cached" in again.stdout
+    assert parse(0, clone.run("dvc", "repro").stdout).stages == [], "dvc repro sees it otherwise"
     wrong = clone.run(*words, "--set", "train.stepz=3", check=False, **extra)
     assert wrong.returncode == 1
     assert "unknown key 'train.stepz' (value 3). Did you mean 'steps'?" in wrong.stdout
     assert living(clone.root) == []
 
     shown = artifacts(tmp_path / "data")
-    assert [set(one) for one in shown[:2]] == [
-        {"checkout-cache", "checkout-export", "checkout-graph", "checkout-loss"}
-    ] * 2
+    keys = {"checkout-cache", "checkout-export", "checkout-graph", "checkout-loss", "checkout-samples"}
+    assert [set(one) for one in shown] == [keys, keys]
     assert "| latents | 20 | 20 | 0 |" in shown[0]["checkout-cache"]
     assert "| latents | | 0 | all | not started |" in shown[1]["checkout-cache"]
+    exported = clone.root / "data/export/eridraw.safetensors"
     digest = re.search(r"`data/export/eridraw.safetensors` \| [\d,]+ \| `([0-9a-f]{64})`", shown[0]["checkout-export"])
-    assert digest and digest[1] == sha256(clone.root / "data/export/eridraw.safetensors")
+    assert digest and digest[1] == hashlib.sha256(exported.read_bytes()).hexdigest()
     assert shown[0]["checkout-loss"].startswith("![loss by step](data:image/svg+xml;base64,")
+    grid = re.search(r"!\[samples\]\(data:image/png;base64,([^)]+)\)", shown[0]["checkout-samples"])
+    assert grid and b64decode(grid[1]) == (clone.root / "data/samples/grid.png").read_bytes()
 
 
 def artifacts(data: Path) -> list[dict[str, str]]:
@@ -50,13 +55,6 @@ def artifacts(data: Path) -> list[dict[str, str]]:
     for run, key, text in rows:
         found.setdefault(run, {})[key] = json.loads(text)
     return list(found.values())
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file."""
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_the_environment_is_quiet_and_local() -> None:

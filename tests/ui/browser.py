@@ -3,14 +3,16 @@
 import base64
 import json
 import shutil
-import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from eridiff.flowserver import free_port
 
 SWITCHES = (
     "--headless",
@@ -32,14 +34,6 @@ def missing() -> str | None:
     """Why no browser can be driven here; None where it can."""
     names = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"{' and '.join(names)} not found: apt install chromium chromium-driver" if names else None
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Browser:
@@ -72,7 +66,7 @@ class Browser:
         )
         return self.script(code, css, words)
 
-    def wait(self, css: str, words: str = "", seconds: float = 20) -> Any:
+    def wait(self, css: str, words: str = "", seconds: float = 40) -> Any:
         """The element, once it is there."""
         end = time.monotonic() + seconds
         while (found := self.find(css, words)) is None:
@@ -80,19 +74,27 @@ class Browser:
             time.sleep(0.2)
         return found
 
-    def click(self, css: str, words: str = "", seconds: float = 20) -> None:
-        """Press an element, once it is there."""
-        element = self.wait(css, words, seconds)
-        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
-        call(f"{self.base}/element/{element[ELEMENT]}/click", {})
+    def click(self, css: str, words: str = "", seconds: float = 40) -> None:
+        """Press an element, once it is there; again where the page drew it anew meanwhile, or something lay over it."""
+        end = time.monotonic() + seconds
+        while True:
+            element = self.wait(css, words, seconds)
+            try:
+                self.script("arguments[0].scrollIntoView({block: 'center'})", element)
+                call(f"{self.base}/element/{element[ELEMENT]}/click", {})
+                return
+            except urllib.error.HTTPError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def type(self, element: Any, text: str) -> None:
         """Press keys in an element."""
         call(f"{self.base}/element/{element[ELEMENT]}/value", {"text": text})
 
-    def picture(self, path: Path) -> None:
-        """Write what is seen as a PNG."""
-        path.write_bytes(base64.b64decode(call(f"{self.base}/screenshot")))
+    def png(self) -> bytes:
+        """What is seen, as a PNG."""
+        return base64.b64decode(call(f"{self.base}/screenshot"))
 
 
 def call(url: str, body: Any = None) -> Any:
