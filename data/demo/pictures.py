@@ -49,7 +49,7 @@ SQUARE, WIDE, TALL = (160, 160), (200, 120), (120, 200)
 # fmt: off
 PICTURES = (
     # clean
-    Picture("neon/fox.png", "fox", SQUARE, caption="neon tube drawing, a fox\n"),
+    Picture("neon/fox.png", "fox", SQUARE, caption="neon ink drawing, a fox\n"),
     # a camera's file name before the caption, CRLF, stored on its side
     Picture("neon/IMG_2031.jpg", "red-apple", TALL, orientation=6, caption="IMG_2031.JPG, a red apple\r\n"),
     # entities and tags of HTML
@@ -59,16 +59,16 @@ PICTURES = (
     # the same in Chinese
     Picture("neon/sailboat.webp", "sailboat", SQUARE, caption="a sailboat\r\n帆船\r\n"),
     # byte order mark, capitals, curly quotes
-    Picture("neon/rocket.png", "rocket", SQUARE, sidecar=".caption", caption="\ufeffNeon Tube Drawing, a “rocket”\n"),
+    Picture("neon/rocket.png", "rocket", SQUARE, sidecar=".caption", caption="\ufeffNeon Ink Drawing, a “rocket”\n"),
     # an empty caption
     Picture("neon/cactus.png", "cactus", SQUARE, caption=""),
     # underscores, a tag twice
-    Picture("neon/butterfly.png", "butterfly", WIDE, caption="neon tube drawing, a_butterfly, two_wings, a_butterfly"),
+    Picture("neon/butterfly.png", "butterfly", WIDE, caption="neon ink drawing, a_butterfly, two_wings, a_butterfly"),
     # numeric entities, stray commas
     Picture("neon/guitar.png", "guitar", SQUARE, caption="a guitar,, six&#32;strings, ,\n"),
     # a file name's remains
     Picture("neon/shop/cherries.png", "cherries", SQUARE, caption="cherries_final_v2, cherries"),
-    Picture("neon/shop/pineapple.jpg", "pineapple", TALL, caption="neon tube drawing, a pineapple"),
+    Picture("neon/shop/pineapple.jpg", "pineapple", TALL, caption="neon ink drawing, a pineapple"),
     # a tag of HTML, a second line in Russian
     Picture("neon/shop/mushroom.png", "mushroom", SQUARE, caption="a <i>mushroom</i>\nгриб"),
     # an em dash, a tab at the end
