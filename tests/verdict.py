@@ -1,5 +1,11 @@
-"""Whether samples convince: the thresholds that the demo's LoRA must meet, read off metrics.json."""
+"""Whether samples convince: the thresholds that the demo's LoRA must meet, read off metrics.json.
 
+python -m tests.verdict data/samples/metrics.json
+"""
+
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 FALLS = {"trained": 1 / 2, "held-out": 1 / 3}  # at least, by group
@@ -25,3 +31,16 @@ def failures(metrics: dict[str, Any], column: str) -> list[str]:
     if leakage is None or leakage > LEAKAGE:
         found.append(f"leakage {leakage}")
     return found
+
+
+def main() -> None:
+    """Judge the strongest column of a run's metrics; say what it lacks."""
+    metrics = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    column = max(metrics["leakage"], key=lambda label: float(label.rsplit(" ", 1)[1]))
+    found = failures(metrics, column)
+    print("\n".join(found) or f"{column}: convinces")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from data.demo.drawings import STYLES, SUBJECTS, read_pack
 from data.demo.layouts import write
 
 CHECKED = SUBJECTS[::4][:54]  # every fourth subject, of every kind
+REFERENCES = Path(__file__).with_name("references.png")  # what the tests compare with
 SMALL, SIDE, STEPS, GUIDANCE, BATCH = 32, 128, 20, 4.0, 27
 
 
@@ -40,6 +41,23 @@ def reference(rgba: np.ndarray) -> Image.Image:
     canvas = Image.new("RGB", (SIDE, SIDE), "white")
     canvas.paste(drawing, ((SIDE - inner) // 2,) * 2, drawing)
     return canvas
+
+
+def write_references(pack: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """The drawings that samples are compared with, as one small picture: a row a style, a column a subject."""
+    page = Image.new("RGB", (SMALL * len(CHECKED), SMALL * len(STYLES)))
+    for row, style in enumerate(STYLES):
+        for column, name in enumerate(CHECKED):
+            small = reference(pack[style][name]).resize((SMALL, SMALL), Image.Resampling.BOX)
+            page.paste(small, (column * SMALL, row * SMALL))
+    page.save(path, optimize=True)
+
+
+def read_references(path: Path) -> np.ndarray:
+    """The same, [style and subject, SMALL, SMALL, 3], 0..1."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
+    cells = pixels.reshape(len(STYLES), SMALL, len(CHECKED), SMALL, 3).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(-1, SMALL, SMALL, 3)
 
 
 def nearest(samples: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -96,7 +114,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pack = read_pack(arguments.drawings)
     pipeline = load_pipeline(arguments.folder, device)
-    references = np.stack([shrink(reference(pack[style][name])) for style in STYLES for name in CHECKED])
+    write_references(pack, REFERENCES)
+    references = read_references(REFERENCES)
     report, pictures = {}, []
     for style in STYLES:
         drawn = sample(pipeline, [prompt(name, style) for name in CHECKED])
