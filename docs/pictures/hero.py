@@ -20,7 +20,7 @@ OUT = Path(__file__).with_name("hero.png")
 NAMES = {"sdxl": "SDXL", "sd35": "SD 3.5", "flux": "Flux.1"}
 TRAINED = ("neon/fox.png", "neon/guitar.png", "neon/rocket.png", "neon/teapot.png")
 SHOWN = ("an owl", "a castle", "a strawberry", "a snail")
-CELL, GAP, WIDE, HEAD, SIDE = 112, 4, 20, 42, 62
+CELL, GAP, WIDE, HEAD, SIDE = 112, 4, 20, 58, 76
 INK, PAPER = "#1f2328", "#ffffff"
 
 
@@ -59,17 +59,17 @@ def draw(folders: dict[str, Path]) -> Image.Image:
     left = SIDE + 2 * CELL + GAP + WIDE
     width, height = left + len(SHOWN) * (block + WIDE) - WIDE, HEAD + len(folders) * (CELL + GAP)
     page = Image.new("RGB", (width, height), PAPER)
-    pen, font, small = ImageDraw.Draw(page), ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    pen.text((SIDE, 2), "4 of 15 training pictures", fill=INK, font=small)
+    pen, font, small = ImageDraw.Draw(page), ImageFont.load_default(size=20), ImageFont.load_default(size=19)
+    pen.text((SIDE, 2), "4 of 15 it was shown", fill=INK, font=small)
     pictures = training_pictures()
     for number, picture in enumerate(pictures):
         across, down = number % 2, number // 2
         page.paste(cell(picture), (SIDE + across * (CELL + GAP), HEAD + down * (CELL + GAP)))
     for number, subject in enumerate(SHOWN):
         x = left + number * (block + WIDE)
-        pen.text((x, 2), f"{subject} (not among them)", fill=INK, font=small)
+        pen.text((x, 2), f"{subject} (never shown)", fill=INK, font=small)
         for place, label in enumerate(("base", "LoRA 0.5", "LoRA 1.0")):
-            pen.text((x + place * (CELL + GAP), 22), label, fill=INK, font=small)
+            pen.text((x + place * (CELL + GAP), 30), label, fill=INK, font=small)
     for line, (family, folder) in enumerate(folders.items()):
         y = HEAD + line * (CELL + GAP)
         pen.text((2, y + CELL // 2 - 8), NAMES[family], fill=INK, font=font)

@@ -7,6 +7,7 @@ is cut is marked by "...".
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -31,9 +32,9 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> list[str]:
     done = subprocess.run(
         command, shell=True, cwd=folder, env=environment, text=True, capture_output=True, check=True
     )  # fmt: skip
-    unwanted = ("To track", "git add", "To enable", "dvc config", "Use `dvc push`", "\tgit", "> python")
+    unwanted = ("To track", "git add", "To enable", "dvc config", "Use `dvc push`", "Updating", "> python")
     lines = [line.rstrip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    return [line for line in lines if not line.startswith(unwanted) and "\r" not in line]
+    return [line for line in lines if not line.strip().startswith(unwanted) and "\r" not in line]
 
 
 def show(console: Console, name: str, commands: tuple[str, ...], folder: Path, environment: dict[str, str]) -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path = f"{ROOT / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, "ERIDIFF_STORE": str(folder / "store"), "COLUMNS": str(WIDTH)}
+        environment = os.environ | {"PATH": path, "COLUMNS": str(WIDTH)}
         environment |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": ""}
         subprocess.run(["git", "clone", "-q", str(ROOT), "demo"], cwd=folder, check=True)
         for copied in ("dvc.lock", ".dvc/cache"):
@@ -63,12 +64,13 @@ def main() -> None:
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
         run("dvc checkout -q && dvc remote add -q --local -d shared ../shared", folder / "demo", environment)
         show(console, "demo", FIRST, folder / "demo", environment)
-        run("git checkout -q data/raw && dvc push -q --run-cache", folder / "demo", environment)
+        run("git checkout -q . && dvc checkout -q && dvc push -q --run-cache", folder / "demo", environment)
         subprocess.run(["git", "clone", "-q", str(folder / "demo"), "second"], cwd=folder, check=True)
         environment["ERIDIFF_STORE"] = str(folder / "nothing")
         run("dvc remote add -q --local -d shared ../shared", folder / "second", environment)
         show(console, "second", SECOND, folder / "second", environment)
-    console.save_svg(str(OUT), title="eridiff")
+    picture = console.export_svg(title="eridiff")
+    OUT.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), "utf-8")  # no font from afar
 
 
 if __name__ == "__main__":
