@@ -100,7 +100,7 @@ def load_pipeline(folder: Path, device: torch.device) -> Any:
     """The folder's own diffusers pipeline, in fp32."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
