@@ -28,10 +28,14 @@ def prompt(subject: str, style: str) -> str:
     return f"{with_article(spoken(subject))}, {STYLE_NAMES[style]}, white background"
 
 
+def smaller(image: Image.Image) -> Image.Image:
+    """A picture of SMALL x SMALL; drawings then need not be in the same place exactly."""
+    return image.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
+
+
 def shrink(image: Image.Image) -> np.ndarray:
-    """A picture as it is compared: [SMALL, SMALL, 3], 0..1; drawings then need not be in the same place exactly."""
-    small = image.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
+    """A picture as it is compared: [SMALL, SMALL, 3], 0..1."""
+    return np.asarray(smaller(image), dtype=np.float32) / 255
 
 
 def reference(rgba: np.ndarray) -> Image.Image:
@@ -48,8 +52,7 @@ def write_references(pack: dict[str, dict[str, np.ndarray]], path: Path) -> None
     page = Image.new("RGB", (SMALL * len(CHECKED), SMALL * len(STYLES)))
     for row, style in enumerate(STYLES):
         for column, name in enumerate(CHECKED):
-            small = reference(pack[style][name]).resize((SMALL, SMALL), Image.Resampling.BOX)
-            page.paste(small, (column * SMALL, row * SMALL))
+            page.paste(smaller(reference(pack[style][name])), (column * SMALL, row * SMALL))
     page.save(path, optimize=True)
 
 
@@ -114,8 +117,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pack = read_pack(arguments.drawings)
     pipeline = load_pipeline(arguments.folder, device)
-    write_references(pack, REFERENCES)
-    references = read_references(REFERENCES)
+    references = np.stack([shrink(reference(pack[style][name])) for style in STYLES for name in CHECKED])
     report, pictures = {}, []
     for style in STYLES:
         drawn = sample(pipeline, [prompt(name, style) for name in CHECKED])

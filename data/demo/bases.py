@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from data.demo.drawings import load_sets, write_pack
+from data.demo.drawings import load_sets, read_pack, write_pack
 from data.demo.layouts import PARTS, Layout, read_clip_wheel, write
 
 FAMILIES = tuple(PARTS)
@@ -83,10 +83,12 @@ def _together(work: Path, calls: dict[str, list[str]]) -> None:
 
 
 def finish(work: Path, bases: Path) -> None:
-    """Copy the trained folders, say what they are, and make the pointers that stages depend on."""
+    """Copy the trained folders, say what they are; make the pointers and the picture that tests compare with."""
+    from data.demo.accuracy import REFERENCES, write_references
     from eridiff.bases import make_pointers
     from eridiff.sources import pointer_text
 
+    write_references(read_pack(work / "drawings.zip"), REFERENCES)
     for family in FAMILIES:
         source, target = work / f"tiny-{family}", bases / f"tiny-{family}"
         reports = {part: json.loads((source / f"{part}.report.json").read_text()) for part in ("vae", "denoiser")}
