@@ -27,11 +27,7 @@ def project_dvc_yaml(text: str) -> str:
 
 def is_behind(folder: Path) -> bool:
     """Whether a project's dvc.yaml is another than the checkout's would give; never in the checkout itself."""
-    root = checkout_root(folder)
-    path = folder / "dvc.yaml"
-    if folder.resolve().parent != root / "projects" or not path.exists():
-        return False
-    return path.read_text("utf-8") != project_dvc_yaml((root / "dvc.yaml").read_text("utf-8"))
+    return _is_project(folder) and (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder)
 
 
 def renew_project(folder: Path) -> bool:
@@ -39,13 +35,20 @@ def renew_project(folder: Path) -> bool:
 
     Raises: ConfigError where the folder is no project.
     """
-    root = checkout_root(folder)
-    if folder.resolve().parent != root / "projects" or not (folder / "dvc.yaml").exists():
-        raise ConfigError(f"{folder} is no project: run this in a folder of {root / 'projects'}.")
+    if not _is_project(folder):
+        raise ConfigError(f"{folder} is no project: run this in a folder of {checkout_root(folder) / 'projects'}.")
     behind = is_behind(folder)
     if behind:
-        write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
+        write_text(folder / "dvc.yaml", _renewed(folder))
     return behind
+
+
+def _is_project(folder: Path) -> bool:
+    return folder.resolve().parent == checkout_root(folder) / "projects" and (folder / "dvc.yaml").exists()
+
+
+def _renewed(folder: Path) -> str:
+    return project_dvc_yaml((checkout_root(folder) / "dvc.yaml").read_text("utf-8"))
 
 
 def make_project(name: str, images: Path, params: Path) -> Path:

@@ -34,6 +34,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from eridiff.bases import make_pointers
 from eridiff.sources import pointer_text
+from eridiff.tokenizers import clip_tokens
 
 SEED, CLIP_MERGES = 20240601, 1500
 CLIP_WHEEL = "clip-anytorch==2.6.0"  # carries OpenAI's vocabulary file unchanged
@@ -131,7 +132,7 @@ class Base:
 
     def add_clip_tokenizer(self, part: str, pad: str) -> None:
         """The files of the real repositories, not transformers 5's single tokenizer.json."""
-        vocabulary = json.dumps(clip_vocabulary(self.merges), ensure_ascii=False, separators=(",", ":"))
+        vocabulary = json.dumps(clip_tokens(self.merges), ensure_ascii=False, separators=(",", ":"))
         write(self.folder / part / "vocab.json", vocabulary)
         write(self.folder / part / "merges.txt", "\n".join(["#version: 0.2", *self.merges]) + "\n")
         special = {"bos_token": CLIP_BOS, "eos_token": CLIP_EOS, "pad_token": pad, "unk_token": CLIP_EOS}
@@ -141,7 +142,7 @@ class Base:
 
     def add_clips(self, kinds: tuple[str, ...]) -> None:
         """CLIP-L, then CLIP-G. All bases hold the same ones, as the real families do."""
-        vocabulary = clip_vocabulary(self.merges)
+        vocabulary = clip_tokens(self.merges)
         ids = {"bos_token_id": vocabulary[CLIP_BOS], "vocab_size": len(vocabulary)}
         ids["eos_token_id"] = vocabulary[CLIP_EOS]  # the pooled output is taken at the first of these
         roles = (("", "clip-l", "quick_gelu", CLIP_EOS), ("_2", "clip-g", "gelu", "!"))
@@ -201,15 +202,6 @@ def read_clip_wheel(given: Path | None, scratch: Path) -> tuple[list[str], str]:
     if digest != CLIP_VOCAB_SHA256:
         raise SystemExit(f"{given or CLIP_WHEEL}: vocabulary digest {digest}, expected {CLIP_VOCAB_SHA256}")
     return gzip.decompress(packed).decode("utf-8").split("\n")[1 : CLIP_MERGES + 1], terms  # 0: a version
-
-
-def clip_vocabulary(merges: list[str]) -> dict[str, int]:
-    """Token numbers as OpenAI counts them: bytes, bytes at a word's end, merges, start, end."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = 256 - len(printable)  # unprintable bytes stand as characters from 256 on
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(others)]
-    tokens = letters + [c + "</w>" for c in letters] + [m.replace(" ", "") for m in merges]
-    return {token: i for i, token in enumerate([*tokens, CLIP_BOS, CLIP_EOS])}
 
 
 def caption_corpus() -> list[str]:
