@@ -1,6 +1,6 @@
 """The demo's bases from nothing: drawings, layouts, VAEs, denoisers, and the folders of data/bases.
 
-    python -m data.demo.bases prepare WORK         # needs npm, pip and cairosvg; no GPU
+    python -m data.demo.bases prepare WORK         # needs npm and cairosvg; no GPU
     python -m data.demo.bases train WORK           # one GPU, about 25 minutes for all three at once
     python -m data.demo.bases finish WORK          # copies the bases to data/bases and makes their pointers
 
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from data.demo.drawings import load_sets, read_pack, write_pack
-from data.demo.layouts import PARTS, Layout, read_clip_wheel, write
+from data.demo.layouts import PARTS, Layout, clip_merges, write
+from eridiff.tokenizers import MERGES
 
 FAMILIES = tuple(PARTS)
 VAE_OF = {"sdxl": "sdxl", "sd35": "sd35", "flux": "sd35"}
@@ -48,10 +49,9 @@ def prepare(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         write_pack(load_sets(None, Path(scratch)), work / "drawings.zip")
-        merges, licence = read_clip_wheel(None, Path(scratch))
     for family in FAMILIES:
-        Layout(family, work / f"tiny-{family}", merges).make()
-        write(work / f"tiny-{family}/LICENSE-CLIP", licence)
+        Layout(family, work / f"tiny-{family}", clip_merges()).make()
+        shutil.copyfile(MERGES.with_name("LICENSE-CLIP"), work / f"tiny-{family}/LICENSE-CLIP")
 
 
 def train(work: Path) -> None:

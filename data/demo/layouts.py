@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import copy
 import gzip
-import hashlib
 import json
 import math
-import subprocess
-import sys
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +22,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data.demo.captions import corpus
 from data.demo.drawings import SUBJECTS
-from eridiff.tokenizers import clip_tokens
+from eridiff.tokenizers import MERGES, clip_tokens
 
 SEED, CLIP_MERGES = 20240601, 1500
-CLIP_WHEEL = "clip-anytorch==2.6.0"  # carries OpenAI's vocabulary file unchanged
-CLIP_VOCAB_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_WIDTH, T5_WIDTH = 64, 192  # T5 wider than both CLIPs joined, as in SD 3.5
 # fmt: off
@@ -173,19 +167,9 @@ def write(path: Path, value: str | dict[str, Any]) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_clip_wheel(given: Path | None, scratch: Path) -> tuple[list[str], str]:
-    """The first merges of the real vocabulary, and its licence."""
-    if given is None:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), CLIP_WHEEL]
-        subprocess.run(command, check=True)
-    with zipfile.ZipFile(given or next(scratch.glob("*.whl"))) as wheel:
-        packed = wheel.read("clip/bpe_simple_vocab_16e6.txt.gz")
-        (licence,) = (name for name in wheel.namelist() if name.endswith(".dist-info/LICENSE"))
-        terms = wheel.read(licence).decode("utf-8")
-    digest = hashlib.sha256(packed).hexdigest()
-    if digest != CLIP_VOCAB_SHA256:
-        raise SystemExit(f"{given or CLIP_WHEEL}: vocabulary digest {digest}, expected {CLIP_VOCAB_SHA256}")
-    return gzip.decompress(packed).decode("utf-8").split("\n")[1 : CLIP_MERGES + 1], terms  # 0: a version
+def clip_merges() -> list[str]:
+    """The first merges of CLIP's vocabulary, which comes with the package."""
+    return gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")[1 : CLIP_MERGES + 1]  # 0: a version
 
 
 def write_t5_tokenizer(folder: Path) -> int:
