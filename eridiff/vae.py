@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+SCORES_TOKENS = 128 * 128  # tokens of a picture of 1 megapixel: 0.5 GiB of scores in bf16
+
 
 class VaeParams(Protocol):
     """What of the params decides the VAE's numbers."""
@@ -49,11 +51,46 @@ def prepare_vae(vae: "nn.Module", params: VaeParams, device: "torch.device") -> 
     fix_threads(device)
     use_tf32(params.tf32)
     vae = vae.to(device)
+    if device.type == "cuda" and hasattr(vae, "set_attn_processor"):
+        vae.set_attn_processor(PictureAttention())
     if params.channels_last:
         vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if params.compile:
         compile_fixed_shapes([vae.get_submodule("encoder")])
     return vae
+
+
+class PictureAttention:
+    """The attention in a VAE's middle: one head of 512 channels, which fused kernels serve badly.
+
+    With all scores of a picture in memory it takes a third of their time (docs/latents.md), one picture after the other
+    so that memory does not grow with the batch; pictures with more than SCORES_TOKENS tokens take the fused kernel.
+    Set by diffusers' set_attn_processor; does what AttnProcessor2_0 does for modules without text, masks or norms of
+    queries and keys, as all of an AutoencoderKL's are.
+    """
+
+    def __call__(self, attn: Any, hidden_states: "Tensor", **_: None) -> "Tensor":
+        """Features [B, C, H, W] => the same shape, residual added."""
+        x_BLC = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
+        query, key, value = attn.to_q(x_BLC), attn.to_k(x_BLC), attn.to_v(x_BLC)
+        y_BLC = attn.to_out[1](attn.to_out[0](attend(query, key, value, heads=attn.heads)))
+        y_BCHW = y_BLC.transpose(1, 2).reshape(hidden_states.shape)
+        if attn.residual_connection:
+            y_BCHW = y_BCHW + hidden_states
+        answer: Tensor = y_BCHW / attn.rescale_output_factor
+        return answer
+
+
+def attend(query_BLC: "Tensor", key_BLC: "Tensor", value_BLC: "Tensor", *, heads: int) -> "Tensor":
+    """Attention over L tokens [B, L, C]."""
+    import torch
+
+    if heads == 1 and query_BLC.shape[1] <= SCORES_TOKENS:
+        scale = query_BLC.shape[-1] ** -0.5
+        triples = zip(query_BLC * scale, key_BLC, value_BLC, strict=True)
+        return torch.stack([(q @ k.T).softmax(-1) @ v for q, k, v in triples])
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BLC, key_BLC, value_BLC))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def pixels_from_bytes(bytes_BHWC: "Tensor") -> "Tensor":
