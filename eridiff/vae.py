@@ -52,7 +52,7 @@ def prepare_vae(vae: "nn.Module", params: VaeParams, device: "torch.device") -> 
     use_tf32(params.tf32)
     vae = vae.to(device)
     if device.type == "cuda" and hasattr(vae, "set_attn_processor"):
-        vae.set_attn_processor(PictureAttention())
+        vae.set_attn_processor(PictureAttention())  # type: ignore[operator]
     if params.channels_last:
         vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if params.compile:
@@ -89,7 +89,8 @@ def attend(query_BLC: "Tensor", key_BLC: "Tensor", value_BLC: "Tensor", *, heads
         scale = query_BLC.shape[-1] ** -0.5
         triples = zip(query_BLC * scale, key_BLC, value_BLC, strict=True)
         return torch.stack([(q @ k.T).softmax(-1) @ v for q, k, v in triples])
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BLC, key_BLC, value_BLC))
+    batch, tokens, _ = query_BLC.shape
+    q, k, v = (x.view(batch, tokens, heads, -1).transpose(1, 2) for x in (query_BLC, key_BLC, value_BLC))
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
