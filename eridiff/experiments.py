@@ -30,10 +30,10 @@ def changes(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
 def spelled(value: Any) -> str:
     """A plain value in the grammar of `--set-param` (Hydra's).
 
-    Raises: ConfigError for a text that this grammar would fill in or cannot hold.
+    Raises: ConfigError for a text that this grammar would fill in, takes as missing (`???`), or cannot hold.
     """
     if isinstance(value, str):
-        if "${" in value or "\n" in value or value.endswith("\\") or "\\'" in value:
+        if value == "???" or "${" in value or "\n" in value or value.endswith("\\") or "\\'" in value:
             raise ConfigError(f"overrides: {value!r} cannot be passed to an experiment: write it into params.yaml.")
         return "'" + value.replace("'", "\\'") + "'"
     if isinstance(value, Mapping):

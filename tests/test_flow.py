@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dvc.utils.hydra import apply_overrides
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
@@ -196,6 +196,8 @@ VALUES = st.recursive(
 
 @settings(deadline=None)  # the machine may be busy
 @given(VALUES)
+@example("???")  # missing, to OmegaConf
+@example(["???"])
 def test_any_value_passes_through_or_is_refused(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     try:
         spelled(value)
