@@ -44,11 +44,15 @@ class SampleParams(DrawParams):
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the grid: the base, or a checkpoint at a strength."""
+    """One column of the grid: the base, or a checkpoint at a strength.
+
+    name: in metrics.json, as the params say it, so that runs of other lengths stand in one column of a table.
+    """
 
     label: str
     checkpoint: Path | None
     strength: float
+    name: str
 
 
 def plan_columns(folder: Path, params: SampleParams) -> list[Column]:
@@ -61,14 +65,17 @@ def plan_columns(folder: Path, params: SampleParams) -> list[Column]:
     if not found:
         wanted = "no moving average: set train.ema_decay" if params.ema else "no checkpoint: run `dvc repro`"
         raise ConfigError(f"{folder} holds {wanted}.")
-    columns = [Column("base", None, 0.0)]
-    for name in params.checkpoints:
-        step = max(found) if name == "last" else name
+    columns = {"base": Column("base", None, 0.0, "base")}
+    for named in params.checkpoints:
+        step = max(found) if named == "last" else named
         if step not in found:
             kept = ", ".join(map(str, sorted(found)))
             raise ConfigError(f"params.yaml: sample.checkpoints names step {step}, which was not kept. Kept: {kept}.")
-        columns += [Column(f"{kind} {step} x {strength:g}", found[step], strength) for strength in params.strengths]
-    return list(dict.fromkeys(columns))  # `last` may be named by its step too
+        name = "last" if named == "last" else f"step {step}"
+        for strength in params.strengths:
+            label = f"{kind} {step} x {strength:g}"  # `last` may be named by its step too
+            columns.setdefault(label, Column(label, found[step], strength, f"{name} x {strength:g}"))
+    return list(columns.values())
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ def measure(
     """moved_from_base: how far each column is from the base (mean |difference|, 0..1); and the figures, if asked."""
     pixels = {place: pixels_of(image) for place, image in images.items()}
     moved = {
-        column.label: difference(*([pixels[n, row] for row in range(len(rows))] for n in (number, 0)))
+        column.name: difference(*([pixels[n, row] for row in range(len(rows))] for n in (number, 0)))
         for number, column in enumerate(columns)
         if column.checkpoint is not None
     }
@@ -207,7 +214,7 @@ def measure(
         for place, row in enumerate(rows)
         if row.plain
     ]
-    return {"moved_from_base": moved, **figures([column.label for column in columns], measured, concept)}
+    return {"moved_from_base": moved, **figures([column.name for column in columns], measured, concept)}
 
 
 def write_metrics(values: Mapping[str, Any], out: Path) -> None:

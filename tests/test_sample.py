@@ -67,19 +67,19 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_columns(checkpoints: Path) -> None:
-    columns = plan_columns(checkpoints, params(checkpoints=["last", 30], strengths=[0.5, 1.0]))
-    assert [(column.label, column.checkpoint and column.checkpoint.name, column.strength) for column in columns] == [
-        ("base", None, 0.0),
-        ("step 60 x 0.5", "step-000060.safetensors", 0.5),
-        ("step 60 x 1", "step-000060.safetensors", 1.0),
-        ("step 30 x 0.5", "step-000030.safetensors", 0.5),
-        ("step 30 x 1", "step-000030.safetensors", 1.0),
+    last, early = checkpoints / "step-000060.safetensors", checkpoints / "step-000030.safetensors"
+    assert plan_columns(checkpoints, params(checkpoints=["last", 30], strengths=[0.5, 1.0])) == [
+        Column("base", None, 0.0, "base"),
+        Column("step 60 x 0.5", last, 0.5, "last x 0.5"),
+        Column("step 60 x 1", last, 1.0, "last x 1"),
+        Column("step 30 x 0.5", early, 0.5, "step 30 x 0.5"),
+        Column("step 30 x 1", early, 1.0, "step 30 x 1"),
     ]
 
 
 def test_the_same_checkpoint_twice_is_one_column(checkpoints: Path) -> None:
     columns = plan_columns(checkpoints, params(checkpoints=["last", 60], strengths=[1.0, 1]))
-    assert [column.label for column in columns] == ["base", "step 60 x 1"]
+    assert [(column.label, column.name) for column in columns] == [("base", "base"), ("step 60 x 1", "last x 1")]
 
 
 def test_checkpoints_that_are_not_there(checkpoints: Path, tmp_path: Path) -> None:
@@ -99,7 +99,11 @@ def test_the_trigger() -> None:
     assert fill_trigger(prompts[1:], None, "") == prompts[1:]
 
 
-COLUMNS = [Column("base", None, 0.0), Column("step 5 x 0.5", Path("5"), 0.5), Column("step 5 x 1", Path("5"), 1.0)]
+COLUMNS = [
+    Column("base", None, 0.0, "base"),
+    Column("step 5 x 0.5", Path("5"), 0.5, "last x 0.5"),
+    Column("step 5 x 1", Path("5"), 1.0, "last x 1"),
+]
 ROWS = [GridRow(Prompt(prompt="one"), 0), GridRow(Prompt(prompt="two"), 7)]
 
 
@@ -111,7 +115,7 @@ def plain_images() -> dict[tuple[int, int], Image.Image]:
 
 def test_moves_and_files(tmp_path: Path) -> None:
     values = measure(plain_images(), {}, COLUMNS, params(), ROWS, [])
-    expected = {"step 5 x 0.5": pytest.approx(51 / 255 / 2), "step 5 x 1": pytest.approx((51 + 102) / 255 / 2)}
+    expected = {"last x 0.5": pytest.approx(51 / 255 / 2), "last x 1": pytest.approx((51 + 102) / 255 / 2)}
     assert values == {"moved_from_base": expected}
     write_metrics(values, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == values
