@@ -33,10 +33,15 @@ def failures(metrics: dict[str, Any], column: str) -> list[str]:
     return found
 
 
+def strongest(metrics: dict[str, Any]) -> str:
+    """The column of the greatest strength."""
+    return max(metrics["leakage"], key=lambda column: float(column.rsplit(" ", 1)[1]))
+
+
 def main() -> None:
     """Judge the strongest column of a run's metrics; say what it lacks."""
     metrics = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    column = max(metrics["leakage"], key=lambda label: float(label.rsplit(" ", 1)[1]))
+    column = strongest(metrics)
     found = failures(metrics, column)
     print("\n".join(found) or f"{column}: convinces")
     sys.exit(bool(found))

@@ -1,15 +1,27 @@
-"""The demo itself: its own pictures, captions and presets go through every stage that needs no model."""
+"""The demo itself: its pictures, captions and presets; what its three LoRAs learned, compared as the docs say."""
 
+import csv
+import io
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from eridiff.families import family_names
 from eridiff.images import PICTURE_SUFFIXES
 from eridiff.tables import read_table
-from tests.e2e.harness import ROOT, make_clone
+from tests.e2e.harness import ROOT, Clone, make_clone
+from tests.verdict import FALLS, failures, strongest
 
 pytestmark = pytest.mark.e2e
 PRESETS = sorted(path.name for path in (ROOT / "presets").glob("tiny-*.yaml"))
+HERO = Path("docs/pictures/hero.png")
 
 
 def test_every_preset_takes_every_picture(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -23,3 +35,47 @@ def test_every_preset_takes_every_picture(tmp_path_factory: pytest.TempPathFacto
         rows, _ = read_table(clone.root / "data/buckets/buckets.parquet")
         assert {row["path"] for row in rows} == pictures
         assert clone.why()["stages"]["latents"]["encoded"] == len(pictures)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A checkout with an experiment of each family's preset, and what each drew, as docs/gallery.md says it."""
+    clone = make_clone(tmp_path_factory.mktemp("compared"), "clone", quick=False, demo=True)
+    for family in family_names():
+        shutil.copyfile(clone.root / f"presets/tiny-{family}.yaml", clone.root / "params.yaml")
+        clone.run("dvc", "exp", "run", "-n", f"tiny-{family}")
+    for family in family_names():
+        clone.run("dvc", "get", ".", "data/samples", "--rev", f"tiny-{family}", "-o", f"runs/compared/{family}")
+    return clone
+
+
+def metrics_of(family: str, compared: Clone) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((compared.root / f"runs/compared/{family}/metrics.json").read_text("utf-8"))
+    return metrics
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_the_lora_convinces(family: str, compared: Clone) -> None:
+    metrics = metrics_of(family, compared)
+    assert failures(metrics, strongest(metrics)) == []
+
+
+def test_one_table(compared: Clone) -> None:
+    """A row a family, in the same columns, though they train for different numbers of steps."""
+    shown = compared.run("dvc", "exp", "show", "--csv").stdout
+    rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(shown))}
+    for family in family_names():
+        metrics, row = metrics_of(family, compared), rows[f"tiny-{family}"]
+        assert float(row["leakage.last x 1"]) == metrics["leakage"]["last x 1"]
+        for group in FALLS:
+            assert float(row[f"fall.{group}.last x 1"]) == metrics["fall"][group]["last x 1"]
+
+
+def test_one_picture(compared: Clone) -> None:
+    """The front page's picture is what the presets draw, but for the last bits of another processor."""
+    folders = [f"{family}=runs/compared/{family}" for family in ("sdxl", "sd35", "flux")]
+    command = [sys.executable, str(HERO.with_suffix(".py")), *folders]
+    subprocess.run(command, cwd=compared.root, env=compared.environment() | {"PYTHONPATH": "."}, check=True)
+    made, kept = (np.asarray(Image.open(root / HERO).convert("RGB"), np.float32) for root in (compared.root, ROOT))
+    assert made.shape == kept.shape
+    assert np.abs(made - kept).mean() < 8
