@@ -23,7 +23,7 @@ START_SECONDS = 120.0  # the first start makes the database
 # What `prefect server start` does, with a header that keeps the browser from asking any other server: Prefect's pages
 # else ask amplitude.com each time, analytics or not.
 ONLY_THIS_SERVER = "content-security-policy:default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-SERVER = ("prefect.server.api.server:create_app", "--factory", "--log-level", "warning", "--header", ONLY_THIS_SERVER)
+SERVER = ("stages.flow:server", "--factory", "--log-level", "warning", "--header", ONLY_THIS_SERVER)
 # Each can be set otherwise in the environment, under the same name.
 SETTINGS = {
     "DO_NOT_TRACK": "1",

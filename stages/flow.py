@@ -29,6 +29,7 @@ from prefect.types.entrypoint import EntrypointType
 from eridiff.deployment import close_books, keep_form
 from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
+from eridiff.flowbusy import RepeatBusy
 from eridiff.flowform import CHECKOUT, Request, read_request, read_sets
 from eridiff.progress import say
 from eridiff.project import checkout_root, load_local
@@ -220,6 +221,13 @@ async def serve_form(root: Path, schedules: list[Schedule]) -> None:
     await asyncio.to_thread(close_books, str(number))
     threading.Thread(target=keep_form, args=(root, str(number)), daemon=True).start()
     await runner.start()
+
+
+def server() -> RepeatBusy:
+    """Prefect's server, for uvicorn."""
+    from prefect.server.api.server import create_app
+
+    return RepeatBusy(create_app())
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="`make flow` and `make serve`.")

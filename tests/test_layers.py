@@ -28,6 +28,7 @@ LAYERS = (
         "trigger",
         "measure",
         "flowapi",
+        "flowbusy",
         "signatures",
     ),
     (
