@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from eridiff.stagegraph import Node, Outcome
 
-MAX_SIDE = 1600  # pixels of a picture's longer side on the page
+MAX_PIXELS = 1600 * 1600  # of a picture on the page: of a long grid every row can still be seen
 MAX_BYTES = 400_000  # of a picture as it stands; a larger one becomes a JPEG
 CACHE_LINE = re.compile(r"^(\w+): (\d+) samples, (\d+) encoded, (\d+) reused.*$")
 COLOURS = {
@@ -56,9 +56,10 @@ def picture(path: Path) -> str:
 
     content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as image:
-        if len(content) <= MAX_BYTES and max(image.size) <= MAX_SIDE:
+        scale = min(1, (MAX_PIXELS / (image.width * image.height)) ** 0.5)
+        if len(content) <= MAX_BYTES and scale == 1:
             return _address("image/png", content)
-        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        image.thumbnail((image.width * scale, image.height * scale))
         small = io.BytesIO()
         image.convert("RGB").save(small, "JPEG", quality=85)
     return _address("image/jpeg", small.getvalue())

@@ -1,7 +1,7 @@
 """The demo's bases from nothing: drawings, layouts, VAEs, denoisers, and the folders of data/bases.
 
     python -m data.demo.bases prepare WORK         # needs npm and cairosvg; no GPU
-    python -m data.demo.bases train WORK           # one GPU, about 25 minutes for all three at once
+    python -m data.demo.bases train WORK           # one GPU, 27 minutes for all three at once (an H100)
     python -m data.demo.bases finish WORK          # copies the bases to data/bases and makes their pointers
 
 The two VAEs train beside each other, then the three denoisers: small models leave most of a large GPU idle. SD 3.5 and
