@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +19,7 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+Quantised = Literal["fp8", "int8", "nf4"]  # storage of a frozen model's layers (eridiff/quantise.py)
 
 
 class ModelParams(Section):

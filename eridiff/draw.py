@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eridiff.config import Section
+from eridiff.config import Quantised, Section
 from eridiff.errors import ConfigError, DataError, did_you_mean
 from eridiff.families import Family
 
@@ -36,6 +36,8 @@ class DrawParams(Section):
     """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Number format of the whole pipeline."""
+    quantise: Quantised | None = None
+    """As train.quantise, for the denoiser and the text encoders."""
 
 
 def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], where: str) -> None:

@@ -45,7 +45,7 @@ LAYERS = (
         "probe",
         "slots",
     ),
-    ("entries", "ownouts", "placement", "roots"),
+    ("entries", "ownouts", "placement", "roots", "quantise"),
     ("entrytable", "differences", "pixeldigests"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
@@ -104,7 +104,8 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"noise", "precision", "objectives", "runstate", "shards", "data", "train", "checkpoint", "basecheck"}
+WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
+WITH_TORCH |= {"basecheck"}
 
 
 def files() -> dict[str, Path]:
