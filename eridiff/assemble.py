@@ -1,51 +1,68 @@
-"""A model out of single files: built empty, then filled tensor by tensor from the mapped file, cast on the way.
+"""A model out of mapped files: built empty, then filled tensor by tensor, moved to the device and cast on the way.
 
-At no time is more than one tensor in memory besides the model itself.
+At no time is more than one tensor in memory besides the model itself; of a model that is quantised, neither on the host
+nor on the device.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from eridiff.errors import BaseError
-from eridiff.partfiles import PartTensors
+from eridiff.partfiles import FolderTensors, PartTensors
+from eridiff.tensorfile import RawTensor
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from eridiff.quantise import Storage
 
-def assemble(kind: Any, config: dict[str, Any], tensors: PartTensors, dtype: "torch.dtype") -> "nn.Module":
+
+def assemble(
+    kind: Any,
+    config: dict[str, Any],
+    tensors: PartTensors | FolderTensors,
+    dtype: "torch.dtype",
+    storage: "Storage | None" = None,
+) -> "nn.Module":
     """A model of class `kind` (diffusers or transformers), as `from_pretrained` loads it from a folder.
 
-    Raises: BaseError where the file lacks a tensor, or has one of another shape than the config asks for.
+    storage: where it goes and how it is stored; None: on the CPU, as it is. Raises: BaseError where the file lacks a
+    tensor, or has one of another shape than the config asks for.
     """
     from accelerate import init_empty_weights
     from accelerate.utils import set_module_tensor_to_device
 
     with init_empty_weights(include_buffers=False):
-        model = kind(kind.config_class(**config)) if _is_of_transformers(kind) else kind.from_config(config)
+        model = kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
     for name, empty in model.state_dict().items():
-        value = read_tensor(tensors, tensors.canonical(tensors.component, name), _dtype_of(model, name, dtype))
+        device = storage.device if storage else "cpu"
+        value = as_dtype(*tensors.read(name), _dtype_of(model, name, dtype), device)
         if value.shape != empty.shape:
             raise BaseError(
-                f"{tensors.found.weights.paths[0]}: {name} of {tensors.component} is {list(value.shape)}; by its "
+                f"{tensors.path}: {name} of {tensors.component} is {list(value.shape)}; by its "
                 f"config it must be {list(empty.shape)}."
             )
-        set_module_tensor_to_device(model, name, "cpu", value=value, dtype=value.dtype)
-    if _is_of_transformers(kind):
+        set_module_tensor_to_device(model, name, device, value=value, dtype=value.dtype)
+        if storage:
+            storage.settle(model, name)
+    if is_of_transformers(kind):
         model.tie_weights()
     assembled: nn.Module = model
     return assembled
 
 
-def read_tensor(tensors: PartTensors, name: str, dtype: "torch.dtype") -> "torch.Tensor":
+def as_dtype(
+    raw: RawTensor, scale: RawTensor | None, dtype: "torch.dtype", device: "torch.device | str"
+) -> "torch.Tensor":
     """One tensor in the format that is asked for (whole numbers stay); a matrix of scaled fp8 times its scale."""
-    value, scale = tensors.raw(name).torch(), tensors.scale(name)
+    value = raw.torch().to(device)
     if scale is not None:
-        return (value.float() * scale.torch().float()).to(dtype)
+        return (value.float() * scale.torch().to(device).float()).to(dtype)
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _is_of_transformers(kind: Any) -> bool:
+def is_of_transformers(kind: Any) -> bool:
+    """Whether a class is transformers' rather than diffusers'."""
     return str(kind.__module__).startswith("transformers.")
 
 

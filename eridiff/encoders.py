@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from eridiff.assemble import assemble
+from eridiff.assemble import assemble, is_of_transformers
 from eridiff.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -12,19 +12,21 @@ if TYPE_CHECKING:
 
 
 def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch.dtype") -> "nn.Module":
-    """A frozen model of class `kind` (diffusers or transformers) in eval mode, on the CPU."""
+    """A frozen model of class `kind` (diffusers or transformers) in eval mode, on the CPU or as source.storage says."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a stage's own lines say what goes on
+    storage = source.storage if source.storage and component in source.storage.components else None
+    tensors = source.tensors(component, own_names=storage is not None and not is_of_transformers(kind))
     model: nn.Module
-    if component in source.parts:
-        model = assemble(kind, source.config(component), source.parts[component], dtype)
+    if tensors:
+        model = assemble(kind, source.config(component), tensors, dtype, storage)
     else:
         variant = source.component(component).variant
         model = kind.from_pretrained(
             source.folders[component], dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True
         )
-    return model.requires_grad_(False).eval()
+    return (storage.settle_all(model) if storage else model).requires_grad_(False).eval()
 
 
 def load_tokenizers(kinds: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:

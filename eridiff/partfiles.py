@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
-from eridiff.headers import Found
+from eridiff.headers import Found, Weights
 from eridiff.keytables import Config, Row
 from eridiff.progress import track
 from eridiff.signatures import Mark, fits
@@ -62,13 +63,23 @@ class PartTensors:
             old for new, old in self.in_file.items() if new not in read and not (spare and old.startswith(spare))
         )
 
+    @property
+    def path(self) -> Path:
+        """The file, or the first of its shards."""
+        return self.found.weights.paths[0]
+
+    def read(self, name: str) -> tuple[RawTensor, RawTensor | None]:
+        """One tensor by the model's own name, and the scale of one in fp8."""
+        canonical = self.canonical(self.component, name)
+        return self.raw(canonical), self.scale(canonical)
+
     def raw(self, name: str) -> RawTensor:
         """One tensor, by its canonical name.
 
         Raises: BaseError where the file lacks it.
         """
         if name not in self.sources:
-            raise BaseError(f"{self.found.weights.paths[0]} lacks {name} of {self.component}.")
+            raise BaseError(f"{self.path} lacks {name} of {self.component}.")
         row, old = self.sources[name]
         return to_model(row, self.found.weights.raw(self.found.prefix + old))[name]
 
@@ -95,6 +106,28 @@ class PartTensors:
                 scale = self.scale(part)
                 digests[part] = digest_tensors({"": self.raw(part), **({"scale": scale} if scale else {})})
         return canonical_json(digests)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FolderTensors:
+    """The tensors of one component in diffusers' layout, under the model's own names."""
+
+    component: str
+    weights: Weights
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of its shards."""
+        return self.weights.paths[0]
+
+    def read(self, name: str) -> tuple[RawTensor, None]:
+        """One tensor by the model's own name.
+
+        Raises: BaseError where the files lack it.
+        """
+        if name not in self.weights.where:
+            raise BaseError(f"{self.path} lacks {name} of {self.component}.")
+        return self.weights.raw(name), None
 
 
 def map_part(

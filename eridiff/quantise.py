@@ -1,8 +1,8 @@
 """A frozen base in eight or four bits: its layers' weights are stored small and computed with in the base's format.
 
 Quantised are the linear layers of the repeated blocks, where nearly all weights are; embeddings and the last layer stay
-as they are. A layer's weight is moved to the device, quantised there and dropped before the next is touched, so
-neither host nor device ever holds the whole base in its own format.
+as they are. A layer is quantised on the device as soon as its weight has come there (eridiff/assemble.py), before the
+next is read.
 
     fp8   float8_e4m3fn with one scale a row: half of bf16; 2.6 % rounding error a weight
     int8  whole numbers with one scale a row: half of bf16; 0.5 to 1 %
@@ -12,6 +12,7 @@ Legend: O I outputs and inputs of a layer.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -31,9 +32,10 @@ class RowScaledLinear(nn.Linear):
     one, so that training, too, holds no expanded weights.
     """
 
-    def __init__(self, linear: nn.Linear, kind: Literal["fp8", "int8"]) -> None:
+    def __init__(self, linear: nn.Linear, weight: Tensor, kind: Literal["fp8", "int8"]) -> None:
+        """linear: whose bias is taken over. weight [O, I]: what is stored."""
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        stored, scale = quantise_rows(linear.weight, kind)
+        stored, scale = quantise_rows(weight, kind)
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
@@ -76,40 +78,53 @@ def expand_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers.to(dtype) * scale.to(dtype)
 
 
-def quantise(model: nn.Module, kind: Quantised | None, device: torch.device) -> nn.Module:
-    """The model on the device; with a kind, the linear layers of its repeated blocks quantised on the way.
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """Where components of a base go as they are loaded, and in how many bits; kind None: as they are."""
+
+    kind: Quantised | None
+    device: torch.device
+    components: frozenset[str]  # those that it holds for
+
+    def settle(self, model: nn.Module, name: str) -> None:
+        """A tensor of the model has come to the device: quantise its layer, if it is the weight of one that is."""
+        path, _, last = name.rpartition(".")
+        if self.kind is not None and last == "weight" and is_quantised(model, path):
+            parent, _, place = path.rpartition(".")
+            linear = model.get_submodule(path)
+            setattr(model.get_submodule(parent), place, _quantised(linear, self.kind, self.device))
+
+    def settle_all(self, model: nn.Module) -> nn.Module:
+        """The model on the device, with the layers that are still plain quantised on the way."""
+        for path, _ in list(model.named_modules()):
+            self.settle(model, f"{path}.weight")
+        return model.to(self.device)
+
+
+def is_quantised(model: nn.Module, path: str) -> bool:
+    """Whether a module is a plain linear layer of one of the repeated blocks.
 
     Left alone are the layers that transformers keeps in fp32: T5's code casts what goes in to their weight's format.
     """
-    if kind is None:
-        return model.to(device)
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for path, module in list(model.named_modules()):
-        parent, _, name = path.rpartition(".")
-        if type(module) is nn.Linear and INSIDE_A_STACK.search(f"{path}.") and name not in kept:
-            setattr(model.get_submodule(parent), name, _quantised(module, kind, device))
-    return model.to(device)
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    inside = INSIDE_A_STACK.search(f"{path}.") and path.rpartition(".")[2] not in kept
+    return bool(inside) and type(model.get_submodule(path)) is nn.Linear
 
 
-def _quantised(linear: nn.Linear, kind: Quantised, device: torch.device) -> nn.Linear:
-    """One layer's quantised twin on the device; the layer itself is left without its weight."""
-    weight, bias = linear.weight.detach().to(device), linear.bias
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().to(device), requires_grad=False)
-    if kind == "nf4":
-        made = _four_bits(linear, weight)
-    else:
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        made = RowScaledLinear(linear, kind)
+def _quantised(linear: Any, kind: Quantised, device: torch.device) -> nn.Linear:
+    """One layer's quantised twin on the device; the layer itself is left without its weight. A bias may come later."""
+    weight = linear.weight.detach().to(device)
+    if linear.bias is not None and not linear.bias.is_meta:
+        linear.bias = nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
     linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    return made
+    return _four_bits(linear, weight) if kind == "nf4" else RowScaledLinear(linear, weight, kind)
 
 
 def _four_bits(linear: nn.Linear, weight: Tensor) -> nn.Linear:
     """bitsandbytes' layer around a weight [O, I]."""
     import bitsandbytes as bnb
 
-    made: nn.Linear = bnb.nn.Linear4bit(
+    made: Any = bnb.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
         linear.bias is not None,
@@ -117,7 +132,9 @@ def _four_bits(linear: nn.Linear, weight: Tensor) -> nn.Linear:
         quant_type="nf4",
         device="meta",
     )
+    made.support_avx512bf16_for_cpu = False  # its packing wants widths of 64, and rounds the scales for samples alone
     made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(weight.device)
     if linear.bias is not None:
         made.bias = linear.bias
-    return made
+    four_bits: nn.Linear = made
+    return four_bits

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -133,7 +133,7 @@ def draw_samples(
 ) -> None:
     """Write images/, grid.png and metrics.json into `out`. concept: what measures compare with (open_concept)."""
     from eridiff.precision import DTYPES, fix_threads
-    from eridiff.quantise import quantise
+    from eridiff.quantise import Storage
 
     columns = plan_columns(checkpoints, params)
     trigger = read_checkpoint(next(c.checkpoint for c in columns if c.checkpoint))[1].get("trigger")
@@ -141,11 +141,9 @@ def draw_samples(
     check_measures(params)
     rows = plan_rows(params, trigger)
     fix_threads(device)
-    pipeline = family.load_pipeline(source, DTYPES[params.precision], params.scheduler)
-    for name, component in pipeline.components.items():
-        if name == family.DENOISER or name.startswith("text_encoder"):
-            quantise(component, params.quantise, device)
-    pipeline = pipeline.to(device)
+    stored = frozenset(name for part in ("text", "denoiser") for name in family.PARTS[part])
+    source = replace(source, storage=Storage(kind=params.quantise, device=device, components=stored))
+    pipeline = family.load_pipeline(source, DTYPES[params.precision], params.scheduler).to(device)
     pipeline.set_progress_bar_config(disable=True)
     images: Images = {}
     plain: Images = {}

@@ -9,17 +9,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eridiff.components import Component, describe_folder, describe_part
 from eridiff.errors import BaseError, DataError, did_you_mean
 from eridiff.families import Keys, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.headers import find_parts, open_weights
-from eridiff.partfiles import PartTensors, as_kind, map_part
+from eridiff.headers import Weights, find_parts, open_weights
+from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
 from eridiff.project import bases_dir
+from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
+
+if TYPE_CHECKING:
+    from eridiff.quantise import Storage
 
 PARTS = ("vae", "text", "denoiser")
 
@@ -45,6 +49,7 @@ class ModelSource:
     pointers: dict[str, Pointer]
     folders: dict[str, Path]  # component name -> the folder of its files
     parts: dict[str, PartTensors] = field(default_factory=dict)  # component name -> its tensors in single files
+    storage: "Storage | None" = None  # where some components go as they are loaded, and in how many bits
 
     def component(self, name: str) -> Component:
         """What a component is."""
@@ -53,6 +58,14 @@ class ModelSource:
     def config(self, component: str) -> dict[str, Any]:
         """The config of a component."""
         return self.component(component).config
+
+    def tensors(self, component: str, *, own_names: bool) -> PartTensors | FolderTensors | None:
+        """A component's mapped tensors: in single files; in its folder, if it has the model's own names there."""
+        if component in self.parts or not own_names:
+            return self.parts.get(component)
+        names = sorted(name for name in self.component(component).files if name.endswith(".safetensors"))
+        files = tuple(TensorFile(self.folders[component] / name) for name in names)
+        return FolderTensors(component=component, weights=Weights(files))
 
 
 def read_pointer(base: str, part: str) -> Pointer:

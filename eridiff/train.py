@@ -5,7 +5,7 @@ Legend: B batch, C H W channels and sides of latents. Every draw is a function o
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
 from eridiff.optim import MovingAverage, learning_rate, make_optimizer
 from eridiff.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
 from eridiff.progress import say
-from eridiff.quantise import quantise
+from eridiff.quantise import Storage
 from eridiff.runstate import load_state, save_state
 from eridiff.sources import ModelSource
 from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
@@ -95,7 +95,8 @@ def prepare_run(
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params)
-    denoiser = quantise(family.load_denoiser(source, DTYPES[params.precision]), params.quantise, device)
+    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}))
+    denoiser = family.load_denoiser(replace(source, storage=storage), DTYPES[params.precision]).to(device)
     dead = family.dead_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
     adapters = add_adapter(denoiser, params.lora, modules, params.seed)

@@ -2,21 +2,30 @@
 
 import copy
 import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import pytest
 import torch
+from accelerate import init_empty_weights
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from eridiff.families import load_family
 from eridiff.lora import LoraParams, add_adapter, target_modules
-from eridiff.quantise import RowScaledLinear, expand_rows, quantise, quantise_rows
+from eridiff.quantise import RowScaledLinear, Storage, expand_rows, quantise_rows
 from eridiff.sample import draw_samples
 from eridiff.train import train, train_step
 from tests import test_sample, training
 from tests.bases import source
+from tests.conftest import ROOT
+from tests.originals import write_header
 
 CPU = torch.device("cpu")
 KINDS = ("fp8", "int8", "nf4")
@@ -35,6 +44,11 @@ def stack(dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.requires_grad_(False).to(dtype)
 
 
+def quantise(model: nn.Module, kind: Any) -> nn.Module:
+    """All of a model."""
+    return Storage(kind=kind, device=CPU, components=frozenset()).settle_all(model)
+
+
 def stored_weight(layer: nn.Module) -> Tensor:
     """What a quantised layer's weight stands for, by the library's own function or the definition, fp32."""
     weight: Any = layer.weight
@@ -46,7 +60,7 @@ def stored_weight(layer: nn.Module) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_are_quantised_and_nothing_else(kind: Any, dtype: torch.dtype) -> None:
-    plain, model = stack(dtype), quantise(stack(dtype), kind, CPU)
+    plain, model = stack(dtype), quantise(stack(dtype), kind)
     for name in ("blocks.0.0", "blocks.0.2", "blocks.1.0", "blocks.1.2"):
         before, layer = plain.get_submodule(name), model.get_submodule(name)
         assert isinstance(layer, nn.Linear) and type(layer) is not nn.Linear
@@ -75,7 +89,7 @@ def test_rows_by_the_definition() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_product_and_gradient_are_those_of_the_stored_weight(kind: Any, dtype: torch.dtype) -> None:
-    layer = quantise(stack(dtype), kind, CPU).get_submodule("blocks.0.0")
+    layer = quantise(stack(dtype), kind).get_submodule("blocks.0.0")
     values = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     ours, theirs = values.clone().requires_grad_(), values.double().requires_grad_()
     answer = layer(ours)
@@ -92,7 +106,7 @@ def test_product_and_gradient_are_those_of_the_stored_weight(kind: Any, dtype: t
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_autograd_keeps_no_expanded_weight(kind: Any) -> None:
     """Else a training would hold the base in full between the two passes."""
-    layer = quantise(stack(), kind, CPU).get_submodule("blocks.0.0")
+    layer = quantise(stack(), kind).get_submodule("blocks.0.0")
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(torch.randn(2, 64, requires_grad=True))
@@ -101,17 +115,17 @@ def test_autograd_keeps_no_expanded_weight(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_kind_changes_nothing_and_layers_lose_their_old_weights(kind: Any) -> None:
-    assert all(type(module) is not RowScaledLinear for module in quantise(stack(), None, CPU).modules())
+    assert all(type(module) is not RowScaledLinear for module in quantise(stack(), None).modules())
     plain = stack()
     old = [module for name, module in plain.named_modules() if name in ("blocks.0.0", "blocks.1.2")]
-    quantise(plain, kind, CPU)
+    quantise(plain, kind)
     assert [module.weight.numel() for module in old] == [0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_takes(kind: Any) -> None:
     """Bits a weight, scales counted."""
-    layer = quantise(stack(), kind, CPU).get_submodule("blocks.0.0")
+    layer = quantise(stack(), kind).get_submodule("blocks.0.0")
     weight: Any = layer.weight
     state = weight.quant_state.absmax.nbytes if kind == "nf4" else layer.scale.nbytes
     assert 8 * (weight.nbytes + state) / (64 * 128) == BITS[kind]
@@ -123,7 +137,7 @@ def test_adapters_are_those_of_the_plain_base(kind: Any, family: str) -> None:
     """Same modules, same first values, in fp32; every one gets a gradient."""
     module = load_family(family)
     plain = copy.deepcopy(training.base_denoiser(family))
-    model = quantise(copy.deepcopy(plain), kind, CPU)
+    model = quantise(copy.deepcopy(plain), kind)
     lora = LoraParams(rank=4, alpha=4.0, targets="all-linear" if "all-linear" in module.TARGETS else "attention")
     dead = module.dead_modules(source(family).config(module.DENOISER))
     names = target_modules(plain, module.TARGETS, lora.targets, dead)
@@ -135,7 +149,7 @@ def test_adapters_are_those_of_the_plain_base(kind: Any, family: str) -> None:
 
 def expanded(plain: nn.Module, kind: Any) -> nn.Module:
     """The plain model with what a quantised one's weights stand for as its weights."""
-    model = quantise(copy.deepcopy(plain), kind, CPU)
+    model = quantise(copy.deepcopy(plain), kind)
     for name, layer in model.named_modules():
         before = plain.get_submodule(name)
         if isinstance(layer, nn.Linear) and type(layer) is not type(before):
@@ -174,7 +188,7 @@ def test_text_of_quantised_encoders(kind: Any) -> None:
     family = load_family("flux")
     plain, encoders = (family.load_text_encoders(source("flux"), torch.float32) for _ in range(2))
     for encoder in encoders.encoders.values():
-        quantise(encoder, kind, CPU)
+        quantise(encoder, kind)
     t5 = encoders.encoders["text_encoder_2"]
     feed = t5.get_submodule("encoder.block.0.layer.1.DenseReluDense")
     assert type(feed.get_submodule("wo")) is nn.Linear and type(feed.get_submodule("wi_0")) is not nn.Linear
@@ -202,3 +216,72 @@ def test_samples_of_a_quantised_pipeline(kind: Any, tmp_path: Path) -> None:
     assert 0 < moved[1] == pytest.approx(moved[0], rel=0.3)
     pictures = [(tmp_path / str(quantised) / "images/00-base.png").read_bytes() for quantised in (None, kind)]
     assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("family", ["flux", "sd35", "sdxl"])
+def test_a_denoiser_is_quantised_as_it_is_loaded(kind: Any, family: str) -> None:
+    """Tensor by tensor out of its folder: the same as one that is loaded whole by diffusers, then quantised."""
+    module = load_family(family)
+    whole = quantise(module.load_denoiser(source(family), torch.bfloat16), kind)
+    storage = Storage(kind=kind, device=CPU, components=frozenset({module.DENOISER}))
+    streamed = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+    expected, found = whole.state_dict(), streamed.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in streamed.parameters())
+    assert not streamed.training
+
+
+LOAD = """
+import json, sys, threading, time
+from pathlib import Path
+import torch
+from eridiff.assemble import assemble
+from eridiff.headers import Weights
+from eridiff.partfiles import FolderTensors
+from eridiff.quantise import Storage
+from eridiff.tensorfile import TensorFile
+import bitsandbytes
+from diffusers import FluxTransformer2DModel
+
+def resident():  # bytes of this process that are no file's
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) * 1024
+
+kind, config, path = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+storage = Storage(kind=kind, device=torch.device("cpu"), components=frozenset({"transformer"}))
+tensors = FolderTensors(component="transformer", weights=Weights((TensorFile(path),)))
+peak = before = resident()
+done = threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, resident())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = assemble(FluxTransformer2DModel, config, tensors, torch.bfloat16, storage)
+done.set()
+watcher.join()
+print(peak - before, sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["fp8", "nf4"])
+def test_memory_while_it_is_loaded(kind: Any, tmp_path: Path) -> None:
+    """Besides the quantised model no more than a few tensors: less than the base would take in bf16."""
+    config = {**source("flux").config("transformer"), "num_attention_heads": 8, "attention_head_dim": 64}
+    config |= {"num_layers": 1, "num_single_layers": 20, "axes_dims_rope": [16, 24, 24]}
+    with init_empty_weights():
+        model = FluxTransformer2DModel.from_config(config)
+    shapes = {name: ("F32", tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    path = write_header(tmp_path / "model.safetensors", shapes)
+    command = [sys.executable, "-c", LOAD, kind, json.dumps(config), str(path)]
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once, and is not counted
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    peak, kept = map(int, ran.stdout.split())
+    largest = 4 * max(math.prod(shape) for _, shape in shapes.values())
+    assert kept < peak < kept + 8 * largest < path.stat().st_size / 2

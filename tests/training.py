@@ -46,7 +46,7 @@ def start(family: str, params: TrainParams, *, gradient_checkpointing: bool = Fa
     """`prepare_run`, with a copy of the loaded denoiser."""
     base = base_denoiser(family)
     module: Any = SimpleNamespace(**vars(load_family(family)))
-    module.load_denoiser = lambda source, dtype: (
+    module.load_denoiser = lambda source, dtype: source.storage.settle_all(
         copy.deepcopy(base) if dtype == torch.float32 else copy.deepcopy(base).to(dtype)
     )
     return prepare_run(params, module, source(family), source(family).config("vae"), CPU, gradient_checkpointing)
