@@ -102,6 +102,23 @@ def new(
     typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
 
 
+@app.command("import-config")
+def import_config(
+    path: Annotated[Path, typer.Argument(help="A YAML file of EriDiffusion.")],
+    out: Annotated[Path, typer.Option(help="Where the params file goes.")] = Path("imported.yaml"),
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures, whose number turns epochs to steps.")] = None,
+) -> None:
+    """Make a params file out of a configuration of EriDiffusion; say what became of every key."""
+    from eridiff.importing import write_imported
+
+    imported = write_imported(path, out, images)
+    for line in imported.lines:
+        typer.echo(f"  {line}")
+    typer.echo(f"written: {out}. Next:")
+    for line in imported.next_steps:
+        typer.echo(f"  {line.replace('PARAMS', str(out))}")
+
+
 @app.command()
 def renew() -> None:
     """Bring this project's dvc.yaml up to the checkout's, as after an update of eridiff."""

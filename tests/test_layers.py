@@ -51,7 +51,7 @@ LAYERS = (
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
     ("stagegraph", "experiments", "flowserver"),
     ("stagerun", "runpage"),
-    ("tiles", "variants", "shards"),
+    ("tiles", "variants", "shards", "predecessor"),
     ("samples",),
     (
         "filedigests",
@@ -85,7 +85,7 @@ LAYERS = (
     ("baselist", "starting"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
-    ("why", "reference", "flowform"),
+    ("why", "reference", "flowform", "importing"),
     ("cli", "deployment"),
     ("__main__",),
 )

@@ -133,6 +133,7 @@ class Published:
     tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
     files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
     hub: Mapping[str, str]  # variant -> repository on the hub
+    predecessor: Sequence[str]  # names of the family in configurations of this project's predecessor
 
 
 def published(name: str) -> Published:
@@ -144,6 +145,7 @@ def published(name: str) -> Published:
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
         hub=record.get("hub", {}),
+        predecessor=record.get("predecessor", []),
     )
 
 

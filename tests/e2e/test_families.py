@@ -8,6 +8,7 @@ from eridiff.families import family_names
 from tests.e2e.harness import QUICK, Clone, make_clone
 
 pytestmark = pytest.mark.e2e
+BITS = {"flux": {"train.quantise": "nf4", "sample.quantise": "fp8"}}  # of one family
 
 
 @pytest.mark.parametrize("family", [name for name in family_names() if name != "sdxl"])
@@ -15,6 +16,7 @@ def test_every_stage(family: str, tmp_path_factory: pytest.TempPathFactory) -> N
     clone: Clone = make_clone(tmp_path_factory.mktemp(family), "clone", quick=False)
     shutil.copyfile(clone.root / f"presets/tiny-{family}.yaml", clone.root / "params.yaml")
     clone.params({f"{section}.{key}": value for section, keys in QUICK.items() for key, value in keys.items()})
+    clone.params(BITS.get(family, {}))
     predicted = clone.why()
     assert all(plan["state"] == "runs" for plan in predicted["stages"].values())
     ran = clone.repro()
