@@ -36,7 +36,7 @@ def import_config(path: Path, images: Path | None = None) -> Imported:
     """
     leaves = dict(_leaves(_settings(path)))
     family, variant = _which_model(path, leaves)
-    known = Known(load_family(family), leaves.get("trigger_word"))
+    known = Known(load_family(family), leaves.get("trigger_word") or None)
     changes: dict[str, Any] = {}
     lines, refused = [], []
     for key, value in leaves.items():
@@ -117,7 +117,7 @@ def _which_model(path: Path, leaves: Mapping[str, Any]) -> tuple[str, str]:
     Raises: ConfigError where the file does not say, or names a family that is not here.
     """
     said = [key.removeprefix(FLAG) for key, value in leaves.items() if key.startswith(FLAG) and value]
-    said += [str(leaves[key]).lower() for key in ("model.type", "model.architecture") if leaves.get(key)]
+    said += [str(leaves[key]).lower() for key in ("model.type", "model.architecture", "model.arch") if leaves.get(key)]
     families = {name: set(published(name).predecessor) for name in family_names()}
     found = {family for family, names in families.items() if names & set(said)}
     if len(found) != 1:

@@ -13,6 +13,7 @@ from eridiff.cli import app
 from eridiff.errors import ConfigError
 from eridiff.importing import import_config
 from eridiff.predecessor import ACTIONS
+from eridiff.starting import find_preset
 from tests.conftest import ROOT
 
 JOB = """
@@ -224,6 +225,18 @@ def test_flow_has_no_min_snr_and_flux_no_negative(tmp_path: Path) -> None:
     params = params_of(import_config(write(tmp_path, text.replace("sd3.5_medium", "flux1-schnell"))).text)
     assert params["model"]["base"] == "flux-schnell"
     assert params["sample"]["prompts"][1] == {"prompt": "a boat"}
+
+
+@pytest.mark.parametrize(
+    "name", ["sdxl_lora_24gb_optimized", "sd35_lora_training", "flux_lora_24gb", "example_sdxl_lora"]
+)
+def test_old_names_of_presets(name: str) -> None:
+    assert find_preset(name).is_file()
+
+
+def test_an_empty_trigger_is_none(tmp_path: Path) -> None:
+    text = JOB.replace("trigger_word: zwx", "trigger_word: ''").replace("{trigger_word} on", "a man on")
+    assert params_of(import_config(write(tmp_path, text)).text)["captions"]["trigger"] is None
 
 
 def test_switches_that_turn_another_key_off(tmp_path: Path) -> None:
