@@ -44,7 +44,10 @@ def import_config(path: Path, images: Path | None = None) -> Imported:
             lines.append(f"{key}: {_shown(value)}: it said which family this is")
             continue
         if key not in ACTIONS:
-            refused.append(f"{key}: unknown.{did_you_mean(key, ACTIONS)}")
+            section = key.rpartition(".")[0]
+            refused.append(
+                f"{key}: unknown.{did_you_mean(key, [k for k in ACTIONS if k.rpartition('.')[0] == section])}"
+            )
             continue
         try:
             found = ACTIONS[key](value, known) if value is not None else "empty"
