@@ -28,8 +28,9 @@ class LocalConfig(Section):
     """ComfyUI's folder, whose models are found. ERIDIFF_COMFYUI wins; default: ~/ComfyUI and the like."""
     allow_pickle: bool = False
     """Read pickled weights (.ckpt, .pt) too: their tensors alone, no code in them is run."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, slower, the same numbers."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, slower, the same numbers. null: from the step on at
+    which the GPU's memory would not do otherwise."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
     processes: Annotated[int, Field(ge=1)] = 1

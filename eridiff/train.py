@@ -40,6 +40,7 @@ class Run:
     scaling_factor: float
     shift_factor: float
     device: torch.device
+    may_recompute: bool  # activations, should memory not do: not where it is done already, or forbidden
 
 
 def train_step(run: Run, batch: Batch, step: int) -> Tensor:
@@ -85,11 +86,12 @@ def prepare_run(
     source: ModelSource,
     latent_facts: Mapping[str, Any],
     device: torch.device,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: bool | None,
 ) -> Run:
     """Load the denoiser, add the adapters, move both to the device.
 
-    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says.
+    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says. gradient_checkpointing: as in
+    local.yaml.
     """
     fix_threads(device)
     use_deterministic_kernels(params.deterministic)
@@ -111,6 +113,7 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
+        may_recompute=gradient_checkpointing is None,
     )
 
 
@@ -177,9 +180,13 @@ def _optimizer_step(
 ) -> dict[str, float]:
     """All micro-batches of one step and the optimizer's move; returns the step's row of the loss table."""
     params = run.params
-    loss = torch.zeros((), device=run.device)
-    for _ in range(params.accumulation):
-        loss += train_step(run, next(batches).to(run.device), step)
+    taken = [next(batches) for _ in range(params.accumulation)]
+    loss = _accumulate(run, taken, step)
+    if loss is None:
+        optimizer.zero_grad(set_to_none=True)  # what came of the step before memory ran out
+        _recompute_activations(run, step)
+        loss = _accumulate(run, taken, step)
+    assert loss is not None
     norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
     rate = learning_rate(params.optimizer, step, params.steps)
     for group in optimizer.param_groups:
@@ -187,6 +194,32 @@ def _optimizer_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate}
+
+
+def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
+    """Add a step's gradients up; its loss, or None where memory ran out and activations may be recomputed."""
+    loss = torch.zeros((), device=run.device)
+    try:
+        for batch in batches:
+            loss += train_step(run, batch.to(run.device), step)
+    except torch.OutOfMemoryError as error:
+        if run.may_recompute:
+            return None
+        raise TrainError(
+            f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
+            "kept. Ways out: gradient_checkpointing not false in local.yaml; in params.yaml a smaller train.batch_size "
+            "with more train.accumulation, train.quantise, a lower buckets.resolution."
+        ) from None
+    return loss
+
+
+def _recompute_activations(run: Run, step: int) -> None:
+    """Do without kept activations from now on: exact, so it may begin at any step."""
+    run.may_recompute = False
+    run.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    say(f"train: {run.device} has too little memory at step {step}: activations are recomputed from here on")
 
 
 def _refuse_nonfinite(losses: dict[str, float], step: int) -> None:

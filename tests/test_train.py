@@ -209,6 +209,50 @@ def test_gradient_checkpointing_is_exact(family: str, sets: dict[str, TrainingSe
         assert torch.equal(gradient, gradients[1][name]), name
 
 
+class SmallMemory:
+    """A hook of a denoiser that runs out of memory in each forward pass whose activations are kept, from one on."""
+
+    def __init__(self, denoiser: torch.nn.Module, first: int) -> None:
+        self.calls, self.first = 0, first
+        denoiser.register_forward_pre_hook(self)
+
+    def __call__(self, denoiser: torch.nn.Module, _: Any) -> None:
+        self.calls += 1
+        kept = not any(getattr(module, "gradient_checkpointing", False) for module in denoiser.modules())
+        if kept and self.calls >= self.first:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("first", [1, 4])
+def test_memory_that_runs_out(
+    family: str, first: int, sets: dict[str, TrainingSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a step's second micro-batch, too: it is done again with activations recomputed, and no number changes."""
+    params = training.params_of({"accumulation": 2})
+    expected, _ = train(training.start(family, params), sets[family], tmp_path / "plenty", 100)
+    run = training.start(family, params, gradient_checkpointing=None)
+    memory = SmallMemory(run.denoiser, first)
+    found, _ = train(run, sets[family], tmp_path / "little", 100)
+    assert found == expected
+    assert memory.calls == 4 * 2 + (first - 1) % 2 + 1, "one step twice, each other once"
+    line = f"train: cpu has too little memory at step {(first + 1) // 2}: activations are recomputed from here on"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_memory_that_is_too_small_all_the_same(fixed: bool, sets: dict[str, TrainingSet], tmp_path: Path) -> None:
+    """An error of one sentence that names the ways out; what was kept before stays."""
+    run = training.start(FAMILIES[0], training.params_of(), gradient_checkpointing=fixed)
+
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
+
+    run.denoiser.register_forward_pre_hook(refuse)
+    with pytest.raises(TrainError, match=r"step 1: cpu has too little memory \(CUDA out of memory\. Tried .* GiB\.\)"):
+        train(run, sets[FAMILIES[0]], tmp_path, 100)
+
+
 def test_micro_batches_add_up(sets: dict[str, TrainingSet]) -> None:
     """One batch of four, and two micro-batches of two of the same samples: the same loss and gradients."""
     family = FAMILIES[0]

@@ -42,7 +42,7 @@ def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
     return validate(TrainParams, {**plain, **(changes or {})}, where="test", prefix="train")
 
 
-def start(family: str, params: TrainParams, *, gradient_checkpointing: bool = False) -> Run:
+def start(family: str, params: TrainParams, *, gradient_checkpointing: bool | None = False) -> Run:
     """`prepare_run`, with a copy of the loaded denoiser."""
     base = base_denoiser(family)
     module: Any = SimpleNamespace(**vars(load_family(family)))
