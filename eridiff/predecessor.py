@@ -137,6 +137,7 @@ def _ema(value: Any, _: Known) -> dict[str, Any]:
     return {"train.ema_decay": float(value)}
 
 
+PICTURES = explain("pictures belong to a project: the last lines say how to make it")
 BASE = explain("weights belong to a base: the last lines say how to add it")
 LOCAL = explain("of the machine, not of the result: local.yaml (docs/local.md)")
 PREVIEWS = explain("samples are a stage of their own; pictures while it trains: preview_every in local.yaml")
@@ -197,7 +198,7 @@ ACTIONS: dict[str, Action] = {
     "save.push_to_hub": NO_HUB,
     "save.hf_repo_id": NO_HUB,
     "save.hf_private": NO_HUB,
-    "datasets.folder_path": explain("pictures belong to a project: the last lines say how to make it"),
+    "datasets.folder_path": PICTURES,
     "datasets.caption_ext": TXT,
     "datasets.caption_dropout_rate": DROPOUT,
     "datasets.shuffle_tokens": SHUFFLE,
@@ -318,12 +319,12 @@ ACTIONS: dict[str, Action] = {
     "training.adam_weight_decay": carry("train.optimizer.weight_decay", convert=float),
     "training.adam_epsilon": carry("train.optimizer.eps", convert=float),
     "dataset.type": only("directory", why="pictures are a folder here."),
-    "dataset.path": explain("pictures belong to a project: the last lines say how to make it"),
+    "dataset.path": PICTURES,
     "dataset.resolution": _resolutions,
     "dataset.center_crop": CENTER,
     "dataset.random_flip": FLIP,
     "dataset.caption_dropout": DROPOUT,
-    "data.dataset_path": explain("pictures belong to a project: the last lines say how to make it"),
+    "data.dataset_path": PICTURES,
     "data.caption_extension": TXT,
     "data.num_workers": LOCAL,
     "data.enable_bucket": only(True, why="pictures always go into buckets."),
