@@ -1,13 +1,20 @@
 """One picture from a pipeline: prompt and seed in, image out. Used by the sample stage and by previews."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from eridiff.config import Quantised, Section
 from eridiff.errors import ConfigError, DataError, did_you_mean
 from eridiff.families import Family
+from eridiff.sources import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Embeds = Mapping[str, "Tensor"]  # argument of the pipeline -> a prompt's embeddings [1, ...]
 
 
 class Prompt(Section):
@@ -37,7 +44,7 @@ class DrawParams(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     """Number format of the whole pipeline."""
     quantise: Quantised | None = None
-    """As train.quantise, for the denoiser and the text encoders."""
+    """As train.quantise. Text encoders are never quantised: they are on the device alone, before the denoiser."""
 
 
 def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], where: str) -> None:
@@ -65,7 +72,28 @@ def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], 
         )
 
 
-def draw(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt, seed: int) -> Any:
+def embed_prompts(
+    family: Family, source: ModelSource, params: DrawParams, prompts: Iterable[Prompt], device: "torch.device"
+) -> dict[Prompt, Embeds]:
+    """Each prompt's embeddings on the device; the text encoders are there for as long as that takes, and alone."""
+    import torch
+
+    from eridiff.precision import DTYPES
+
+    text = family.load_text_encoders(source, DTYPES[params.precision]).to(device)
+    pipeline = family.make_pipeline(source, params.scheduler, text=text)
+    with torch.inference_mode():
+        return {prompt: embed(pipeline, family, params, prompt) for prompt in dict.fromkeys(prompts)}
+
+
+def embed(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt) -> Embeds:
+    """One prompt's embeddings [1, ...], by the names of the pipeline's arguments."""
+    guided = family.NEGATIVE and params.guidance_scale > 1
+    tokens = params.max_tokens or family.MAX_TOKENS[0]
+    return family.embed_prompt(pipeline, prompt.prompt, prompt.negative, guided, tokens)
+
+
+def draw(pipeline: Any, params: DrawParams, prompt: Prompt, embeds: Embeds, seed: int) -> Any:
     """One PIL image; the first noise is drawn on the CPU from the seed.
 
     Raises: DataError where the pipeline's numbers are not finite: as a picture they would just be black.
@@ -74,21 +102,16 @@ def draw(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt, seed
     import torch
     from PIL import Image
 
-    arguments: Mapping[str, Any] = {
-        "prompt": prompt.prompt,
-        "num_inference_steps": params.steps,
-        "guidance_scale": params.guidance_scale,
-        "width": params.size[0],
-        "height": params.size[1],
-        "generator": torch.Generator().manual_seed(seed),
-        "output_type": "np",  # [B, H, W, 3], 0..1
-    }
-    if family.NEGATIVE:
-        arguments = {**arguments, "negative_prompt": prompt.negative}
-    if len(family.MAX_TOKENS) > 1:
-        arguments = {**arguments, "max_sequence_length": params.max_tokens or family.MAX_TOKENS[0]}
     with torch.inference_mode():
-        pixels_HWC = pipeline(**arguments).images[0]
+        pixels_HWC = pipeline(
+            **embeds,
+            num_inference_steps=params.steps,
+            guidance_scale=params.guidance_scale,
+            width=params.size[0],
+            height=params.size[1],
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",  # [B, H, W, 3], 0..1
+        ).images[0]
     if not np.isfinite(pixels_HWC).all():
         raise DataError(f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision fp32.")
     return Image.fromarray((pixels_HWC * 255).round().astype("uint8"))

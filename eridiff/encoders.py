@@ -46,6 +46,12 @@ def count_lost(tokenizer: Any, caption: str, max_length: int) -> int:
     return max(0, len(tokenizer(caption, truncation=False, verbose=False).input_ids) - max_length)
 
 
+def name_embeds(embeds: Iterable["Tensor | None"]) -> dict[str, "Tensor"]:
+    """What `encode_prompt` of a pipeline with classifier-free guidance returns, named as its call wants them."""
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    return {name: tensor for name, tensor in zip(names, embeds, strict=True) if tensor is not None}
+
+
 def join_hidden_states(
     encoders: Iterable["nn.Module"], tokenizers: Iterable[Any], captions: list[str]
 ) -> tuple["Tensor", "list[Tensor]"]:

@@ -1,55 +1,71 @@
 """Pictures while training runs, into runs/previews: they change no result; only local.yaml speaks of them."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eridiff.config import ModelParams
-from eridiff.draw import DrawParams, Prompt, draw
+from eridiff.draw import DrawParams, Embeds, Prompt, draw, embed_prompts
 from eridiff.errors import ConfigError, DataError
-from eridiff.families import load_family
+from eridiff.families import Family, load_family
 from eridiff.progress import say
 from eridiff.project import LocalConfig
-from eridiff.sources import find_source, pointers_of
+from eridiff.sources import ModelSource, find_source, pointers_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from eridiff.train import Preview
+
+@dataclass(frozen=True, kw_only=True)
+class Previews:
+    """What is drawn with the denoiser in training. The VAE is loaded for each preview and dropped after it."""
+
+    family: Family
+    source: ModelSource
+    params: DrawParams
+    embeds: Mapping[Prompt, Embeds]
+    every: int  # steps
+
+    def draw(self, denoiser: "nn.Module", step: int) -> None:
+        """Draw every prompt, if it is time to."""
+        import torch
+
+        from eridiff.precision import DTYPES
+
+        if step % self.every:
+            return
+        device = next(denoiser.parameters()).device
+        vae = self.family.load_vae(self.source, DTYPES[self.params.precision]).to(device)
+        pipeline = self.family.make_pipeline(self.source, self.params.scheduler, vae=vae, denoiser=denoiser)
+        pipeline.set_progress_bar_config(disable=True)
+        with torch.random.fork_rng():
+            for number, (prompt, embeds) in enumerate(self.embeds.items()):
+                path = Path("runs/previews") / f"step-{step:06d}-{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    draw(pipeline, self.params, prompt, embeds, seed=number).save(path)
+                except DataError as error:
+                    say(f"train: no preview at step {step}: {error}")
+        say(f"train: previews of step {step} in runs/previews")
 
 
-def make_previewer(
-    local: LocalConfig, model: ModelParams, precision: str, denoiser: "nn.Module", size: tuple[int, int]
-) -> "Preview | None":
-    """A function of the step that draws local.yaml's prompts every `preview_every` steps; None where it is 0.
-
-    The VAE and the text encoders are loaded for each preview and dropped after it: the memory is the training's.
-    """
+def prepare_previews(
+    local: LocalConfig,
+    model: ModelParams,
+    precision: Literal["fp32", "bf16"],
+    size: tuple[int, int],
+    device: "torch.device",
+) -> Previews | None:
+    """Embed local.yaml's prompts, before the denoiser takes the device's memory; None where nothing is to be drawn."""
     if not local.preview_every:
         return None
     if not local.preview_prompts:
         raise ConfigError("local.yaml: preview_every is set, but preview_prompts names nothing to draw.")
     family = load_family(model.family)
     source = find_source(pointers_of(model.base, family.PARTS, model.family).values())
-    params = DrawParams(scheduler="euler", steps=local.preview_steps, size=size)
-
-    def preview(step: int) -> None:
-        import torch
-
-        from eridiff.precision import DTYPES
-
-        if step % local.preview_every:
-            return
-        pipeline = family.load_pipeline(source, DTYPES[precision], params.scheduler, denoiser)
-        pipeline = pipeline.to(next(denoiser.parameters()).device)
-        pipeline.set_progress_bar_config(disable=True)
-        with torch.random.fork_rng():
-            for number, text in enumerate(local.preview_prompts):
-                path = Path("runs/previews") / f"step-{step:06d}-{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    draw(pipeline, family, params, Prompt(prompt=text), seed=number).save(path)
-                except DataError as error:
-                    say(f"train: no preview at step {step}: {error}")
-        say(f"train: previews of step {step} in runs/previews")
-
-    return preview
+    params = DrawParams(scheduler="euler", steps=local.preview_steps, size=size, precision=precision)
+    prompts = [Prompt(prompt=text) for text in local.preview_prompts]
+    embeds = embed_prompts(family, source, params, prompts, device)
+    return Previews(family=family, source=source, params=params, embeds=embeds, every=local.preview_every)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from eridiff.draw import DrawParams, Prompt, check_draw, draw, fill_trigger
+from eridiff.draw import DrawParams, Prompt, check_draw, draw, embed_prompts, fill_trigger
 from eridiff.errors import ConfigError
 from eridiff.families import Family
 from eridiff.figures import Measured, figures
@@ -86,6 +86,11 @@ class GridRow:
     seed: int
     plain: Prompt | None = None  # the prompt without the trigger, where it is measured
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """What is drawn."""
+        return [self.prompt, self.plain] if self.plain else [self.prompt]
+
 
 def plan_rows(params: SampleParams, trigger: str | None) -> list[GridRow]:
     """Every prompt with every seed."""
@@ -132,8 +137,7 @@ def draw_samples(
     concept: Sequence[Array] = (),
 ) -> None:
     """Write images/, grid.png and metrics.json into `out`. concept: what measures compare with (open_concept)."""
-    from eridiff.precision import DTYPES, fix_threads
-    from eridiff.quantise import Storage
+    from eridiff.precision import fix_threads
 
     columns = plan_columns(checkpoints, params)
     trigger = read_checkpoint(next(c.checkpoint for c in columns if c.checkpoint))[1].get("trigger")
@@ -141,18 +145,30 @@ def draw_samples(
     check_measures(params)
     rows = plan_rows(params, trigger)
     fix_threads(device)
-    stored = frozenset(name for part in ("text", "denoiser") for name in family.PARTS[part])
-    source = replace(source, storage=Storage(kind=params.quantise, device=device, components=stored))
-    pipeline = family.load_pipeline(source, DTYPES[params.precision], params.scheduler).to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    embeds = embed_prompts(family, source, params, [p for row in rows for p in row.prompts], device)
+    pipeline = load_drawing(params, family, source, device)
     images: Images = {}
     plain: Images = {}
-    total = len(columns) * sum(2 if row.plain else 1 for row in rows)
+    total = len(columns) * sum(len(row.prompts) for row in rows)
     for column, number, prompt in track(_work(pipeline, columns, rows), what="samples", total=total, unit="pictures"):
         place = images if prompt is rows[number].prompt else plain
-        place[column, number] = draw(pipeline, family, params, prompt, rows[number].seed)
+        place[column, number] = draw(pipeline, params, prompt, embeds[prompt], rows[number].seed)
     write_samples(images, columns, rows, out, plain)
     write_metrics(measure(images, plain, columns, params, rows, concept), out)
+
+
+def load_drawing(params: SampleParams, family: Family, source: ModelSource, device: "torch.device") -> Any:
+    """The pipeline that draws from embeddings: denoiser and VAE, without the text encoders."""
+    from eridiff.precision import DTYPES
+    from eridiff.quantise import Storage
+
+    dtype = DTYPES[params.precision]
+    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}))
+    denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
+    vae = family.load_vae(source, dtype)
+    pipeline: Any = family.make_pipeline(source, params.scheduler, vae=vae, denoiser=denoiser).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _work(pipeline: Any, columns: list[Column], rows: list[GridRow]) -> Iterator[tuple[int, int, Prompt]]:
@@ -160,7 +176,7 @@ def _work(pipeline: Any, columns: list[Column], rows: list[GridRow]) -> Iterator
     for number, column in enumerate(columns):
         with_lora(pipeline, column)
         for place, row in enumerate(rows):
-            yield from ((number, place, prompt) for prompt in (row.prompt, row.plain) if prompt)
+            yield from ((number, place, prompt) for prompt in row.prompts)
 
 
 def with_lora(pipeline: Any, column: Column) -> None:

@@ -1,5 +1,6 @@
 """train: cached latents and embeddings -> LoRA checkpoints. The step itself is eridiff/train.py: train_step."""
 
+from functools import partial
 from pathlib import Path
 
 from eridiff.basecheck import check_denoiser, check_vae, find_vae
@@ -10,7 +11,7 @@ from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device
-from eridiff.previews import make_previewer
+from eridiff.previews import prepare_previews
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.roots import pin
@@ -50,11 +51,12 @@ def main() -> None:
         if fresh:
             vae = find_vae(model)
             say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")
+        previews = prepare_previews(local, model, params.precision, data.samples[0].bucket, device)
         run = prepare_run(params, family, source, tables["latents"][1], device, local.gradient_checkpointing)
         if fresh:
             say(check_denoiser(run, data))
-        previewer = make_previewer(local, model, params.precision, run.denoiser, data.samples[0].bucket)
-        table, seconds = train(run, data, state, local.state_every, previewer)
+        preview = partial(previews.draw, run.denoiser) if previews else None
+        table, seconds = train(run, data, state, local.state_every, preview)
         written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))
     record_run("train", device=device, seconds=seconds, precision=params.precision, state=state)
     say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")

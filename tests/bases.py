@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from eridiff.families import family_names, load_family
+from eridiff.draw import DrawParams
+from eridiff.families import Family, family_names, load_family
 from eridiff.sources import ModelSource, find_source, pointers_of
 
 FAMILIES = family_names()
@@ -17,9 +18,41 @@ def source(family: str) -> ModelSource:
     return find_source(pointers.values())
 
 
+def whole_pipeline(family: Family, source: ModelSource, scheduler: str = "euler") -> Any:
+    """A pipeline with everything in it, in fp32 on the CPU."""
+    made = family.make_pipeline(
+        source,
+        scheduler,
+        text=family.load_text_encoders(source, torch.float32),
+        vae=family.load_vae(source, torch.float32),
+        denoiser=family.load_denoiser(source, torch.float32),
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 @cache
 def pipeline(family: str, scheduler: str = "euler") -> Any:
     """A pipeline with nothing adapted; tests that adapt load their own."""
-    made = load_family(family).load_pipeline(source(family), torch.float32, scheduler)
-    made.set_progress_bar_config(disable=True)
-    return made
+    return whole_pipeline(load_family(family), source(family), scheduler)
+
+
+def draw_whole(pipeline: Any, family: Family, params: DrawParams, prompt: str, seed: int, **more: Any) -> Any:
+    """A picture as diffusers draws it: the pipeline makes the embeddings itself, and there is no code of ours."""
+    import numpy as np
+    from PIL import Image
+
+    limit = {"max_sequence_length": params.max_tokens or family.MAX_TOKENS[0]} if len(family.MAX_TOKENS) > 1 else {}
+    with torch.inference_mode():
+        pixels = pipeline(
+            prompt,
+            num_inference_steps=params.steps,
+            guidance_scale=params.guidance_scale,
+            width=params.size[0],
+            height=params.size[1],
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            **limit,
+            **more,
+        ).images[0]
+    return Image.fromarray((np.asarray(pixels) * 255).round().astype("uint8"))

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.draw import DrawParams, Prompt, draw
+from eridiff.draw import Prompt, draw, embed_prompts
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.sample import SampleParams, load_drawing
 from eridiff.train import Table, prepare_run, train
 from eridiff.vae import encode, prepare_vae
 from tests.bases import FAMILIES, source
@@ -72,10 +73,10 @@ def test_encoders_on_cuda_are_those_on_a_cpu(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_are_drawn_on_cuda(family: str) -> None:
     module = load_family(family)
-    pipeline: Any = module.load_pipeline(source(family), torch.float32, "euler")
-    pipeline = pipeline.to(CUDA)
-    pipeline.set_progress_bar_config(disable=True)
-    params = DrawParams(steps=3, size=(64, 96), precision="fp32", max_tokens=module.MAX_TOKENS[-1])
-    pictures = [draw(pipeline, module, params, Prompt(prompt="a red fox"), seed) for seed in (0, 0, 1)]
+    prompt, tokens = Prompt(prompt="a red fox"), module.MAX_TOKENS[-1]
+    params = SampleParams(steps=3, size=(64, 96), precision="fp32", max_tokens=tokens, prompts=(prompt,))
+    embeds = embed_prompts(module, source(family), params, [prompt], CUDA)
+    pipeline = load_drawing(params, module, source(family), CUDA)
+    pictures = [draw(pipeline, params, prompt, embeds[prompt], seed) for seed in (0, 0, 1)]
     assert pictures[0].size == (64, 96)
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()

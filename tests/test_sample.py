@@ -1,6 +1,7 @@
 """Samples: columns planned, pictures with and without the LoRA compared, a labelled grid; previews change nothing."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 
 from eridiff.config import ModelParams, validate
-from eridiff.draw import DrawParams, Prompt, draw, fill_trigger
+from eridiff.draw import DrawParams, Prompt, draw, embed_prompts, fill_trigger
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
-from eridiff.previews import make_previewer
+from eridiff.previews import prepare_previews
 from eridiff.project import LocalConfig
 from eridiff.sample import (
     Column,
@@ -23,6 +24,7 @@ from eridiff.sample import (
     check_measures,
     draw_grid,
     draw_samples,
+    load_drawing,
     measure,
     plan_columns,
     plan_rows,
@@ -31,7 +33,7 @@ from eridiff.sample import (
 )
 from eridiff.train import train
 from tests import training
-from tests.bases import FAMILIES, pipeline, source
+from tests.bases import FAMILIES, draw_whole, pipeline, source
 from tests.checkouts import SMALL, make_checkout
 
 FAMILY = FAMILIES[0]
@@ -169,7 +171,7 @@ def test_pictures_are_the_pipelines(drawn: Path) -> None:
     assert len(list((drawn / "images").iterdir())) == 4 * 5
     pipe, given = pipeline(FAMILY), params()
     for row, (prompt, seed) in enumerate((p, s) for p in ("eridraw, a fox", "a teapot") for s in (0, 1)):
-        expected = draw(pipe, load_family(FAMILY), given, Prompt(prompt=prompt), seed)
+        expected = draw_whole(pipe, load_family(FAMILY), given, prompt, seed)
         with Image.open(drawn / "images" / f"{row:02d}-base.png") as image:
             assert image.size == (64, 32)
             assert np.array_equal(np.asarray(image), np.asarray(expected))
@@ -220,7 +222,7 @@ def test_measured_samples(checkpoints: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(expected)
     pictures = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "images").iterdir()}
     for name, prompt in (("00-base", "eridraw, a fox"), ("00-base-without", "a fox"), ("02-base", "a cat")):
-        drawn = draw(pipeline(FAMILY), load_family(FAMILY), chosen, Prompt(prompt=prompt), 0)
+        drawn = draw_whole(pipeline(FAMILY), load_family(FAMILY), chosen, prompt, 0)
         assert np.array_equal(pictures[f"{name}.png"], np.asarray(drawn))
     assert np.array_equal(pictures["01-base-without.png"], pictures["01-step-30-x1-without.png"])
     assert not np.array_equal(pictures["01-base-without.png"], pictures["01-step-60-x1-without.png"])
@@ -247,12 +249,20 @@ def test_measured_samples(checkpoints: Path, tmp_path: Path) -> None:
     assert len(str(metrics["leakage"]["step 60 x 1"])) <= 6, "four digits"
 
 
-def test_draw_equals_the_pipelines_own_picture() -> None:
-    arguments: dict[str, Any] = {"prompt": "a fox", "num_inference_steps": 1, "width": 64, "height": 32}
-    arguments |= {"guidance_scale": 5.0, "max_sequence_length": TOKENS, "generator": torch.Generator().manual_seed(3)}
-    with torch.inference_mode():
-        theirs = pipeline(FAMILY)(**arguments).images[0]
-    ours = draw(pipeline(FAMILY), load_family(FAMILY), params(), Prompt(prompt="a fox"), seed=3)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("negative", [None, "blurry"])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_draw_equals_the_pipelines_own_picture(family: str, negative: str | None, scale: float) -> None:
+    """Embeddings made before, with the text encoders gone: the same picture as by the whole pipeline."""
+    module = load_family(family)
+    if negative and not module.NEGATIVE:
+        pytest.skip("takes no negative prompt")
+    chosen = params(max_tokens=module.MAX_TOKENS[-1], guidance_scale=scale)
+    prompt = Prompt(prompt="a fox", negative=negative)
+    given = {"negative_prompt": negative} if negative else {}
+    theirs = draw_whole(pipeline(family), module, chosen, "a fox", 3, **given)
+    embeds = embed_prompts(module, source(family), chosen, [prompt], training.CPU)
+    ours = draw(load_drawing(chosen, module, source(family), training.CPU), chosen, prompt, embeds[prompt], seed=3)
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
@@ -261,7 +271,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
         return type("Answer", (), {"images": np.full((1, 32, 64, 3), np.nan, dtype=np.float32)})
 
     with pytest.raises(DataError, match=r"drew numbers that are not finite for 'a fox': try precision fp32"):
-        draw(broken, load_family(FAMILY), DrawParams(), Prompt(prompt="a fox"), 0)
+        draw(broken, DrawParams(), Prompt(prompt="a fox"), {}, 0)
 
 
 def test_previews_are_drawn_and_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,15 +286,16 @@ def test_previews_are_drawn_and_change_nothing(tmp_path: Path, monkeypatch: pyte
     for config in (LocalConfig(), local):
         torch.manual_seed(1)
         run = training.start(FAMILY, chosen)
-        previewer = make_previewer(config, model, "fp32", run.denoiser, (64, 32))
-        assert (previewer is None) == (config.preview_every == 0)
-        table, _ = train(run, data, tmp_path / f"state-{config.preview_every}", 9, previewer)
+        previews = prepare_previews(config, model, "fp32", (64, 32), training.CPU)
+        assert (previews is None) == (config.preview_every == 0)
+        preview = partial(previews.draw, run.denoiser) if previews else None
+        table, _ = train(run, data, tmp_path / f"state-{config.preview_every}", 9, preview)
         found.append((table, run.adapters, torch.rand(())))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(tensor, found[1][1][name]) for name, tensor in found[0][1].items())
     assert found[0][2] == found[1][2]
-    previews = sorted((folder / "runs" / "previews").iterdir())
-    assert [path.name for path in previews] == ["step-000002-0.png", "step-000002-1.png"]
-    with Image.open(previews[0]) as one, Image.open(previews[1]) as two:
+    drawn = sorted((folder / "runs" / "previews").iterdir())
+    assert [path.name for path in drawn] == ["step-000002-0.png", "step-000002-1.png"]
+    with Image.open(drawn[0]) as one, Image.open(drawn[1]) as two:
         assert one.size == (64, 32)
         assert one.tobytes() != two.tobytes()

@@ -59,10 +59,24 @@ class Family(Protocol):
     def load_denoiser(self, source: "ModelSource", dtype: "torch.dtype") -> "nn.Module":
         """The denoiser, on the CPU."""
 
-    def load_pipeline(
-        self, source: "ModelSource", dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+    def make_pipeline(
+        self,
+        source: "ModelSource",
+        scheduler: str,
+        *,
+        text: "TextEncoders | None" = None,
+        vae: "nn.Module | None" = None,
+        denoiser: "nn.Module | None" = None,
     ) -> "DiffusionPipeline":
-        """The whole pipeline with a scheduler of SCHEDULERS, on the CPU; around a denoiser that is there already."""
+        """diffusers' pipeline of the parts that are there, with a scheduler of SCHEDULERS."""
+
+    def embed_prompt(
+        self, pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
+    ) -> dict[str, "Tensor"]:
+        """A prompt's embeddings [1, ...] by the pipeline that has the text encoders, named as its call wants them.
+
+        guided: by classifier-free guidance, which needs the negative prompt's too.
+        """
 
     def encode_text(self, encoders: "TextEncoders", captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:
         """Captions -> named embeddings with batch first, equal to the pipeline's encode_prompt."""
@@ -88,6 +102,11 @@ class TextEncoders:
 
     tokenizers: Mapping[str, Any]
     encoders: Mapping[str, "nn.Module"]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Both, by component name."""
+        return {**self.tokenizers, **self.encoders}
 
     def to(self, device: "torch.device") -> "TextEncoders":
         """Move the encoders to a device."""

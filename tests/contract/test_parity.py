@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.draw import DrawParams, Prompt, draw
+from eridiff.draw import DrawParams
 from eridiff.families import Sizes, load_family
 from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
 from eridiff.schedulers import make_scheduler
-from tests.bases import FAMILIES, pipeline, source
+from tests.bases import FAMILIES, draw_whole, pipeline, source, whole_pipeline
 
 CAPTIONS = ["eridraw, a red fox", "", "a teapot, drawing, " * 40]
 
@@ -112,7 +112,7 @@ def test_saved_adapter_loads_without_any_difference(family: str, tmp_path: Path)
     for tensor in adapters.values():
         tensor.data += 0.05 * torch.randn(tensor.shape, generator=generator)
     save_checkpoint(tmp_path / "a.safetensors", adapters, prefix=module.DENOISER, params=params, lineage={})
-    pipe = module.load_pipeline(source(family), torch.float32, "euler")
+    pipe = whole_pipeline(module, source(family))
     pipe.load_lora_weights(tmp_path, weight_name="a.safetensors", adapter_name="a")
     loaded = getattr(pipe, module.DENOISER)
     config = source(family).config("vae")
@@ -143,7 +143,7 @@ def test_every_scheduler_draws(family: str, name: str) -> None:
     try:
         for scheduler in (name, name, "euler"):
             pipe.scheduler = make_scheduler(module.SCHEDULERS, scheduler, source(family).config("scheduler"))
-            pictures.append(draw(pipe, module, params, Prompt(prompt="a red fox"), seed=3))
+            pictures.append(draw_whole(pipe, module, params, "a red fox", seed=3))
     finally:
         pipe.scheduler = kept
     assert pictures[0].size == (64, 96)

@@ -15,7 +15,7 @@ from eridiff.bases import add_base
 from eridiff.checkpoint import make_lineage, put_out
 from eridiff.config import validate
 from eridiff.data import TrainingSet, join_tables
-from eridiff.draw import DrawParams, Prompt, draw
+from eridiff.draw import DrawParams, Prompt, draw, embed_prompts
 from eridiff.families import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
@@ -118,8 +118,10 @@ def test_it_goes_through_every_stage(toy: Any, base: ModelSource, tmp_path: Path
     assert {name.split(".")[0] for name in tensors} == {"mixer"}
     assert (lineage["family"], lineage["denoiser_config"]) == ("toy", {"num_blocks": 2})
 
-    pipeline = toy.load_pipeline(base, torch.float32, "euler", run.denoiser)
-    image = draw(pipeline, toy, DrawParams(steps=2, size=(32, 16)), Prompt(prompt="a cat"), seed=0)
+    params_of_draw, prompt = DrawParams(steps=2, size=(32, 16), precision="fp32"), Prompt(prompt="a cat")
+    embeds = embed_prompts(toy, base, params_of_draw, [prompt], CPU)
+    pipeline = toy.make_pipeline(base, "euler", denoiser=run.denoiser)
+    image = draw(pipeline, params_of_draw, prompt, embeds[prompt], seed=0)
     assert image.size == (32, 16)
 
 

@@ -79,20 +79,32 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
     return load_component(FluxTransformer2DModel, source, "transformer", dtype)
 
 
-def load_pipeline(
-    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+def make_pipeline(
+    source: ModelSource,
+    scheduler: str,
+    *,
+    text: TextEncoders | None = None,
+    vae: "nn.Module | None" = None,
+    denoiser: "nn.Module | None" = None,
 ) -> Any:
-    """FluxPipeline with a scheduler of SCHEDULERS, on the CPU."""
+    """FluxPipeline of the parts that are there, with a scheduler of SCHEDULERS."""
     from diffusers import FluxPipeline
 
-    text = load_text_encoders(source, dtype)
+    components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
     return FluxPipeline(
-        vae=load_vae(source, dtype),
-        transformer=load_denoiser(source, dtype) if denoiser is None else denoiser,
+        vae=vae,
+        transformer=denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
-        **text.tokenizers,
-        **text.encoders,
+        **components,
     )
+
+
+def embed_prompt(
+    pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
+) -> dict[str, "Tensor"]:
+    """prompt_embeds and pooled_prompt_embeds, as the pipeline itself makes them; a negative prompt has no place."""
+    prompt_embeds, pooled, _ = pipeline.encode_prompt(prompt, None, max_sequence_length=max_tokens)
+    return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled}
 
 
 def encode_text(encoders: TextEncoders, captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:

@@ -6,7 +6,7 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers, token_ids
+from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers, name_embeds, token_ids
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import Spec, make_scheduler
 from eridiff.sources import ModelSource
@@ -80,20 +80,39 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
     return load_component(SD3Transformer2DModel, source, "transformer", dtype)
 
 
-def load_pipeline(
-    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+def make_pipeline(
+    source: ModelSource,
+    scheduler: str,
+    *,
+    text: TextEncoders | None = None,
+    vae: "nn.Module | None" = None,
+    denoiser: "nn.Module | None" = None,
 ) -> Any:
-    """StableDiffusion3Pipeline with a scheduler of SCHEDULERS, on the CPU."""
+    """StableDiffusion3Pipeline of the parts that are there, with a scheduler of SCHEDULERS."""
     from diffusers import StableDiffusion3Pipeline
 
-    text = load_text_encoders(source, dtype)
+    components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
     return StableDiffusion3Pipeline(
-        vae=load_vae(source, dtype),
-        transformer=load_denoiser(source, dtype) if denoiser is None else denoiser,
+        vae=vae,
+        transformer=denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
-        **text.tokenizers,
-        **text.encoders,
+        **components,
     )
+
+
+def embed_prompt(
+    pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
+) -> dict[str, "Tensor"]:
+    """The prompt's embeddings, and if guided the negative one's, as the pipeline itself makes them."""
+    embeds = pipeline.encode_prompt(
+        prompt,
+        None,
+        None,
+        negative_prompt=negative,
+        do_classifier_free_guidance=guided,
+        max_sequence_length=max_tokens,
+    )
+    return name_embeds(embeds)
 
 
 def encode_text(encoders: TextEncoders, captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:

@@ -6,7 +6,7 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers
+from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers, name_embeds
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import Spec, make_scheduler
 from eridiff.sources import ModelSource
@@ -78,21 +78,33 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
     return load_component(UNet2DConditionModel, source, "unet", dtype)
 
 
-def load_pipeline(
-    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+def make_pipeline(
+    source: ModelSource,
+    scheduler: str,
+    *,
+    text: TextEncoders | None = None,
+    vae: "nn.Module | None" = None,
+    denoiser: "nn.Module | None" = None,
 ) -> Any:
-    """StableDiffusionXLPipeline with a scheduler of SCHEDULERS, on the CPU."""
+    """StableDiffusionXLPipeline of the parts that are there, with a scheduler of SCHEDULERS."""
     from diffusers import StableDiffusionXLPipeline
 
-    text = load_text_encoders(source, dtype)
+    components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
     return StableDiffusionXLPipeline(
-        vae=load_vae(source, dtype),
-        unet=load_denoiser(source, dtype) if denoiser is None else denoiser,
+        vae=vae,
+        unet=denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
-        **text.tokenizers,
-        **text.encoders,
+        **components,
         add_watermarker=False,
     )
+
+
+def embed_prompt(
+    pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
+) -> dict[str, "Tensor"]:
+    """The prompt's embeddings, and if guided the negative one's, as the pipeline itself makes them."""
+    embeds = pipeline.encode_prompt(prompt, negative_prompt=negative, do_classifier_free_guidance=guided)
+    return name_embeds(embeds)
 
 
 def encode_text(encoders: TextEncoders, captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:

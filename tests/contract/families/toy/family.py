@@ -124,30 +124,40 @@ def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
 class Pipeline:
     """Euler steps from noise; the first three channels are the picture."""
 
-    def __init__(self, denoiser: Any, encoders: TextEncoders, scheduler: Any) -> None:
-        self.denoiser, self.encoders, self.scheduler = denoiser, encoders, scheduler
+    def __init__(self, denoiser: Any, scheduler: Any, text: TextEncoders | None) -> None:
+        self.denoiser, self.scheduler, self.text = denoiser, scheduler, text
 
-    def __call__(self, prompt: str, num_inference_steps: int, width: int, height: int, generator: Any, **_: Any) -> Any:
+    def __call__(
+        self, prompt_embeds: Any, num_inference_steps: int, width: int, height: int, generator: Any, **_: Any
+    ) -> Any:
         """Pictures between 0 and 1, [1, H, W, 3]."""
         import torch
 
         x = torch.randn(1, 4, height // 8, width // 8, generator=generator)
-        text = encode_text(self.encoders, [prompt], MAX_TOKENS[0])
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.scheduler.timesteps:
-            x = self.scheduler.step(self.denoiser(x, t.view(1) / 1000, text["prompt_embeds"]), t, x)[0]
+            x = self.scheduler.step(self.denoiser(x, t.view(1) / 1000, prompt_embeds), t, x)[0]
         pixels = torch.sigmoid(x[:, :3]).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
         return SimpleNamespace(images=pixels.permute(0, 2, 3, 1).numpy())
 
 
-def load_pipeline(
-    source: ModelSource, dtype: "torch.dtype", scheduler: str, denoiser: "nn.Module | None" = None
+def make_pipeline(
+    source: ModelSource,
+    scheduler: str,
+    *,
+    text: TextEncoders | None = None,
+    vae: "nn.Module | None" = None,
+    denoiser: "nn.Module | None" = None,
 ) -> Any:
     """The pipeline above."""
-    kept = load_denoiser(source, dtype) if denoiser is None else denoiser
-    return Pipeline(
-        kept, load_text_encoders(source, dtype), make_scheduler(SCHEDULERS, scheduler, source.config("scheduler"))
-    )
+    return Pipeline(denoiser, make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")), text)
+
+
+def embed_prompt(
+    pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
+) -> dict[str, "Tensor"]:
+    """prompt_embeds alone."""
+    return encode_text(pipeline.text, [prompt], max_tokens)
 
 
 def encode_text(encoders: TextEncoders, captions: list[str], max_tokens: int) -> dict[str, "Tensor"]:
