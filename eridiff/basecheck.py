@@ -171,5 +171,5 @@ def verify_project() -> list[str]:
     pointers = pointers_of(model.base, ["vae", "denoiser"], model.family)
     source = find_source(pointers.values())
     lines = [check_vae(source, family, data, device)]
-    run = prepare_run(params, family, source, tables["latents"][1], device, False)
+    run = prepare_run(params, family, source, tables["latents"][1], device, "keep")
     return [*lines, check_denoiser(run, data)]

@@ -20,6 +20,7 @@ class Section(BaseModel):
 
 SectionT = TypeVar("SectionT", bound=Section)
 Quantised = Literal["fp8", "int8", "nf4"]  # storage of a frozen model's layers (eridiff/quantise.py)
+Activations = Literal["keep", "selective", "recompute", "offload"]  # until the backward pass (eridiff/activations.py)
 
 
 class ModelParams(Section):

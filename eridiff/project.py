@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eridiff.config import Section, read_yaml, validate
+from eridiff.config import Activations, Section, read_yaml, validate
 from eridiff.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a project or a base: a folder, and part of paths
@@ -28,9 +28,10 @@ class LocalConfig(Section):
     """ComfyUI's folder, whose models are found. ERIDIFF_COMFYUI wins; default: ~/ComfyUI and the like."""
     allow_pickle: bool = False
     """Read pickled weights (.ckpt, .pt) too: their tensors alone, no code in them is run."""
-    gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass: less memory, slower, the same numbers. null: from the step on at
-    which the GPU's memory would not do otherwise."""
+    activations: Activations | None = None
+    """What training does with activations until the backward pass: `keep` them; compute those of every other block
+    again (`selective`); of every block (`recompute`); and let the blocks' inputs wait in the host's memory (`offload`).
+    Each takes less memory and more time, and gives the same numbers. null: the first that fits the GPU."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
     processes: Annotated[int, Field(ge=1)] = 1

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eridiff.activations import LEVELS, set_activations, waiting
+from eridiff.config import Activations
 from eridiff.data import Batch, TrainingSet, plan_batches
 from eridiff.errors import TrainError
 from eridiff.families import Family
@@ -40,7 +42,8 @@ class Run:
     scaling_factor: float
     shift_factor: float
     device: torch.device
-    may_recompute: bool  # activations, should memory not do: not where it is done already, or forbidden
+    activations: Activations
+    fixed: bool  # by local.yaml; else the next level is taken where memory does not do
 
 
 def train_step(run: Run, batch: Batch, step: int) -> Tensor:
@@ -86,12 +89,11 @@ def prepare_run(
     source: ModelSource,
     latent_facts: Mapping[str, Any],
     device: torch.device,
-    gradient_checkpointing: bool | None,
+    activations: Activations | None,
 ) -> Run:
     """Load the denoiser, add the adapters, move both to the device.
 
-    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says. gradient_checkpointing: as in
-    local.yaml.
+    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says. activations: as in local.yaml.
     """
     fix_threads(device)
     use_deterministic_kernels(params.deterministic)
@@ -102,9 +104,7 @@ def prepare_run(
     dead = family.dead_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
     adapters = add_adapter(denoiser, params.lora, modules, params.seed)
-    if gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    return Run(
+    run = Run(
         params=params,
         family=family,
         objective=objective,
@@ -113,8 +113,11 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
-        may_recompute=gradient_checkpointing is None,
+        activations=activations or "keep",
+        fixed=activations is not None,
     )
+    set_activations(denoiser, run.activations)
+    return run
 
 
 Table = dict[str, list[float]]  # column -> value of each step, from step 1
@@ -181,12 +184,9 @@ def _optimizer_step(
     """All micro-batches of one step and the optimizer's move; returns the step's row of the loss table."""
     params = run.params
     taken = [next(batches) for _ in range(params.accumulation)]
-    loss = _accumulate(run, taken, step)
-    if loss is None:
+    while (loss := _accumulate(run, taken, step)) is None:
         optimizer.zero_grad(set_to_none=True)  # what came of the step before memory ran out
-        _recompute_activations(run, step)
-        loss = _accumulate(run, taken, step)
-    assert loss is not None
+        _keep_fewer_activations(run, step)
     norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
     rate = learning_rate(params.optimizer, step, params.steps)
     for group in optimizer.param_groups:
@@ -197,29 +197,30 @@ def _optimizer_step(
 
 
 def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
-    """Add a step's gradients up; its loss, or None where memory ran out and activations may be recomputed."""
+    """Add a step's gradients up; its loss, or None where memory ran out and fewer activations may be kept."""
     loss = torch.zeros((), device=run.device)
     try:
         for batch in batches:
-            loss += train_step(run, batch.to(run.device), step)
+            with waiting(run.activations, run.device):
+                loss += train_step(run, batch.to(run.device), step)
     except torch.OutOfMemoryError as error:
-        if run.may_recompute:
+        if not run.fixed and run.activations != LEVELS[-1]:
             return None
         raise TrainError(
             f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
-            "kept. Ways out: gradient_checkpointing not false in local.yaml; in params.yaml a smaller train.batch_size "
+            "kept. Ways out: no `activations` in local.yaml, or `offload`; in params.yaml a smaller train.batch_size "
             "with more train.accumulation, train.quantise, a lower buckets.resolution."
         ) from None
     return loss
 
 
-def _recompute_activations(run: Run, step: int) -> None:
-    """Do without kept activations from now on: exact, so it may begin at any step."""
-    run.may_recompute = False
-    run.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+def _keep_fewer_activations(run: Run, step: int) -> None:
+    """Go on with the next level: exact, so it may begin at any step."""
+    run.activations = LEVELS[LEVELS.index(run.activations) + 1]
+    set_activations(run.denoiser, run.activations)
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    say(f"train: {run.device} has too little memory at step {step}: activations are recomputed from here on")
+    say(f"train: {run.device} has too little memory at step {step}: activations '{run.activations}' from here on")
 
 
 def _refuse_nonfinite(losses: dict[str, float], step: int) -> None:

@@ -52,7 +52,7 @@ def main() -> None:
             vae = find_vae(model)
             say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")
         previews = prepare_previews(local, model, params.precision, data.samples[0].bucket, device)
-        run = prepare_run(params, family, source, tables["latents"][1], device, local.gradient_checkpointing)
+        run = prepare_run(params, family, source, tables["latents"][1], device, local.activations)
         if fresh:
             say(check_denoiser(run, data))
         preview = partial(previews.draw, run.denoiser) if previews else None

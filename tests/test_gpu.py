@@ -22,7 +22,7 @@ CUDA = torch.device("cuda")
 def losses(family: str, place: Path, device: torch.device, changes: dict[str, Any]) -> Table:
     params = params_of(changes)
     facts = source(family).config("vae")
-    run = prepare_run(params, load_family(family), source(family), facts, device, False)
+    run = prepare_run(params, load_family(family), source(family), facts, device, "keep")
     return train(run, random_set(family, place, params), place / "state", 50)[0]
 
 

@@ -45,13 +45,13 @@ LAYERS = (
         "probe",
         "slots",
     ),
-    ("entries", "ownouts", "placement", "roots", "quantise"),
+    ("entries", "ownouts", "placement", "roots", "quantise", "activations"),
     ("entrytable", "differences", "pixeldigests"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
     ("stagegraph", "experiments", "flowserver"),
     ("stagerun", "runpage"),
-    ("tiles", "variants", "shards", "predecessor"),
+    ("tiles", "tracing", "variants", "shards", "predecessor"),
     ("samples",),
     (
         "filedigests",
@@ -104,7 +104,7 @@ HEAVY = {
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
 WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
-WITH_TORCH |= {"basecheck"}
+WITH_TORCH |= {"basecheck", "activations", "tracing"}
 
 
 def files() -> dict[str, Path]:

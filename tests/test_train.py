@@ -15,6 +15,8 @@ from diffusers import DDPMScheduler, FluxPipeline
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 from torch import Tensor
 
+from eridiff.activations import LEVELS, waiting
+from eridiff.config import Activations
 from eridiff.data import Batch, TrainingSet, plan_batches
 from eridiff.errors import TrainError
 from eridiff.families import load_family
@@ -195,55 +197,63 @@ def test_adapters_are_a_function_of_seed_and_name() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_checkpointing_is_exact(family: str, sets: dict[str, TrainingSet]) -> None:
-    gradients = []
-    batch = sets[family].batch([0, 1], step=1, first_index=0)
-    for checkpointing in (False, True):
-        run = shaken(training.start(family, training.params_of(), gradient_checkpointing=checkpointing))
-        recomputing = [m for m in run.denoiser.modules() if getattr(m, "gradient_checkpointing", False)]
-        assert bool(recomputing) == checkpointing
-        train_step(run, batch, step=1)
+def test_activations_change_no_number(family: str, sets: dict[str, TrainingSet]) -> None:
+    gradients, batch = [], sets[family].batch([0, 1], step=1, first_index=0)
+    for level in LEVELS:
+        run = shaken(training.start(family, training.params_of(), activations=level))
+        with waiting(level, run.device):
+            train_step(run, batch, step=1)
         gradients.append({name: tensor.grad for name, tensor in run.adapters.items()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
-        assert torch.equal(gradient, gradients[1][name]), name
+        assert all(torch.equal(gradient, other[name]) for other in gradients), name
 
 
 class SmallMemory:
-    """A hook of a denoiser that runs out of memory in each forward pass whose activations are kept, from one on."""
+    """A hook of a denoiser that runs out of memory from a forward pass on, until activations are as `enough` says."""
 
-    def __init__(self, denoiser: torch.nn.Module, first: int) -> None:
-        self.calls, self.first = 0, first
-        denoiser.register_forward_pre_hook(self)
+    def __init__(self, run: Run, first: int, enough: Activations) -> None:
+        self.run, self.first, self.enough, self.calls = run, first, LEVELS.index(enough), 0
+        run.denoiser.register_forward_pre_hook(self)
 
     def __call__(self, denoiser: torch.nn.Module, _: Any) -> None:
         self.calls += 1
-        kept = not any(getattr(module, "gradient_checkpointing", False) for module in denoiser.modules())
-        if kept and self.calls >= self.first:
+        if LEVELS.index(self.run.activations) < self.enough and self.calls >= self.first:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("first", [1, 4])
+@pytest.mark.parametrize(("first", "enough"), [(1, "recompute"), (4, "selective"), (4, "offload")])
 def test_memory_that_runs_out(
-    family: str, first: int, sets: dict[str, TrainingSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str,
+    first: int,
+    enough: Activations,
+    sets: dict[str, TrainingSet],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In a step's second micro-batch, too: it is done again with activations recomputed, and no number changes."""
+    """In a step's second micro-batch, too: it is done again with fewer activations kept, and no number changes."""
     params = training.params_of({"accumulation": 2})
     expected, _ = train(training.start(family, params), sets[family], tmp_path / "plenty", 100)
-    run = training.start(family, params, gradient_checkpointing=None)
-    memory = SmallMemory(run.denoiser, first)
+    run = training.start(family, params, activations=None)
+    memory = SmallMemory(run, first, enough)
     found, _ = train(run, sets[family], tmp_path / "little", 100)
     assert found == expected
-    assert memory.calls == 4 * 2 + (first - 1) % 2 + 1, "one step twice, each other once"
-    line = f"train: cpu has too little memory at step {(first + 1) // 2}: activations are recomputed from here on"
-    assert capsys.readouterr().out.splitlines().count(line) == 1
+    levels = LEVELS[1 : LEVELS.index(enough) + 1]
+    assert memory.calls == 4 * 2 + (first - 1) % 2 + len(levels), "each level begins the step anew"
+    step = (first + 1) // 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if "too little memory" in line]
+    assert lines == [
+        f"train: cpu has too little memory at step {step}: activations '{level}' from here on" for level in levels
+    ]
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_memory_that_is_too_small_all_the_same(fixed: bool, sets: dict[str, TrainingSet], tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [None, "keep", "offload"])
+def test_memory_that_is_too_small_all_the_same(
+    level: Activations | None, sets: dict[str, TrainingSet], tmp_path: Path
+) -> None:
     """An error of one sentence that names the ways out; what was kept before stays."""
-    run = training.start(FAMILIES[0], training.params_of(), gradient_checkpointing=fixed)
+    run = training.start(FAMILIES[0], training.params_of(), activations=level)
 
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eridiff.config import validate
+from eridiff.config import Activations, validate
 from eridiff.data import Sample, TrainingSet
 from eridiff.families import load_family
 from eridiff.shards import Cache
@@ -42,14 +42,14 @@ def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
     return validate(TrainParams, {**plain, **(changes or {})}, where="test", prefix="train")
 
 
-def start(family: str, params: TrainParams, *, gradient_checkpointing: bool | None = False) -> Run:
+def start(family: str, params: TrainParams, *, activations: Activations | None = "keep") -> Run:
     """`prepare_run`, with a copy of the loaded denoiser."""
     base = base_denoiser(family)
     module: Any = SimpleNamespace(**vars(load_family(family)))
     module.load_denoiser = lambda source, dtype: source.storage.settle_all(
         copy.deepcopy(base) if dtype == torch.float32 else copy.deepcopy(base).to(dtype)
     )
-    return prepare_run(params, module, source(family), source(family).config("vae"), CPU, gradient_checkpointing)
+    return prepare_run(params, module, source(family), source(family).config("vae"), CPU, activations)
 
 
 def text_shapes(family: str) -> dict[str, tuple[int, ...]]:

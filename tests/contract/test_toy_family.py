@@ -102,7 +102,7 @@ def test_it_goes_through_every_stage(toy: Any, base: ModelSource, tmp_path: Path
         prefix="train",
     )
     data = training_set(buckets, captions, latent_rows, text_rows, tmp_path)
-    run = prepare_run(params, toy, base, base.config("vae"), CPU, False)
+    run = prepare_run(params, toy, base, base.config("vae"), CPU, "keep")
     assert set(run.adapters) == {
         f"blocks.{i}.{n}.lora_{half}.weight" for i in "01" for n in ("query", "key") for half in "AB"
     }

@@ -1,0 +1,110 @@
+"""What a computation takes, without doing it: peak memory and operations of work on tensors that have only shapes.
+
+The work runs on torch's meta device, through the very code that runs on a GPU; attention counts as the fused kernels
+hold it (inputs, output and a number a row), not with all its scores.
+
+Legend: B batch, H heads, L tokens, D features of a head.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+ROUND = 512  # CUDA's allocator gives multiples of this many bytes
+BACKWARD = 2.5  # operations of attention's backward pass for each of its forward pass (it computes the scores again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What a computation takes beyond what was there before it."""
+
+    peak: int  # bytes
+    flops: int
+
+
+def trace(work: Callable[[], Any]) -> Traced:
+    """Run work on meta tensors; what it returns is dropped."""
+    with _Memory() as memory, _fused_attention(memory):
+        work()
+    return Traced(peak=memory.peak, flops=memory.flops)
+
+
+class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages that live, and the operations of products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = self.flops = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=result))
+        before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_meta and _storage_id(leaf) not in before:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        place = storage._cdata
+        if place in self._seen:
+            return
+        self._seen.add(place)
+        size = -(-storage.nbytes() // ROUND) * ROUND
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, place, size)
+
+    def _drop(self, place: int, size: int) -> None:
+        self._seen.discard(place)
+        self.live -= size
+
+
+def _storage_id(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+@contextmanager
+def _fused_attention(memory: _Memory) -> Iterator[None]:
+    """Put the shapes of a fused kernel in the place of torch's attention, in recomputed forward passes too."""
+    plain = functional.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        output: Tensor = _Attention.apply(query, key, value, memory)  # type: ignore[no-untyped-call]
+        return output
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
+class _Attention(torch.autograd.Function):
+    """query [B, H, L, D], key and value [B, H, L', D] => [B, H, L, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, memory: _Memory) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.flops, ctx.memory = 4 * query.numel() * key.shape[-2], memory
+        memory.flops += ctx.flops
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, *_ = ctx.saved_tensors
+        ctx.memory.flops += int(BACKWARD * ctx.flops)
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
