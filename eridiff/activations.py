@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eridiff.config import Activations
 
@@ -37,8 +37,15 @@ def _every_other_block() -> Callable[..., Any]:
     return run
 
 
+def _empty(shape_and_dtype: tuple[torch.Size, torch.dtype]) -> Tensor:
+    shape, dtype = shape_and_dtype
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def waiting(level: Activations, device: torch.device) -> AbstractContextManager[object]:
     """Where a step's activations wait for the backward pass: on the device, or on the host."""
     if level != "offload":
         return nullcontext()
+    if device.type == "meta":  # which cannot be copied from
+        return torch.autograd.graph.saved_tensors_hooks(lambda t: (t.shape, t.dtype), _empty)
     return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")

@@ -51,6 +51,18 @@ def assemble(
     return assembled
 
 
+def build_empty(kind: Any, config: dict[str, Any], dtype: "torch.dtype") -> "nn.Module":
+    """A model of shapes alone, all of it on torch's meta device."""
+    import torch
+
+    with torch.device("meta"):
+        model = kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.to(dtype) if tensor.is_floating_point() else tensor.data
+    empty: nn.Module = model
+    return empty
+
+
 def as_dtype(
     raw: RawTensor, scale: RawTensor | None, dtype: "torch.dtype", device: "torch.device | str"
 ) -> "torch.Tensor":

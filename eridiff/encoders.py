@@ -1,9 +1,10 @@
 """Pieces that the families' loading and text code share: components from folders, tokenizing as pipelines do."""
 
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from eridiff.assemble import assemble, is_of_transformers
+from eridiff.assemble import assemble, build_empty, is_of_transformers
 from eridiff.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
 
     logging.disable_progress_bar()  # a stage's own lines say what goes on
     storage = source.storage if source.storage and component in source.storage.components else None
+    if source.empty:
+        empty = build_empty(kind, source.config(component), dtype)
+        return (storage.settle_all(empty) if storage else empty).requires_grad_(False).eval()
     tensors = source.tensors(component, own_names=storage is not None and not is_of_transformers(kind))
     model: nn.Module
     if tensors:
@@ -31,7 +35,21 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
 
 def load_tokenizers(kinds: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
     """Tokenizers by component name."""
+    if source.empty:
+        return {name: EmptyTokenizer() for name in kinds}
     return {name: kind.from_pretrained(source.folders[name], local_files_only=True) for name, kind in kinds.items()}
+
+
+class EmptyTokenizer:
+    """Stands in for a tokenizer where only shapes matter: zeros, as many as are asked for."""
+
+    model_max_length = 77  # of CLIP
+
+    def __call__(self, captions: list[str], *, max_length: int, **_: Any) -> Any:
+        """input_ids [B, max_length]."""
+        import torch
+
+        return SimpleNamespace(input_ids=torch.zeros(len(captions), max_length, dtype=torch.long))
 
 
 def token_ids(tokenizer: Any, captions: list[str], max_length: int, device: "torch.device") -> "Tensor":

@@ -50,6 +50,7 @@ class ModelSource:
     folders: dict[str, Path]  # component name -> the folder of its files
     parts: dict[str, PartTensors] = field(default_factory=dict)  # component name -> its tensors in single files
     storage: "Storage | None" = None  # where some components go as they are loaded, and in how many bits
+    empty: bool = False  # no files: models are made of their configs on torch's meta device, for their shapes
 
     def component(self, name: str) -> Component:
         """What a component is."""
@@ -98,6 +99,11 @@ def pointer_text(pointer: Pointer) -> str:
     }
     record = {"format": 1, "family": pointer.family, "part": pointer.part, "components": components}
     return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def empty_source(pointers: Iterable[Pointer]) -> ModelSource:
+    """Models without weights, by the pointers alone."""
+    return ModelSource(pointers={pointer.part: pointer for pointer in pointers}, folders={}, empty=True)
 
 
 def find_source(pointers: Iterable[Pointer]) -> ModelSource:

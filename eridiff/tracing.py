@@ -47,8 +47,13 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func.overloadpacket)
+        if count is None and func._can_decompose():  # a product or convolution may be inside, in inference mode
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **(kwargs or {}))
         if count is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=result))
         before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

@@ -51,7 +51,7 @@ def prepare_vae(vae: "nn.Module", params: VaeParams, device: "torch.device") -> 
     fix_threads(device)
     use_tf32(params.tf32)
     vae = vae.to(device)
-    if device.type == "cuda" and hasattr(vae, "set_attn_processor"):
+    if device.type != "cpu" and hasattr(vae, "set_attn_processor"):
         vae.set_attn_processor(PictureAttention())  # type: ignore[operator]
     if params.channels_last:
         vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
