@@ -29,11 +29,9 @@ def assemble(
     storage: where it goes and how it is stored; None: on the CPU, as it is. Raises: BaseError where the file lacks a
     tensor, or has one of another shape than the config asks for.
     """
-    from accelerate import init_empty_weights
     from accelerate.utils import set_module_tensor_to_device
 
-    with init_empty_weights(include_buffers=False):
-        model = kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
+    model = init_model(kind, config)
     for name, empty in model.state_dict().items():
         device = storage.device if storage else "cpu"
         value = as_dtype(*tensors.read(name), _dtype_of(model, name, dtype), device)
@@ -49,6 +47,14 @@ def assemble(
         model.tie_weights()
     assembled: nn.Module = model
     return assembled
+
+
+def init_model(kind: Any, config: dict[str, Any]) -> Any:
+    """A model without weights: parameters on torch's meta device, buffers as they are made."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
 
 
 def build_empty(kind: Any, config: dict[str, Any], dtype: "torch.dtype") -> "nn.Module":

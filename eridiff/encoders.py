@@ -1,15 +1,19 @@
 """Pieces that the families' loading and text code share: components from folders, tokenizing as pipelines do."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eridiff.assemble import assemble, build_empty, is_of_transformers
+from eridiff.keptbases import keep, kept_path, load_kept
 from eridiff.sources import ModelSource
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from eridiff.quantise import Storage
 
 
 def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch.dtype") -> "nn.Module":
@@ -21,6 +25,26 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
     if source.empty:
         empty = build_empty(kind, source.config(component), dtype)
         return (storage.settle_all(empty) if storage else empty).requires_grad_(False).eval()
+    kept = _kept_path(source, component, storage, dtype)
+    model: nn.Module | None = load_kept(kept, kind, source.config(component), storage) if kept and storage else None
+    if model is None:
+        model = _load(kind, source, component, dtype, storage)
+        if kept:
+            keep(model, kept)
+    return model.requires_grad_(False).eval()
+
+
+def _kept_path(source: ModelSource, component: str, storage: "Storage | None", dtype: "torch.dtype") -> Path | None:
+    """Where the component is kept once it is quantised; None where it is not."""
+    if storage is None or storage.kind is None or storage.store is None:
+        return None
+    return kept_path(storage.store, source.component(component).identity(), storage.kind, dtype)
+
+
+def _load(
+    kind: Any, source: ModelSource, component: str, dtype: "torch.dtype", storage: "Storage | None"
+) -> "nn.Module":
+    """The model out of the base's files."""
     tensors = source.tensors(component, own_names=storage is not None and not is_of_transformers(kind))
     model: nn.Module
     if tensors:
@@ -30,7 +54,7 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
         model = kind.from_pretrained(
             source.folders[component], dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True
         )
-    return (storage.settle_all(model) if storage else model).requires_grad_(False).eval()
+    return storage.settle_all(model) if storage else model
 
 
 def load_tokenizers(kinds: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:

@@ -1,35 +1,32 @@
-"""What each stage takes on a device: memory and operations, from the models' shapes, through the code that will run.
+"""What training takes on a device: memory and operations, from the model's shapes, through the code that will run.
 
-Nothing is loaded: models are made of their pointers' configs on torch's meta device (eridiff/tracing.py).
+Nothing is loaded: the denoiser is made of its pointer's config on torch's meta device (eridiff/tracing.py).
 Memory is in bytes, operations are multiplications and additions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eridiff.activations import LEVELS, set_activations, waiting
 from eridiff.config import Activations, Quantised
-from eridiff.data import Batch
-from eridiff.draw import DrawParams
-from eridiff.families import Family, Sizes
-from eridiff.latents import LatentParams
-from eridiff.precision import DTYPES
-from eridiff.quantise import RowScaledLinear, Storage
-from eridiff.sources import ModelSource
-from eridiff.texts import TextParams, choose_max_tokens
+from eridiff.data import Batch, TrainingSet
+from eridiff.families import Family
+from eridiff.progress import say
+from eridiff.quantise import RowScaledLinear
+from eridiff.sources import ModelSource, Pointer, empty_source
 from eridiff.tracing import trace
 from eridiff.train import prepare_run, train_step
 from eridiff.trainparams import TrainParams
-from eridiff.vae import encode, prepare_vae
 
+GIB = 2**30
+SPARE = GIB // 2  # of a GPU: workspaces of its libraries, and gaps between what is allocated
 META = torch.device("meta")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: four bits, an 8-bit scale for 64, a 32-bit one for 256 of those
 FLOAT_BYTES = 4  # of an adapter, its gradient, and each moment of AdamW
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +41,6 @@ class Footprint:
     def memory(self) -> int:
         """Bytes in all."""
         return self.weights + self.work
-
-
-def latents_footprint(params: LatentParams, family: Family, source: ModelSource, size: tuple[int, int]) -> Footprint:
-    """Encoding one picture of (width, height) in a batch."""
-    plain = params.model_copy(update={"compile": False})
-    vae = prepare_vae(family.load_vae(source, DTYPES[params.dtype]), plain, META)
-    pixels = torch.empty(params.batch_size, 3, size[1], size[0], device=META)
-    traced = trace(lambda: encode(vae, pixels, plain))
-    return Footprint(weights=held(vae), work=traced.peak, flops=traced.flops / params.batch_size)
-
-
-def text_footprint(params: TextParams, family: Family, source: ModelSource) -> tuple[Footprint, dict[str, Shape]]:
-    """Encoding one caption in a batch; and the shapes of its embeddings."""
-    encoders = family.load_text_encoders(source, DTYPES[params.dtype])
-    embeds: dict[str, Tensor] = {}
-
-    def work() -> None:
-        with torch.no_grad():
-            embeds.update(family.encode_text(encoders, [""] * params.batch_size, choose_max_tokens(params, family)))
-
-    traced = trace(work)
-    weights = sum(map(held, encoders.encoders.values()))
-    flops = traced.flops / params.batch_size
-    return Footprint(weights=weights, work=traced.peak, flops=flops), {k: tuple(v.shape[1:]) for k, v in embeds.items()}
 
 
 def train_footprints(
@@ -106,50 +79,6 @@ def first_level(
     return found[-1]
 
 
-def made_up_batch(
-    count: int, family: Family, vae: Mapping[str, Any], text: Mapping[str, Shape], size: tuple[int, int]
-) -> Batch:
-    """A micro-batch of shapes alone, of pictures of (width, height)."""
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    latents = torch.empty(count, vae["latent_channels"], size[1] // factor, size[0] // factor, device=META)
-    return Batch(
-        mean=latents,
-        std=latents,
-        text={name: torch.empty(count, *shape, device=META) for name, shape in text.items()},
-        sizes=Sizes(original=[size] * count, crop=[(0, 0)] * count, target=size),
-        paths=[""] * count,
-        captions=[""] * count,
-        indices=list(range(count)),
-    )
-
-
-def sample_footprint(params: DrawParams, family: Family, source: ModelSource, text: Mapping[str, Shape]) -> Footprint:
-    """Drawing one picture from embeddings: denoiser and VAE stay, steps and decoding come one after the other."""
-    dtype = DTYPES[params.precision]
-    storage = Storage(kind=params.quantise and "int8", device=META, components=frozenset({family.DENOISER}))
-    denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
-    vae: Any = family.load_vae(source, dtype)
-    guided = 2 if family.NEGATIVE and params.guidance_scale > 1 else 1
-    batch = made_up_batch(guided, family, vae.config, text, params.size)
-    embeds = {name: tensor.to(dtype) for name, tensor in batch.text.items()}
-    level = torch.zeros(guided, device=META)
-
-    def step() -> None:
-        with torch.no_grad():
-            family.predict(denoiser, batch.mean.to(dtype), level, embeds, batch.sizes, 1.0)
-
-    def decode() -> None:
-        with torch.no_grad():
-            vae.decode(batch.mean[:1].to(dtype), return_dict=False)
-
-    steps, decoding = trace(step), trace(decode)
-    return Footprint(
-        weights=held(denoiser, params.quantise) + held(vae),
-        work=max(steps.peak, decoding.peak),
-        flops=params.steps * steps.flops + decoding.flops,
-    )
-
-
 def held(model: nn.Module, quantise: Quantised | None = None) -> int:
     """Bytes of a model's weights; layers that are traced as int8 count as what they are quantised to."""
     total = 0.0
@@ -159,3 +88,22 @@ def held(model: nn.Module, quantise: Quantised | None = None) -> int:
             total += module.weight.numel() * NF4_BYTES - module.weight.nbytes - module.get_buffer("scale").nbytes
         total += sum(tensor.nbytes for tensor in own)
     return int(total)
+
+
+def choose_activations(
+    fixed: Activations | None,
+    params: TrainParams,
+    family: Family,
+    pointer: Pointer,
+    data: TrainingSet,
+    device: torch.device,
+) -> Activations:
+    """What local.yaml fixes; else the first level that fits the memory that a GPU has free."""
+    if fixed is not None or device.type != "cuda":
+        return fixed or LEVELS[0]
+    largest = max(range(len(data.samples)), key=lambda place: math.prod(data.samples[place].bucket))
+    batch = data.batch([largest] * params.batch_size, 1, 0)
+    free = torch.cuda.mem_get_info(device)[0]
+    level, found = first_level(params, family, empty_source([pointer]), batch, free - SPARE)
+    say(f"train: activations '{level}', about {found.memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free")
+    return level

@@ -13,6 +13,7 @@ Legend: O I outputs and inputs of a layer.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,13 +33,18 @@ class RowScaledLinear(nn.Linear):
     one, so that training, too, holds no expanded weights.
     """
 
-    def __init__(self, linear: nn.Linear, weight: Tensor, kind: Literal["fp8", "int8"]) -> None:
-        """linear: whose bias is taken over. weight [O, I]: what is stored."""
+    def __init__(self, linear: nn.Linear, stored: Tensor, scale: Tensor) -> None:
+        """linear: whose bias is taken over. stored [O, I] and scale [O, 1]: of quantise_rows."""
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        stored, scale = quantise_rows(weight, kind)
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
+
+    @classmethod
+    def restored(cls, linear: nn.Linear, tensors: dict[str, Tensor]) -> "RowScaledLinear":
+        """A layer out of its own tensors."""
+        _set_bias(linear, tensors)
+        return cls(linear, tensors["weight"], tensors["scale"])
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] => [..., O], in the input's format."""
@@ -85,6 +91,7 @@ class Storage:
     kind: Quantised | None
     device: torch.device
     components: frozenset[str]  # those that it holds for
+    store: Path | None = None  # whose folder `bases` keeps what was quantised
 
     def settle(self, model: nn.Module, name: str) -> None:
         """A tensor of the model has come to the device: quantise its layer, if it is the weight of one that is."""
@@ -93,6 +100,18 @@ class Storage:
             parent, _, place = path.rpartition(".")
             linear = model.get_submodule(path)
             setattr(model.get_submodule(parent), place, _quantised(linear, self.kind, self.device))
+
+    def quantised_paths(self, model: nn.Module) -> list[str]:
+        """Modules of a plain model that are quantised."""
+        return [path for path, _ in model.named_modules() if is_quantised(model, path)]
+
+    def restore(self, model: nn.Module, path: str, tensors: dict[str, Tensor]) -> None:
+        """Put a quantised layer, whose tensors were kept and are on the device, in the place of a plain one."""
+        assert self.kind is not None
+        parent, _, place = path.rpartition(".")
+        linear: Any = model.get_submodule(path)
+        make = _restored_four_bits if self.kind == "nf4" else RowScaledLinear.restored
+        setattr(model.get_submodule(parent), place, make(linear, tensors))
 
     def settle_all(self, model: nn.Module) -> nn.Module:
         """The model on the device, with the layers that are still plain quantised on the way."""
@@ -117,24 +136,55 @@ def _quantised(linear: Any, kind: Quantised, device: torch.device) -> nn.Linear:
     if linear.bias is not None and not linear.bias.is_meta:
         linear.bias = nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
     linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    return _four_bits(linear, weight) if kind == "nf4" else RowScaledLinear(linear, weight, kind)
+    return _four_bits(linear, weight) if kind == "nf4" else RowScaledLinear(linear, *quantise_rows(weight, kind))
 
 
 def _four_bits(linear: nn.Linear, weight: Tensor) -> nn.Linear:
     """bitsandbytes' layer around a weight [O, I]."""
     import bitsandbytes as bnb
 
+    made = _empty_four_bits(linear, weight.dtype)
+    made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(weight.device)
+    four_bits: nn.Linear = made
+    return four_bits
+
+
+def _restored_four_bits(linear: nn.Linear, tensors: dict[str, Tensor]) -> nn.Linear:
+    """bitsandbytes' layer out of its packed weight and the numbers that expand it."""
+    import bitsandbytes as bnb
+
+    _set_bias(linear, tensors)
+    packed = tensors["weight"]
+    weight = bnb.nn.Params4bit.from_prequantized(
+        packed,
+        {name: tensor for name, tensor in tensors.items() if name.startswith("weight.")},
+        requires_grad=False,
+        device=packed.device,
+    )
+    made = _empty_four_bits(linear, weight.quant_state.dtype)
+    made.weight = weight
+    four_bits: nn.Linear = made
+    return four_bits
+
+
+def _empty_four_bits(linear: nn.Linear, dtype: torch.dtype) -> Any:
+    """bitsandbytes' layer with a plain one's bias and no weight yet."""
+    import bitsandbytes as bnb
+
     made: Any = bnb.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
         linear.bias is not None,
-        compute_dtype=weight.dtype,
+        compute_dtype=dtype,
         quant_type="nf4",
         device="meta",
     )
     made.support_avx512bf16_for_cpu = False  # its packing wants widths of 64, and rounds the scales for samples alone
-    made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(weight.device)
     if linear.bias is not None:
         made.bias = linear.bias
-    four_bits: nn.Linear = made
-    return four_bits
+    return made
+
+
+def _set_bias(linear: nn.Linear, tensors: dict[str, Tensor]) -> None:
+    if "bias" in tensors:
+        linear.bias = nn.Parameter(tensors["bias"], requires_grad=False)

@@ -135,8 +135,12 @@ def draw_samples(
     checkpoints: Path,
     out: Path,
     concept: Sequence[Array] = (),
+    store: Path | None = None,
 ) -> None:
-    """Write images/, grid.png and metrics.json into `out`. concept: what measures compare with (open_concept)."""
+    """Write images/, grid.png and metrics.json into `out`.
+
+    concept: what measures compare with (open_concept). store: as in load_drawing.
+    """
     from eridiff.precision import fix_threads
 
     columns = plan_columns(checkpoints, params)
@@ -146,7 +150,7 @@ def draw_samples(
     rows = plan_rows(params, trigger)
     fix_threads(device)
     embeds = embed_prompts(family, source, params, [p for row in rows for p in row.prompts], device)
-    pipeline = load_drawing(params, family, source, device)
+    pipeline = load_drawing(params, family, source, device, store)
     images: Images = {}
     plain: Images = {}
     total = len(columns) * sum(len(row.prompts) for row in rows)
@@ -157,13 +161,18 @@ def draw_samples(
     write_metrics(measure(images, plain, columns, params, rows, concept), out)
 
 
-def load_drawing(params: SampleParams, family: Family, source: ModelSource, device: "torch.device") -> Any:
-    """The pipeline that draws from embeddings: denoiser and VAE, without the text encoders."""
+def load_drawing(
+    params: SampleParams, family: Family, source: ModelSource, device: "torch.device", store: Path | None = None
+) -> Any:
+    """The pipeline that draws from embeddings: denoiser and VAE, without the text encoders.
+
+    store: the store's folder, where a quantised base is kept.
+    """
     from eridiff.precision import DTYPES
     from eridiff.quantise import Storage
 
     dtype = DTYPES[params.precision]
-    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}))
+    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}), store=store)
     denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
     vae = family.load_vae(source, dtype)
     pipeline: Any = family.make_pipeline(source, params.scheduler, vae=vae, denoiser=denoiser).to(device)

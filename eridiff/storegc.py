@@ -1,7 +1,8 @@
 """What of a store no project needs any more: found, shown, removed. Nothing younger than the lease is touched.
 
 A shard or state stays while a pin names it. A loose entry stays while it is young: the stage that encoded it moves it
-into a shard when it ends. An entry that is removed and wanted again is encoded again, or taken from DVC's cache.
+into a shard when it ends. A quantised base stays while it has been used within the lease. An entry that is removed and
+wanted again is encoded again, or taken from DVC's cache.
 """
 
 import os
@@ -17,6 +18,7 @@ from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
 
 KINDS = ("latents", "texts")
+BASES = "bases"  # of eridiff/keptbases.py
 LEASE_DAYS = 14.0
 
 
@@ -25,7 +27,7 @@ class Garbage:
     """One file or folder that nobody needs."""
 
     path: Path
-    what: str  # shard, entry, state, temporary, pin
+    what: str  # shard, entry, state, base, temporary, pin
     size: int  # bytes
     frees: int  # bytes on disk: none where DVC's cache still has a link
     projects: tuple[str, ...]  # that had it before
@@ -49,7 +51,7 @@ def plan_gc(root: Path, days: float = LEASE_DAYS, now: float | None = None) -> P
     found = [_garbage(pin.path, "pin", (str(pin.project),)) for pin in expired]
     limit = now - days * DAY_SECONDS
     for path, what in _unpinned(root, holding):
-        if _touched(path) < limit:
+        if max(_touched(path), _used(path)) < limit:
             found.append(_garbage(path, what, owners.get(path.stem, ())))
     return Plan(garbage=tuple(found), pins=tuple(holding))
 
@@ -67,7 +69,9 @@ def _unpinned(root: Path, pins: Iterable[Pin]) -> Iterator[tuple[Path, str]]:
     for path in sorted((root / "runs").glob("*")):
         if path.is_dir() and ("runs", path.name) not in needed:
             yield path, "state"
-    for place in (".*.tmp", f"{ROOTS}/.*.tmp", "pixels/.*.tmp", *(f"{k}/**/.*.tmp" for k in KINDS)):
+    for path in sorted((root / BASES).glob("*.safetensors")):
+        yield path, "base"
+    for place in (".*.tmp", f"{ROOTS}/.*.tmp", "pixels/.*.tmp", f"{BASES}/.*.tmp", *(f"{k}/**/.*.tmp" for k in KINDS)):
         yield from ((path, "temporary") for path in sorted(root.glob(place)))
 
 
@@ -87,6 +91,8 @@ def _remove_one(item: Garbage) -> bool:
     """Whether it could be removed: a state whose training runs, or where no lock can tell, stays."""
     if item.what != "state":
         item.path.unlink(missing_ok=True)
+        if item.what == "base":
+            item.path.with_suffix(".used").unlink(missing_ok=True)
         return True
     from filelock import FileLock, Timeout
 
@@ -140,6 +146,14 @@ def _touched(path: Path) -> float:
     if path.is_dir():
         times.append(path.stat().st_mtime)
     return max(times, default=float("inf"))
+
+
+def _used(path: Path) -> float:
+    """When a quantised base was read last, as the file beside it says."""
+    try:
+        return path.with_suffix(".used").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _garbage(path: Path, what: str, projects: tuple[str, ...]) -> Garbage:

@@ -89,17 +89,21 @@ def prepare_run(
     source: ModelSource,
     latent_facts: Mapping[str, Any],
     device: torch.device,
-    activations: Activations | None,
+    activations: Activations,
+    *,
+    fixed: bool = True,
+    store: Path | None = None,
 ) -> Run:
     """Load the denoiser, add the adapters, move both to the device.
 
-    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says. activations: as in local.yaml.
+    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says. fixed: whether activations
+    stay as they are where memory runs out. store: the store's folder, where a quantised base is kept.
     """
     fix_threads(device)
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params)
-    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}))
+    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}), store=store)
     denoiser = family.load_denoiser(replace(source, storage=storage), DTYPES[params.precision]).to(device)
     dead = family.dead_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
@@ -113,8 +117,8 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
-        activations=activations or "keep",
-        fixed=activations is not None,
+        activations=activations,
+        fixed=fixed,
     )
     set_activations(denoiser, run.activations)
     return run

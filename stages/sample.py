@@ -8,6 +8,7 @@ from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.precision import choose_device
 from eridiff.progress import say
+from eridiff.project import store_root
 from eridiff.runlog import record_run
 from eridiff.sample import SampleParams, draw_samples
 from eridiff.sources import find_source, pointers_of
@@ -24,7 +25,7 @@ def main() -> None:
     tables = Path("data/captions/captions.parquet"), Path("data/buckets/buckets.parquet")
     concept = open_concept(*tables, Path("data/raw")) if params.measures else []
     out = Path("data/samples")
-    draw_samples(params, family, source, device, Path("data/lora"), out, concept)
+    draw_samples(params, family, source, device, Path("data/lora"), out, concept, store_root())
     record_run("sample", device=device, scheduler=params.scheduler)
     say(f"sample: {len(list(out.glob('images/*.png')))} pictures, {out}/grid.png")
 

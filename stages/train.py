@@ -9,6 +9,7 @@ from eridiff.config import ModelParams, load_section
 from eridiff.data import open_training_set
 from eridiff.errors import run_main
 from eridiff.families import load_family
+from eridiff.footprint import choose_activations
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device
 from eridiff.previews import prepare_previews
@@ -52,7 +53,9 @@ def main() -> None:
             vae = find_vae(model)
             say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")
         previews = prepare_previews(local, model, params.precision, data.samples[0].bucket, device)
-        run = prepare_run(params, family, source, tables["latents"][1], device, local.activations)
+        level = choose_activations(local.activations, params, family, pointer, data, device)
+        facts, fixed = tables["latents"][1], local.activations is not None
+        run = prepare_run(params, family, source, facts, device, level, fixed=fixed, store=store_root())
         if fresh:
             say(check_denoiser(run, data))
         preview = partial(previews.draw, run.denoiser) if previews else None

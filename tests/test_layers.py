@@ -73,14 +73,15 @@ LAYERS = (
     ("partfiles",),
     ("components", "assemble"),
     ("pictures", "sources", "collecting", "trainparams", "gate"),
-    ("captions", "encoders", "objectives", "encodepipe", "ranks"),
+    ("captions", "keptbases", "objectives", "encodepipe", "ranks"),
+    ("encoders",),
     ("families/*",),
     ("vae",),
     ("latents", "texts", "data", "draw"),
     ("latentcache",),
     ("train", "previews", "probing", "rates"),
-    ("basecheck",),
-    ("checkpoint", "sample", "export", "bases", "inspect"),
+    ("basecheck", "footprint"),
+    ("checkpoint", "sample", "export", "bases", "inspect", "estimates"),
     ("baselist", "starting"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
@@ -104,7 +105,7 @@ HEAVY = {
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
 WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
-WITH_TORCH |= {"basecheck", "activations", "tracing"}
+WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates"}
 
 
 def files() -> dict[str, Path]:

@@ -49,7 +49,15 @@ def start(family: str, params: TrainParams, *, activations: Activations | None =
     module.load_denoiser = lambda source, dtype: source.storage.settle_all(
         copy.deepcopy(base) if dtype == torch.float32 else copy.deepcopy(base).to(dtype)
     )
-    return prepare_run(params, module, source(family), source(family).config("vae"), CPU, activations)
+    return prepare_run(
+        params,
+        module,
+        source(family),
+        source(family).config("vae"),
+        CPU,
+        activations or "keep",
+        fixed=activations is not None,
+    )
 
 
 def text_shapes(family: str) -> dict[str, tuple[int, ...]]:

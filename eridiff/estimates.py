@@ -1,0 +1,90 @@
+"""What the stages that encode and draw take on a device, from the models' shapes (eridiff/footprint.py: training)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eridiff.data import Batch
+from eridiff.draw import DrawParams
+from eridiff.families import Family, Sizes
+from eridiff.footprint import META, Footprint, held
+from eridiff.latents import LatentParams
+from eridiff.precision import DTYPES
+from eridiff.quantise import Storage
+from eridiff.sources import ModelSource
+from eridiff.texts import TextParams, choose_max_tokens
+from eridiff.tracing import trace
+from eridiff.vae import encode, prepare_vae
+
+Shape = tuple[int, ...]
+
+
+def latents_footprint(params: LatentParams, family: Family, source: ModelSource, size: tuple[int, int]) -> Footprint:
+    """Encoding one picture of (width, height) in a batch."""
+    plain = params.model_copy(update={"compile": False})
+    vae = prepare_vae(family.load_vae(source, DTYPES[params.dtype]), plain, META)
+    pixels = torch.empty(params.batch_size, 3, size[1], size[0], device=META)
+    traced = trace(lambda: encode(vae, pixels, plain))
+    return Footprint(weights=held(vae), work=traced.peak, flops=traced.flops / params.batch_size)
+
+
+def text_footprint(params: TextParams, family: Family, source: ModelSource) -> tuple[Footprint, dict[str, Shape]]:
+    """Encoding one caption in a batch; and the shapes of its embeddings."""
+    encoders = family.load_text_encoders(source, DTYPES[params.dtype])
+    embeds: dict[str, Tensor] = {}
+
+    def work() -> None:
+        with torch.no_grad():
+            embeds.update(family.encode_text(encoders, [""] * params.batch_size, choose_max_tokens(params, family)))
+
+    traced = trace(work)
+    weights = sum(map(held, encoders.encoders.values()))
+    flops = traced.flops / params.batch_size
+    return Footprint(weights=weights, work=traced.peak, flops=flops), {k: tuple(v.shape[1:]) for k, v in embeds.items()}
+
+
+def sample_footprint(params: DrawParams, family: Family, source: ModelSource, text: Mapping[str, Shape]) -> Footprint:
+    """Drawing one picture from embeddings: denoiser and VAE stay, steps and decoding come one after the other."""
+    dtype = DTYPES[params.precision]
+    storage = Storage(kind=params.quantise and "int8", device=META, components=frozenset({family.DENOISER}))
+    denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
+    vae: Any = family.load_vae(source, dtype)
+    guided = 2 if family.NEGATIVE and params.guidance_scale > 1 else 1
+    batch = made_up_batch(guided, family, vae.config, text, params.size)
+    embeds = {name: tensor.to(dtype) for name, tensor in batch.text.items()}
+    level = torch.zeros(guided, device=META)
+
+    def step() -> None:
+        with torch.no_grad():
+            family.predict(denoiser, batch.mean.to(dtype), level, embeds, batch.sizes, 1.0)
+
+    def decode() -> None:
+        with torch.no_grad():
+            vae.decode(batch.mean[:1].to(dtype), return_dict=False)
+
+    steps, decoding = trace(step), trace(decode)
+    return Footprint(
+        weights=held(denoiser, params.quantise) + held(vae),
+        work=max(steps.peak, decoding.peak),
+        flops=params.steps * steps.flops + decoding.flops,
+    )
+
+
+def made_up_batch(
+    count: int, family: Family, vae: Mapping[str, Any], text: Mapping[str, Shape], size: tuple[int, int]
+) -> Batch:
+    """A micro-batch of shapes alone, of pictures of (width, height)."""
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    latents = torch.empty(count, vae["latent_channels"], size[1] // factor, size[0] // factor, device=META)
+    return Batch(
+        mean=latents,
+        std=latents,
+        text={name: torch.empty(count, *shape, device=META) for name, shape in text.items()},
+        sizes=Sizes(original=[size] * count, crop=[(0, 0)] * count, target=size),
+        paths=[""] * count,
+        captions=[""] * count,
+        indices=list(range(count)),
+    )

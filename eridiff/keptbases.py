@@ -1,0 +1,101 @@
+"""Quantised bases kept in the store by content, so that the next start reads them instead of the base in full.
+
+    STORE/bases/KEY.safetensors   the tensors of one quantised component, as its state_dict names them
+    STORE/bases/KEY.used          written at each use: gc keeps what was used within its lease
+
+KEY is of the component's digests, the kind of quantisation and the number format. A file whose content is not what its
+header says is made anew; the digest that says so is remembered, as those of the bases are.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eridiff.assemble import init_model, is_of_transformers
+from eridiff.errors import DataError
+from eridiff.filedigests import FileDigests
+from eridiff.files import digest_json, write_text
+from eridiff.progress import say, warn
+from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, raw_tensor, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from eridiff.quantise import Storage
+
+FORMAT = 1  # raised by hand when eridiff/quantise.py makes other tensors
+BASES = "bases"
+
+
+def kept_path(root: Path, identity: Mapping[str, str], kind: str, dtype: "torch.dtype") -> Path:
+    """Where a component lies, quantised."""
+    key = digest_json({"component": dict(identity), "quantise": kind, "dtype": str(dtype), "format": FORMAT})
+    return root / BASES / f"{key}.safetensors"
+
+
+def keep(model: "nn.Module", path: Path) -> None:
+    """Write a quantised model, tensor by tensor. Where the store has no room for it, that is said and nothing more."""
+    tensors = _Raw(model.state_dict())
+    try:
+        write_tensors(path, tensors, {"digest": digest_tensors(tensors)})
+        write_text(path.with_suffix(".used"), "")
+        say(f"kept the quantised base in the store ({path.stat().st_size / 2**30:.1f} GiB): the next start reads it")
+    except OSError as error:
+        warn(f"the quantised base is not kept in {path.parent} ({error.strerror}): the next start makes it anew.")
+
+
+class _Raw(Mapping[str, RawTensor]):
+    """Tensors on any device, brought to the host one by one."""
+
+    def __init__(self, tensors: "Mapping[str, Tensor]") -> None:
+        self.tensors = tensors
+
+    def __getitem__(self, name: str) -> RawTensor:
+        return raw_tensor(self.tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage") -> "nn.Module | None":
+    """The quantised model of class `kind` on its device; None where it is not kept, or damaged."""
+    file = _open_sound(path)
+    if file is None:
+        return None
+    with suppress(OSError):
+        write_text(path.with_suffix(".used"), "")
+    model = init_model(kind, config)
+    for place in storage.quantised_paths(model):
+        names = [name for name in file.names if name.startswith(f"{place}.")]
+        storage.restore(model, place, {name.removeprefix(f"{place}."): _read(file, name, storage) for name in names})
+    plain = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
+    model.load_state_dict({name: _read(file, name, storage) for name in plain}, strict=False, assign=True)
+    if is_of_transformers(kind):
+        model.tie_weights()
+    loaded: nn.Module = model.to(storage.device)
+    return loaded
+
+
+def _read(file: TensorFile, name: str, storage: "Storage") -> "Tensor":
+    return file.raw(name).torch().to(storage.device)
+
+
+def _open_sound(path: Path) -> TensorFile | None:
+    """The file, if it is there and holds what its header says."""
+    try:
+        file = TensorFile(path)
+        with FileDigests() as digests:
+            found = digests.remember(path, "tensors", lambda: digest_tensors({n: file.raw(n) for n in file.names}))
+        if found == file.metadata.get("digest"):
+            return file
+    except FileNotFoundError:
+        return None
+    except DataError:
+        pass
+    warn(f"{path} is damaged: it is made anew.")
+    return None
