@@ -69,11 +69,12 @@ def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage")
         return None
     with suppress(OSError):
         write_text(path.with_suffix(".used"), "")
-    model = init_model(kind, config)
+    model, places = init_model(kind, config), {}
     for place in storage.quantised_paths(model):
-        names = [name for name in file.names if name.startswith(f"{place}.")]
-        storage.restore(model, place, {name.removeprefix(f"{place}."): _read(file, name, storage) for name in names})
-    plain = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
+        places[place] = [name for name in file.names if name.startswith(f"{place}.")]
+        tensors = {name.removeprefix(f"{place}."): _read(file, name, storage) for name in places[place]}
+        storage.restore(model, place, tensors)
+    plain = set(file.names).difference(*places.values())
     model.load_state_dict({name: _read(file, name, storage) for name in plain}, strict=False, assign=True)
     if is_of_transformers(kind):
         model.tie_weights()

@@ -1,5 +1,8 @@
 """The same small bases on a CUDA device: `pytest -m gpu`. Run by hand where there is one."""
 
+import gc
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch
 from eridiff.draw import Prompt, draw, embed_prompts
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.quantise import Storage
 from eridiff.sample import SampleParams, load_drawing
-from eridiff.train import Table, prepare_run, train
+from eridiff.train import Run, Table, prepare_run, train
 from eridiff.vae import encode, prepare_vae
 from tests.bases import FAMILIES, source
 from tests.training import params_of, random_set
@@ -80,3 +84,46 @@ def test_pictures_are_drawn_on_cuda(family: str) -> None:
     pictures = [draw(pipeline, params, prompt, embeds[prompt], seed) for seed in (0, 0, 1)]
     assert pictures[0].size == (64, 96)
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_that_runs_out_on_cuda(family: str, tmp_path: Path) -> None:
+    """With less memory than all activations take, training goes on with fewer, and to the same losses."""
+    params = params_of({"steps": 2, "batch_size": 2})
+    data = random_set(family, tmp_path, params, ((512, 512),))
+    facts, module = source(family).config("vae"), load_family(family)
+
+    def run() -> tuple[Run, Table, int]:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        prepared = prepare_run(params, module, source(family), facts, CUDA, "keep", fixed=False)
+        before = torch.cuda.memory_allocated()
+        table, _ = train(prepared, data, tmp_path / f"state-{before}", 100)
+        return prepared, table, before
+
+    _, expected, before = run()
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+    gc.collect()
+    torch.cuda.set_per_process_memory_fraction((before + 0.6 * (peak - before)) / total)
+    try:
+        shutil.rmtree(tmp_path / f"state-{before}")
+        run_with_less, found, _ = run()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run_with_less.activations != "keep"
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_quantised_base_is_kept_on_cuda(family: str, kind: Any, tmp_path: Path) -> None:
+    """Read back out of the store: every tensor as it was made from the base."""
+    module, loaded = load_family(family), []
+    storage = Storage(kind=kind, device=CUDA, components=frozenset({module.DENOISER}), store=tmp_path)
+    for _ in range(2):
+        denoiser = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+        loaded.append(denoiser.state_dict())
+        assert {parameter.device.type for parameter in denoiser.parameters()} == {"cuda"}
+    assert len(list(tmp_path.glob("bases/*.safetensors"))) == 1
+    assert loaded[0].keys() == loaded[1].keys()
+    assert all(torch.equal(tensor, loaded[1][name]) for name, tensor in loaded[0].items())
