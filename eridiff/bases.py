@@ -28,7 +28,7 @@ from eridiff.licences import (
 from eridiff.places import Places
 from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
-from eridiff.sources import Pointer, pointer_text
+from eridiff.sources import Pointer, candidates, pointer_text, pointers_of
 
 
 def detect_family(folder: Path) -> str:
@@ -179,6 +179,19 @@ def _remember(name: str, paths: Iterable[Path]) -> None:
     buffer = io.StringIO()
     yaml.dump(record, buffer)
     write_text(path, buffer.getvalue())
+
+
+def missing_components(name: str, family: str) -> list[str]:
+    """The components of a base whose files are not on this machine, by name and size.
+
+    Raises: BaseError where a pointer is missing or cannot be read.
+    """
+    return [
+        component.name
+        for pointer in pointers_of(name, load_family(family).PARTS, family).values()
+        for component in pointer.components.values()
+        if component.files and next(candidates(pointer, component), None) is None
+    ]
 
 
 def known_bases() -> Mapping[str, str]:

@@ -29,6 +29,7 @@ LAYERS = (
         "measure",
         "flowapi",
         "flowbusy",
+        "gpus",
         "signatures",
     ),
     (
@@ -67,6 +68,7 @@ LAYERS = (
         "pickles",
         "places",
         "tokenizers",
+        "presets",
     ),
     ("storegc", "storecare", "storesize", "weighttables"),
     ("storerepair", "partkeys"),
