@@ -81,13 +81,18 @@ def stated_licence(folder: Path, page: str | None = None) -> Licence | None:
     source = "README.md"
     if not name:
         source, text = next(((file, texts[file]) for file in LICENCES if texts[file]), ("", ""))
-        name = next((line.strip(" #*\t") for line in text.splitlines() if line.strip(" #*\t")), "")
+        name = _first_line(text)
     link = card.get("license_link", "")
     url = link if link.startswith("http") else f"{page}/blob/main/{link}" if page and link else page
     notices = tuple(texts[file].strip() for file in NOTICES if texts[file])
     if not name and not notices:
         return None
     return Licence(name=name or "see its notice", url=url, notices=notices, source=f"{source or 'NOTICE'} of the base")
+
+
+def _first_line(text: str) -> str:
+    """The first line that says something, without Markdown's marks."""
+    return next((line.strip(" #*\t") for line in text.splitlines() if line.strip(" #*\t")), "")
 
 
 def _read(path: Path) -> str:
@@ -102,8 +107,8 @@ def _front_matter(text: str) -> dict[str, str]:
 
 
 def tagged_licence(metadata: Mapping[str, str], file: str) -> Licence | None:
-    """What a weight file says of itself (`modelspec.license`)."""
-    name = metadata.get("modelspec.license", "").strip()
+    """What a weight file says of itself: `modelspec.license`, which may be a name, a link or a whole licence."""
+    name = _first_line(metadata.get("modelspec.license", ""))
     if not name:
         return None
     return Licence(name=name, url=name if name.startswith("http") else None, source=f"the metadata of {file}")
