@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from eridiff.bases import known_bases
+from eridiff.bases import known_bases, missing_components
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
@@ -11,7 +11,7 @@ from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
 from eridiff.places import Places
 from eridiff.project import bases_dir
-from eridiff.sources import candidates, find_component, pointers_of
+from eridiff.sources import find_component, pointers_of
 
 
 def list_bases() -> Iterator[str]:
@@ -21,12 +21,7 @@ def list_bases() -> Iterator[str]:
         yield f"no bases in {bases_dir()}: `eridiff base add NAME SOURCE` makes one"
     for name, family in bases.items():
         try:
-            missing = [
-                component.name
-                for pointer in pointers_of(name, load_family(family).PARTS, family).values()
-                for component in pointer.components.values()
-                if component.files and next(candidates(pointer, component), None) is None
-            ]
+            missing = missing_components(name, family)
         except EridiffError as error:
             yield f"{name}: {error}"
             continue

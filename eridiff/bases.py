@@ -9,14 +9,26 @@ from typing import Any
 from eridiff.collecting import Collected, collect
 from eridiff.components import Component, describe_folder, describe_part, describe_scheduler
 from eridiff.config import read_yaml
-from eridiff.errors import BaseError
+from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.files import write_text
-from eridiff.hub import REPOSITORY, fetch_snapshot
+from eridiff.headers import Found, find_parts, open_weights
+from eridiff.hub import REPOSITORY, fetch_snapshot, page_of
+from eridiff.licences import (
+    Licence,
+    licence_path,
+    licences_text,
+    published_licence,
+    stated_licence,
+    tagged_licence,
+    terms,
+    unknown,
+)
 from eridiff.places import Places
+from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
-from eridiff.sources import Pointer, pointer_text
+from eridiff.sources import Pointer, candidates, pointer_text, pointers_of
 
 
 def detect_family(folder: Path) -> str:
@@ -74,7 +86,7 @@ def _pointers(name: str, family: str, describe: Any) -> list[Pointer]:
 def add_base(
     name: str, sources: Sequence[str | Path], config: Path | None = None, variant: str | None = None
 ) -> list[Path]:
-    """Write data/bases/NAME/{vae,text,denoiser}.json; returns the pointers' paths.
+    """Write data/bases/NAME/{vae,text,denoiser}.json and license.json; returns their paths.
 
     sources: one folder in diffusers' layout, or a repository of the hub; or single files, by path or by name where
     ComfyUI has them. config: a folder in diffusers' layout whose configs and tokenizers the files are read with.
@@ -87,17 +99,49 @@ def add_base(
         if config is not None:
             raise BaseError(f"--config belongs to single files; {paths[0]} is a folder with configs of its own.")
         pointers, used = make_pointers(name, paths[0], variant), paths
+        licences = licences_of_folder(paths[0])
     else:
         if folders := [str(path) for path in paths if path.is_dir()]:
             raise BaseError(f"a base is one folder, or files: {', '.join(folders)} is a folder among several sources.")
         collected = collect(paths, config)
         pointers, used = point_to_files(name, collected), collected.files
+        licences = licences_of_files(collected)
     target = bases_dir() / name
     for pointer in pointers:
         write_text(target / f"{pointer.part}.json", pointer_text(pointer))
+    write_text(licence_path(name), licences_text(licences))
+    say(f"licence: {terms(licences)}, according to {licences[0].source}" if licences else f"licence: {unknown(name)}")
     if [path.resolve() for path in used] != [target.resolve()]:
         _remember(name, [path.resolve() for path in used])
-    return [target / f"{pointer.part}.json" for pointer in pointers]
+    return [*(target / f"{pointer.part}.json" for pointer in pointers), licence_path(name)]
+
+
+def licences_of_folder(folder: Path) -> tuple[Licence, ...]:
+    """The licences of a model folder: what it states, then its makers' of a model of this form."""
+    family = detect_family(folder)
+    weights = min((folder / load_family(family).DENOISER).glob("*.safetensors"), default=None)
+    try:
+        parts = find_parts(open_weights(weights))[0] if weights else []
+    except (BaseError, DataError):  # a name for its form is not needed
+        parts = []
+    return _licences(parts, stated_licence(folder, page_of(folder)))
+
+
+def licences_of_files(collected: Collected) -> tuple[Licence, ...]:
+    """The licences of single files: what the denoiser's own metadata state, or what lies beside it; then its makers'.
+
+    Beside it counts only where no other weights lie there: a folder of many models says nothing of one.
+    """
+    found = collected.parts[load_family(collected.family).DENOISER].found
+    path, metadata = found.weights.paths[0], found.weights.files[0].metadata
+    ours = {file for part in collected.parts.values() for file in part.found.weights.paths}
+    alone = set(path.parent.glob(f"*{path.suffix}")) <= ours
+    return _licences([found], tagged_licence(metadata, path.name) or (stated_licence(path.parent) if alone else None))
+
+
+def _licences(parts: Iterable[Found], stated: Licence | None) -> tuple[Licence, ...]:
+    makers = (published_licence(part.family, part.look.variant) for part in parts if part.kind == "denoiser")
+    return tuple(licence for licence in (stated, *makers) if licence)
 
 
 def _locate(source: str | Path) -> Path:
@@ -135,6 +179,19 @@ def _remember(name: str, paths: Iterable[Path]) -> None:
     buffer = io.StringIO()
     yaml.dump(record, buffer)
     write_text(path, buffer.getvalue())
+
+
+def missing_components(name: str, family: str) -> list[str]:
+    """The components of a base whose files are not on this machine, by name and size.
+
+    Raises: BaseError where a pointer is missing or cannot be read.
+    """
+    return [
+        component.name
+        for pointer in pointers_of(name, load_family(family).PARTS, family).values()
+        for component in pointer.components.values()
+        if component.files and next(candidates(pointer, component), None) is None
+    ]
 
 
 def known_bases() -> Mapping[str, str]:

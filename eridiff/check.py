@@ -12,6 +12,7 @@ from eridiff.errors import ConfigError, EridiffError, did_you_mean
 from eridiff.export import ExportParams
 from eridiff.families import Family, load_family
 from eridiff.latents import LatentParams
+from eridiff.licences import read_licences
 from eridiff.sample import SampleParams, check_measures
 from eridiff.sources import PARTS, pointers_of
 from eridiff.texts import TextParams, choose_max_tokens
@@ -30,7 +31,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def check_params(path: Path) -> None:
-    """Check params.yaml as a whole: names and types, then the base's pointers, then what must fit together.
+    """Check params.yaml as a whole: names and types, then the base's files, then what must fit together.
 
     Raises: ConfigError or BaseError that lists every mistake of the first kind found.
     """
@@ -39,6 +40,7 @@ def check_params(path: Path) -> None:
     assert isinstance(model, ModelParams)
     family = load_family(model.family)
     pointers_of(model.base, PARTS, model.family)
+    read_licences(model.base)  # it may be written by hand
     _collect([lambda rule=rule: rule(sections, family) for rule in RULES])
 
 

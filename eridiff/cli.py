@@ -88,11 +88,15 @@ def new(
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
     from eridiff.errors import ConfigError
+    from eridiff.gpus import find_gpus
+    from eridiff.presets import find_preset
     from eridiff.projects import make_project
-    from eridiff.starting import find_preset, settle_base, start_project
+    from eridiff.starting import offer_presets, settle_base, start_project
 
-    if (trigger is None) != (preset is None):
-        raise ConfigError("--trigger and --preset belong together; without both, --params is copied as it is.")
+    if trigger is None and preset is not None:
+        raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
+    if preset is None and trigger is not None:
+        raise ConfigError(offer_presets(find_gpus()))
     if trigger is None or preset is None:
         folder = make_project(name, images, params)
         typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")

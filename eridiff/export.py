@@ -20,8 +20,9 @@ from eridiff.files import canonical_json, write_text
 from eridiff.floats import from_float32, to_float32
 from eridiff.gate import check_file
 from eridiff.keytables import Dialect, Factors, join
+from eridiff.licences import Licence, read_licences, unknown
 from eridiff.lora import read_checkpoint
-from eridiff.metadata import hashes, modelspec, training_metadata
+from eridiff.metadata import base_notice, hashes, modelspec, training_metadata
 from eridiff.modelcard import model_card
 from eridiff.progress import say
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
@@ -73,6 +74,7 @@ class Trained:
     dead: frozenset[str]  # modules that never get a gradient
     lineage: Mapping[str, Any]
     keys: Keys
+    licences: tuple[Licence, ...]  # of the base
 
 
 def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
@@ -98,6 +100,8 @@ def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
                 f"largest error of a weight change {error:.1e}"
             )
         _write_texts(fresh, trained, params)
+        if not trained.licences:
+            say(f"export: the licence of base '{trained.lineage['base']}' is {unknown(trained.lineage['base'])}")
         if out.exists():
             os.replace(out, Path(temporary) / "old")
         os.replace(fresh, out)
@@ -166,7 +170,8 @@ def read_trained(path: Path) -> Trained:
             f"{path}: never trained, so they would change nothing: {', '.join(still[:5])}{more}. Train more "
             "steps, or choose targets (train.lora.targets) that get a gradient."
         )
-    return Trained(factors=factors, dead=dead, lineage=lineage, keys=load_keys(lineage["family"]))
+    licences = read_licences(lineage["base"])
+    return Trained(factors=factors, dead=dead, lineage=lineage, keys=load_keys(lineage["family"]), licences=licences)
 
 
 def _factors(path: Path, tensors: Mapping[str, RawTensor], name: str, alpha: float) -> Factors:
@@ -192,7 +197,8 @@ def write_file(path: Path, dialect: Dialect, trained: Trained, params: ExportPar
     metadata = {
         "format": "pt",
         **training,
-        **modelspec(trained.lineage, trained.keys, params.stated()),
+        **modelspec(trained.lineage, trained.keys, params.stated(), trained.licences),
+        **base_notice(trained.licences),
         **hashes(path.parent, tensors, training),
         "eridiff": canonical_json(dict(trained.lineage)),
     }
@@ -239,4 +245,5 @@ def _write_texts(folder: Path, trained: Trained, params: ExportParams) -> None:
     graph = load_workflow(lineage["family"]).workflow(scene)
     write_text(folder / "workflow.json", json.dumps(graph, indent=2, ensure_ascii=False) + "\n")
     files = [(dialect.file_name(params.name), dialect.readers) for dialect in dialects]
-    write_text(folder / "README.md", model_card(params.title or params.name, files, lineage, params.stated()))
+    card = model_card(params.title or params.name, files, lineage, params.stated(), trained.licences)
+    write_text(folder / "README.md", card)

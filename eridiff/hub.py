@@ -11,6 +11,7 @@ from eridiff.progress import say
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Components' folders alone: beside them lie the same weights as one file, and ComfyUI's copies of the encoders.
 WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+WANTED += ["README.md", "LICENSE*", "NOTICE*"]  # what the licence is: eridiff/licences.py
 UNWANTED = [
     "text_encoders/*",
     "safety_checker/*",
@@ -26,6 +27,14 @@ def cached_snapshot(repository: str) -> Path | None:
     folder = hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
     found = [index.parent for index in folder.glob("*/model_index.json")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def page_of(folder: Path) -> str | None:
+    """The page on the hub of a snapshot in the hub's cache; None for any other folder."""
+    place = folder.parent.parent
+    if folder.parent.name != "snapshots" or not place.name.startswith("models--"):
+        return None
+    return f"https://huggingface.co/{place.name.removeprefix('models--').replace('--', '/', 1)}"
 
 
 def fetch_snapshot(repository: str) -> Path:

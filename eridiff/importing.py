@@ -13,7 +13,8 @@ from eridiff.families import family_names, load_family, published
 from eridiff.files import write_text
 from eridiff.images import PICTURE_SUFFIXES
 from eridiff.predecessor import ACTIONS, EPOCHS, NEGATIVE, TILING, USE_EMA, Known, Refused
-from eridiff.starting import filled, find_preset
+from eridiff.presets import find_preset
+from eridiff.starting import filled
 
 FLAG = "model.is_"  # model.is_NAME: true says which family it is
 PATHS = {"folder_path", "dataset_path", "path", "name_or_path"}

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from eridiff.families import Keys
 from eridiff.files import CHUNK_BYTES, canonical_json
+from eridiff.licences import Licence, notices_of, terms
 from eridiff.tensorfile import RawTensor, write_tensors
 
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
@@ -100,8 +101,15 @@ def _objective_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def modelspec(lineage: Mapping[str, Any], keys: Keys, stated: Mapping[str, str | None]) -> dict[str, str]:
-    """The `modelspec.*` keys (ModelSpec 1.0.1) less the hash; `stated` are those that the user gives."""
+def modelspec(
+    lineage: Mapping[str, Any], keys: Keys, stated: Mapping[str, str | None], licences: tuple[Licence, ...] = ()
+) -> dict[str, str]:
+    """The `modelspec.*` keys (ModelSpec 1.0.1) less the hash; `stated` are those that the user gives.
+
+    The spec wants any terms that a model is under named in `license`, and managers show that key alone: so the base's
+    stand there too, after the user's own.
+    """
+    base = f"base {lineage['base']}: {terms(licences)}" if licences else None
     width, height = resolution(lineage["buckets"])
     kinds = {"epsilon": "epsilon", "v_prediction": "v"}  # of diffusion; flows have no entry in the spec
     facts: dict[str, str | None] = {
@@ -112,8 +120,15 @@ def modelspec(lineage: Mapping[str, Any], keys: Keys, stated: Mapping[str, str |
         "prediction_type": kinds.get(lineage["scheduler_config"].get("prediction_type", "")),
         "trigger_phrase": lineage.get("trigger"),
         **stated,
+        "license": "; ".join(filter(None, [stated.get("license"), base])),
     }
     return {f"modelspec.{key}": value for key, value in facts.items() if value}
+
+
+def base_notice(licences: tuple[Licence, ...]) -> dict[str, str]:
+    """What the base's licences want to be said, in full; a key of ours, since the spec has none."""
+    notices = notices_of(licences)
+    return {"base_notice": "\n".join(notices)} if notices else {}
 
 
 def hashes(folder: Path, tensors: Mapping[str, RawTensor], training: Mapping[str, str]) -> dict[str, str]:

@@ -5,13 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eridiff.files import canonical_json
+from eridiff.licences import Licence, notices_of, unknown
 
 
 def model_card(
-    title: str, files: Sequence[tuple[str, str]], lineage: Mapping[str, Any], stated: Mapping[str, str | None]
+    title: str,
+    files: Sequence[tuple[str, str]],
+    lineage: Mapping[str, Any],
+    stated: Mapping[str, str | None],
+    licences: tuple[Licence, ...],
 ) -> str:
-    """Markdown. `files` are (name, programs that read it); `stated` is what the user says of the LoRA."""
-    trigger, licence, description = lineage.get("trigger"), stated.get("license"), stated.get("description")
+    """Markdown. `files` are (name, programs that read it); `stated` is what the user says of the LoRA.
+
+    licences: of the base.
+    """
+    trigger, description = lineage.get("trigger"), stated.get("description")
     kind = "the moving average (EMA) of the adapters" if lineage.get("ema") else "the adapters"
     lines = [*_front_matter(trigger, stated), f"# {title}", ""]
     lines += [description, ""] if description else []
@@ -27,7 +35,8 @@ def model_card(
     lines += _data(lineage)
     lines += ["## Training", "", *_table(("param", "value"), _flat(lineage["params"])), ""]
     lines += ["## Made from", "", *_table(("input", "sha256"), _digests(lineage)), ""]
-    lines += ["## Licence", "", licence or "Not stated.", "The licence of the base applies as well.", ""]
+    lines += ["## Licence", "", f"Of this LoRA: {stated.get('license') or 'not stated'}.", ""]
+    lines += _base_licence(lineage["base"], licences)
     return "\n".join(lines)
 
 
@@ -39,6 +48,19 @@ def _front_matter(trigger: str | None, stated: Mapping[str, str | None]) -> list
     licence = stated.get("license")
     lines += [f"license: {json.dumps(licence, ensure_ascii=False)}"] if licence else []
     return [*lines, "---", ""]
+
+
+def _base_licence(base: str, licences: tuple[Licence, ...]) -> list[str]:
+    """The section on the base's licence, its notices word by word."""
+    lines = ["## Licence of the base", "", f"The licence of the base, `{base}`, binds this LoRA as well.", ""]
+    if not licences:
+        return [*lines, f"It is {unknown(base)}, then export again.", ""]
+    for licence in licences:
+        name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
+        lines.append(f"- {name}, according to {licence.source}")
+    for notice in notices_of(licences):
+        lines += ["", *(f"> {line}".rstrip() for line in notice.splitlines())]
+    return [*lines, ""]
 
 
 def _data(lineage: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,6 @@ The holder's supervisor releases the lease too, should the holder be killed; whe
 """
 
 import platform
-import shutil
-import subprocess
 import threading
 import urllib.error
 import urllib.parse
@@ -14,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from eridiff.flowapi import request
+from eridiff.gpus import ask_driver
 
 LEASE, RENEW = 60.0, 15.0  # seconds: the shortest lease that the server gives; how often it is renewed
 LIMITS = "/v2/concurrency_limits"
@@ -39,12 +38,7 @@ def gpus(given: Mapping[str, str]) -> tuple[str, ...]:
     for name in ("ERIDIFF_GPUS", "CUDA_VISIBLE_DEVICES"):
         if name in given:
             return tuple(part.strip() for part in given[name].split(",") if part.strip() not in ("", "-1"))
-    tool = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
-    if tool is None:
-        return ()
-    command = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return tuple(done.stdout.split()) if done.returncode == 0 else ()
+    return tuple(index for (index,) in ask_driver("index"))
 
 
 def slot_names(given: Mapping[str, str]) -> dict[str, str]:

@@ -1,59 +1,88 @@
 """`eridiff new`: a project out of a folder of pictures, a trigger word and a preset; its base is found too."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eridiff.bases import add_base
+from eridiff.bases import add_base, missing_components
 from eridiff.captions import CaptionParams
 from eridiff.config import ModelParams, load_section, read_yaml, validate
-from eridiff.errors import BaseError, ConfigError, DataError, did_you_mean
+from eridiff.errors import BaseError, DataError
 from eridiff.families import load_family, published
 from eridiff.files import write_text
+from eridiff.gpus import Gpu, find_gpus
 from eridiff.headers import find_parts, open_weights
 from eridiff.hub import cached_snapshot
 from eridiff.places import Places
+from eridiff.presets import Preset, all_presets, describe_gpus, read_preset
 from eridiff.progress import say
-from eridiff.project import bases_dir, checkout_root
+from eridiff.project import bases_dir
 from eridiff.projects import make_project
 
+FITS, HERE = "fits", "here"
 README = """# {name}
 
 Pictures and captions: data/raw. What is trained, and how: params.yaml. Results: data/samples, data/lora, data/export.
 
     eridiff why      # what would run, and because of what
     dvc repro        # run it
+
+Started from the preset {preset} on a machine with:
+
+    {gpus}
 """
-
-
-def find_preset(name: str) -> Path:
-    """The file of a preset, by its name or an old one.
-
-    Raises: ConfigError for an unknown name, with those that exist.
-    """
-    folder = checkout_root() / "presets"
-    lines = (folder / "aliases.txt").read_text("utf-8").splitlines() if (folder / "aliases.txt").exists() else []
-    aliases = dict(line.split() for line in lines if line and not line.startswith("#"))
-    path = folder / f"{aliases.get(name, name)}.yaml"
-    if not path.exists():
-        known = [path.stem for path in folder.glob("*.yaml")]
-        raise ConfigError(f"there is no preset '{name}'.{did_you_mean(name, [*known, *aliases])}")
-    return path
 
 
 def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
     """Make projects/NAME from a preset, with the trigger and the export's name filled in; returns its folder.
 
+    Says first which GPUs there are, and whether the preset is meant for their memory.
+
     Raises: ConfigError for a wrong trigger, name or preset; DataError where there are no pictures.
     """
     captions = dict(read_yaml(preset)["captions"]) | {"trigger": trigger}
     validate(CaptionParams, captions, where="--trigger", prefix="captions")
+    gpus = describe_gpus(read_preset(preset), find_gpus())
+    for line in gpus:
+        say(line)
     folder = make_project(name, images, preset)
     changes = {"captions": {"trigger": trigger}, "export": {"name": name, "title": f"{name} ({trigger})"}}
     write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
-    write_text(folder / "README.md", README.format(name=name))
+    write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
     return folder
+
+
+def offer_presets(gpus: Sequence[Gpu]) -> str:
+    """What to say where no preset is chosen: the GPUs, then all presets; those that fit come first."""
+    described = [(preset, _fit(preset, gpus), _base_state(preset)) for preset in all_presets()]
+    order = [FITS, "runs on any machine", "needs more memory" if gpus else "needs a GPU"]
+    described.sort(key=lambda row: (order.index(row[1]), row[2] != HERE, -(row[0].gigabytes or 0), row[0].name))
+    lines = [gpu.described() for gpu in gpus] or ["GPU: none found (nvidia-smi names none)"]
+    for preset, fit, base in described:
+        size = f"{preset.gigabytes} GB" if preset.gigabytes else ""
+        lines.append(f"  {preset.name:<18} {size:>5}  {fit + ',':<20} base {preset.model.base}: {base}")
+    head = "--preset is missing: which model is trained, and for how much memory. Choose one of these:"
+    return "\n       ".join([head, *lines])
+
+
+def _fit(preset: Preset, gpus: Sequence[Gpu]) -> str:
+    if preset.model.allow_cpu:
+        return "runs on any machine"
+    if not gpus:
+        return "needs a GPU"
+    fits = preset.gigabytes is None or any(gpu.compare(preset.gigabytes) >= 0 for gpu in gpus)
+    return FITS if fits else "needs more memory"
+
+
+def _base_state(preset: Preset) -> str:
+    """Whether a preset's base is on this machine."""
+    model = preset.model
+    if (bases_dir() / model.base / "denoiser.json").exists():
+        missing = missing_components(model.base, model.family)
+        return f"{', '.join(missing)} not on this machine" if missing else HERE
+    found = find_published(model.family, model.base)
+    return f"found in {found}" if found else "not on this machine"
 
 
 def filled(text: str, changes: Mapping[str, Mapping[str, Any]]) -> str:

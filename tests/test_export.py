@@ -169,6 +169,7 @@ def test_export_is_a_function_of_its_inputs(family: str, tmp_path: Path) -> None
 
 def test_the_stage_starts_without_torch(tmp_path: Path) -> None:
     checkpoint(tmp_path / "data" / "lora", "sdxl")
+    (tmp_path / "eridiff" / "families").mkdir(parents=True)  # a checkout, where bases are looked for
     (tmp_path / "params.yaml").write_text("export: {checkpoint: best, dtype: bf16}\n")
     heavy = "{'torch', 'diffusers', 'transformers', 'peft', 'prefect'} & set(sys.modules)"
     code = f"import sys; from stages.export import main; main(); assert not ({heavy}), {heavy}"

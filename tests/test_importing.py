@@ -13,7 +13,7 @@ from eridiff.cli import app
 from eridiff.errors import ConfigError
 from eridiff.importing import import_config
 from eridiff.predecessor import ACTIONS
-from eridiff.starting import find_preset
+from eridiff.presets import find_preset
 from tests.conftest import ROOT
 
 JOB = """

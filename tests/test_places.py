@@ -52,7 +52,7 @@ def test_the_denoisers_name_is_enough(checkout: Path, comfyui: Path, tmp_path: P
     out = run("base", "add", "flux", "flux1-dev.safetensors", "--config", str(weightless(tmp_path / "configs")))
     assert f"vae: {comfyui}/models/vae/ae.safetensors" in out
     assert f"text_encoder_2: {comfyui}/models/text_encoders/t5xxl_fp16.safetensors" in out
-    assert out.count("written: ") == 3
+    assert out.count("written: ") == 4
     add_base("folder", [FLUX])
     for part in ("vae", "text", "denoiser"):
         assert read_pointer("flux", part).identity() == read_pointer("folder", part).identity()

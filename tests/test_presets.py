@@ -1,5 +1,6 @@
 """Every preset is a whole, sound params file whose base is here; the checkout's own params.yaml is one of them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from eridiff.config import ModelParams, load_section
 from eridiff.errors import ConfigError
 from eridiff.families import load_family, published
 from eridiff.files import write_text
+from eridiff.presets import find_preset, read_preset
 from eridiff.project import bases_dir
 from eridiff.sources import Pointer, find_source, pointer_text, pointers_of
-from eridiff.starting import find_preset
 from tests.checkouts import make_checkout
 from tests.conftest import ROOT
 
@@ -31,6 +32,7 @@ REAL = [path for path in PRESETS if path not in SMALL]
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *SMALL], ids=lambda path: path.stem)
 def test_preset_is_sound(path) -> None:  # type: ignore[no-untyped-def]
     check_params(path)
+    assert read_preset(path).gigabytes is None
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
@@ -52,6 +54,8 @@ def test_preset_of_a_real_model_is_sound(path: Path, tmp_path: Path, monkeypatch
     model = load_section(ModelParams, "model", path)
     assert model.base in published(model.family).variants
     assert not model.allow_cpu
+    name = re.search(r"-(\d+)gb", path.stem)
+    assert read_preset(path).gigabytes == (int(name[1]) if name else 24)  # its first comment says so
     make_checkout(tmp_path, monkeypatch)
     add_pointers(model)
     check_params(path)

@@ -145,7 +145,7 @@ def test_add_base_writes_the_same_pointers_wherever_the_folder_lies(checkout: Pa
     local.write_text("# my machine\nstore: /big/store  # a disk\n")
     place = move_weights(checkout, tmp_path / "elsewhere")
     paths = add_base(BASE, [place])
-    assert [path.name for path in paths] == ["vae.json", "text.json", "denoiser.json"]
+    assert [path.name for path in paths] == ["vae.json", "text.json", "denoiser.json", "license.json"]
     assert {part: (bases_dir() / BASE / f"{part}.json").read_bytes() for part in PARTS} == in_git
     assert local.read_text() == f"# my machine\nstore: /big/store  # a disk\nbases:\n  {BASE}: {place}\n"
     assert find().folders["vae"] == place / "vae"

@@ -1,6 +1,8 @@
 """What `eridiff new` finds and fills in; the project itself: tests/e2e/test_new.py."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,49 @@ from eridiff.bases import add_base
 from eridiff.cli import app
 from eridiff.config import read_yaml
 from eridiff.errors import ConfigError
+from eridiff.gpus import Gpu, find_gpus
+from eridiff.presets import describe_gpus, find_preset, read_preset
 from eridiff.starting import filled, find_published, settle_base, start_project
 from tests.checkouts import SMALL, make_checkout
 from tests.conftest import ROOT
 from tests.originals import header, write_header
+
+# What nvidia-smi answers to --query-gpu=index,name,memory.total --format=csv,noheader,nounits.
+RTX_4090, RTX_3060 = "NVIDIA GeForce RTX 4090, 24564", "NVIDIA GeForce RTX 3060, 12288"
+
+
+def new(images: Path, *more: str) -> str:
+    """What `eridiff new cats` prints."""
+    command = ["new", "cats", "--images", str(images), *more]
+    return CliRunner().invoke(app, command, catch_exceptions=False).output
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts an nvidia-smi on PATH that names these GPUs."""
+
+    def put(*gpus: str, code: int = 0) -> None:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir(exist_ok=True)
+        lines = [f"{i}, {gpu}" for i, gpu in enumerate(gpus)]
+        wanted = "--query-gpu=index,name,memory.total --format=csv,noheader,nounits"
+        tool.write_text(
+            f"#!/bin/sh\n[ \"$*\" = '{wanted}' ] || exit 9\ncat <<'END'\n"
+            + "\n".join([*lines, "END"])
+            + f"\nexit {code}\n"
+        )
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+
+    return put
+
+
+@pytest.fixture
+def with_presets(checkout: Path) -> Path:
+    """A checkout with the presets, and the base sdxl."""
+    shutil.copytree(ROOT / "presets", checkout / "presets")
+    add_base("sdxl", [SMALL / "bases" / "tiny-sdxl"])
+    return checkout
 
 
 @pytest.fixture
@@ -83,7 +124,102 @@ def test_wrong_decisions(checkout: Path, tmp_path: Path) -> None:
     preset = ROOT / "presets" / "sdxl-24gb.yaml"
     with pytest.raises(ConfigError, match=r"--trigger: 'captions\.trigger' is 'my, cat'"):
         start_project("cats", tmp_path / "raw", "my, cat", preset)
-    with pytest.raises(ConfigError, match="--trigger and --preset belong together"):
-        CliRunner().invoke(app, ["new", "cats", "--images", str(tmp_path), "--trigger", "x"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="--trigger is missing: the word"):
+        new(tmp_path, "--preset", "sdxl-24gb")
     assert not (checkout / "projects").exists()
     assert read_yaml(preset)["captions"]["trigger"] == "mytrigger"
+
+
+def test_gpus_are_those_of_the_driver(
+    driver: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver(RTX_4090, "NVIDIA GB10, [N/A]")
+    first = Gpu(index=0, name="NVIDIA GeForce RTX 4090", mib=24564)
+    assert find_gpus() == [first, Gpu(index=1, name="NVIDIA GB10", mib=None)]
+    assert [gpu.described() for gpu in find_gpus()] == [
+        "GPU 0: NVIDIA GeForce RTX 4090, 24.0 GB",
+        "GPU 1: NVIDIA GB10, memory not told",
+    ]
+    driver("No devices were found", code=9)
+    assert find_gpus() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert find_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("mib", "gigabytes", "wanted"),
+    [(12288, 24, -1), (20470, 24, -1), (23028, 24, 0), (24576, 24, 0), (24564, 12, 1), (81559, 24, 1), (11264, 12, -1)],
+)
+def test_memory_is_compared_with_what_cards_are_sold_with(mib: int, gigabytes: int, wanted: int) -> None:
+    assert Gpu(index=0, name="x", mib=mib).compare(gigabytes) == wanted
+
+
+def test_the_preset_is_held_against_each_gpu(driver: Callable[..., None], with_presets: Path) -> None:
+    driver(RTX_4090, RTX_3060, "NVIDIA H100 80GB HBM3, 81559")
+
+    def said(preset: str) -> list[str]:
+        return describe_gpus(read_preset(find_preset(preset)), find_gpus())
+
+    assert said("sdxl-24gb") == [
+        "GPU 0: NVIDIA GeForce RTX 4090, 24.0 GB: what sdxl-24gb is meant for",
+        "GPU 1: NVIDIA GeForce RTX 3060, 12.0 GB: less than the 24 GB that sdxl-24gb is meant for; "
+        "for this card: sdxl-12gb",
+        "GPU 2: NVIDIA H100 80GB HBM3, 79.6 GB: more than the 24 GB that sdxl-24gb is meant for",
+    ]
+    better = "for this card: example-sdxl, sdxl-24gb"
+    assert said("sdxl-12gb")[0].endswith(f"24.0 GB: more than the 12 GB that sdxl-12gb is meant for; {better}")
+    assert said("flux-dev-24gb")[1].endswith("12.0 GB: less than the 24 GB that flux-dev-24gb is meant for")
+    assert said("tiny-sdxl")[0] == "GPU 0: NVIDIA GeForce RTX 4090, 24.0 GB"
+    driver(code=9)
+    assert said("sdxl-24gb") == ["GPU: none found (nvidia-smi names none): sdxl-24gb needs one of 24 GB"]
+    assert said("tiny-sdxl") == ["GPU: none found (nvidia-smi names none): tiny-sdxl runs without"]
+
+
+def test_without_a_preset_all_are_offered(
+    driver: Callable[..., None], with_presets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERIDIFF_COMFYUI", str(tmp_path / "ComfyUI"))
+    folder = tmp_path / "ComfyUI" / "models" / "diffusion_models"
+    dev = write_header(folder / "flux1-dev.safetensors", header("flux", "flux-dev", "transformer"))
+
+    def offered() -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            new(tmp_path, "--trigger", "zwxcat")
+        first, *lines = str(caught.value).splitlines()
+        assert first.startswith("--preset is missing: which model is trained, and for how much memory.")
+        return [" ".join(line.split()) for line in lines]
+
+    driver(RTX_4090)
+    assert offered() == [
+        "GPU 0: NVIDIA GeForce RTX 4090, 24.0 GB",
+        "example-sdxl 24 GB fits, base sdxl: here",
+        "sdxl-24gb 24 GB fits, base sdxl: here",
+        "sdxl-12gb 12 GB fits, base sdxl: here",
+        f"flux-dev-24gb 24 GB fits, base flux-dev: found in {dev}",
+        "flux-schnell-24gb 24 GB fits, base flux-schnell: not on this machine",
+        "sd35-large-24gb 24 GB fits, base sd35-large: not on this machine",
+        "sd35-medium-24gb 24 GB fits, base sd35-medium: not on this machine",
+        "tiny-flux runs on any machine, base tiny-flux: not on this machine",
+        "tiny-sd35 runs on any machine, base tiny-sd35: not on this machine",
+        "tiny-sdxl runs on any machine, base tiny-sdxl: not on this machine",
+    ]
+    driver(RTX_3060)
+    assert offered()[:3] == [
+        "GPU 0: NVIDIA GeForce RTX 3060, 12.0 GB",
+        "sdxl-12gb 12 GB fits, base sdxl: here",
+        "tiny-flux runs on any machine, base tiny-flux: not on this machine",
+    ]
+    assert offered()[5] == "example-sdxl 24 GB needs more memory, base sdxl: here"
+    driver(code=9)
+    none, first, *_ = offered()
+    assert none == "GPU: none found (nvidia-smi names none)" and first.startswith("tiny-flux runs on any machine")
+    assert offered()[-1] == "sd35-medium-24gb 24 GB needs a GPU, base sd35-medium: not on this machine"
+
+
+def test_a_base_whose_weights_are_gone_is_no_base_here(
+    driver: Callable[..., None], with_presets: Path, tmp_path: Path
+) -> None:
+    driver(RTX_3060)
+    (with_presets / "local.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"sdxl-12gb .* base sdxl: vae, text_encoder, .*unet not on this machine"):
+        new(tmp_path, "--trigger", "zwxcat")

@@ -27,7 +27,10 @@ FAMILIES = tuple(PARTS)
 VAE_OF = {"sdxl": "sdxl", "sd35": "sd35", "flux": "sd35"}
 VAE_MINUTES = 5.5
 MINUTES = {"sdxl": 12.0, "sd35": 15.0, "flux": 15.0}
-README = """# tiny-{family}
+README = """---
+license: apache-2.0
+---
+# tiny-{family}
 
 A small model of the {family} family in diffusers' layout: the real classes, narrow and shallow, {millions:.1f} million
 parameters in fp16. It was trained in this repository on {pictures} small drawings and draws about as many subjects in
@@ -85,7 +88,8 @@ def _together(work: Path, calls: dict[str, list[str]]) -> None:
 def finish(work: Path, bases: Path) -> None:
     """Copy the trained folders, say what they are; make the pointers and the picture that tests compare with."""
     from data.demo.accuracy import REFERENCES, write_references
-    from eridiff.bases import make_pointers
+    from eridiff.bases import licences_of_folder, make_pointers
+    from eridiff.licences import FILE, licences_text
     from eridiff.sources import pointer_text
 
     write_references(read_pack(work / "drawings.zip"), REFERENCES)
@@ -98,6 +102,7 @@ def finish(work: Path, bases: Path) -> None:
         write(target / "README.md", _readme(family, target, reports, accuracy))
         for pointer in make_pointers(target.name, target):
             write(target / f"{pointer.part}.json", pointer_text(pointer))
+        write(target / FILE, licences_text(licences_of_folder(target)))
 
 
 def _readme(family: str, folder: Path, reports: dict[str, dict[str, Any]], accuracy: dict[str, float]) -> str:

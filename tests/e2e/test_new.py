@@ -1,5 +1,6 @@
 """`eridiff new` with a folder, a trigger and a preset: the project that it makes just runs."""
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -12,27 +13,39 @@ from tests.e2e.harness import make_clone
 pytestmark = pytest.mark.e2e
 
 
-def test_three_decisions_and_it_runs(tmp_path: Path) -> None:
+def test_three_decisions_and_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clone = make_clone(tmp_path, "clone")
-    shutil.copyfile(clone.root / "params.yaml", clone.root / "presets" / "quick.yaml")
+    params_text = (clone.root / "params.yaml").read_text()
+    (clone.root / "presets" / "quick.yaml").write_text(f"# For a card of 24 GB.\n{params_text}")
     (clone.root / "presets" / "aliases.txt").write_text("old_quick quick\n")
     pictures = shutil.copytree(clone.root / "data/raw", tmp_path / "my pictures")
+    driver = tmp_path / "bin" / "nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text("#!/bin/sh\necho '0, NVIDIA GeForce RTX 3060, 12288'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{driver.parent}:{os.environ['PATH']}")
     made = clone.run(
         "eridiff", "new", "cats", "--images", str(pictures), "--trigger", "zwx cat", "--preset", "old_quick"
     )
+    gpu = "GPU 0: NVIDIA GeForce RTX 3060, 12.0 GB: less than the 24 GB that quick is meant for"
+    assert made.stdout.splitlines()[0] == gpu
     assert "base: tiny-sdxl\n" in made.stdout
     project = clone.root / "projects" / "cats"
     params, preset = read_yaml(project / "params.yaml"), read_yaml(clone.root / "presets/quick.yaml")
     assert params["captions"]["trigger"] == "zwx cat"
     assert (params["export"]["name"], params["export"]["title"]) == ("cats", "cats (zwx cat)")
     assert {**params, "captions": 0, "export": 0} == {**preset, "captions": 0, "export": 0}
-    assert "dvc repro" in (project / "README.md").read_text()
+    readme = (project / "README.md").read_text()
+    assert "dvc repro" in readme and f"the preset quick on a machine with:\n\n    {gpu}\n" in readme
     for path in (project / "data/raw").rglob("*"):
         assert path.stat().st_mode & stat.S_IWUSR
     clone.place = project
     ran = clone.repro()
     assert ran.stages == ["check", "captions", "buckets", "latents", "text", "train", "sample", "export"]
     assert (project / "data/export/cats.safetensors").exists()
+    (clone.root / "data/bases/tiny-sdxl/license.json").write_text('{"licenses": [{"name": "MIT"}]}')
+    assert clone.repro().stages == ["check", "export"]
+    assert "- MIT, according to" in (project / "data/export/README.md").read_text()
     again = clone.run(
         "eridiff", "new", "cats", "--images", str(pictures), "--trigger", "x", "--preset", "quick", check=False
     )

@@ -30,8 +30,8 @@ def test_the_same_bytes(family: str, tmp_path: Path) -> None:
     shutil.rmtree(place)
     models = write_arrangement(family, tmp_path / "ComfyUI" / "models")
     added = files.run("eridiff", "base", "add", f"tiny-{family}", *map(str, models), "--config", str(configs))
-    assert added.stdout.count("written: ") == 3
-    assert {path.name for path in place.iterdir()} == {"vae.json", "text.json", "denoiser.json"}
+    assert added.stdout.count("written: ") == 4
+    assert {path.name for path in place.iterdir()} == {"vae.json", "text.json", "denoiser.json", "license.json"}
 
     assert whole.repro("train").stages == files.repro("train").stages == STAGES
     assert whole.lock() == files.lock()

@@ -246,6 +246,14 @@ def test_denoiser(clone: Clone) -> None:
     change(clone, lambda: shift_weights(clone, "unet"), ["check", "train", "sample", "export"])
 
 
+def test_licence_of_the_base(clone: Clone) -> None:
+    """It binds what is exported and changes no number: neither training nor samples start."""
+    path = clone.root / "data/bases/tiny-sdxl/license.json"
+    text = '{"licenses": [{"name": "MIT", "notices": ["By me."]}]}'
+    change(clone, lambda: path.write_text(text), ["check", "export"])
+    assert "> By me.\n" in (clone.root / "data/export/README.md").read_text()
+
+
 def test_caption_rule(clone: Clone) -> None:
     """Without the rule that drops file names only the captions that hold one change."""
     rules = ["html_entities", "html_tags", "unicode", "other_scripts", "whitespace", "underscores", "duplicate_tags"]
