@@ -124,6 +124,20 @@ def import_config(
 
 
 @app.command()
+def plan(
+    memory: Annotated[
+        float | None, typer.Option(min=1, help="Plan for a card of so many GiB instead of this machine's.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the changes that make it fit into params.yaml.")] = False,
+) -> None:
+    """Say what memory and time each stage takes, before it runs, and which params would make it fit."""
+    from eridiff.plan import plan_project
+
+    for line in plan_project(Path.cwd(), memory, write=write):
+        typer.echo(line)
+
+
+@app.command()
 def renew() -> None:
     """Bring this project's dvc.yaml up to the checkout's, as after an update of eridiff."""
     from eridiff.projects import renew_project

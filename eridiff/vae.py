@@ -69,7 +69,7 @@ class PictureAttention:
     queries and keys, as all of an AutoencoderKL's are.
     """
 
-    def __call__(self, attn: Any, hidden_states: "Tensor", **_: None) -> "Tensor":
+    def __call__(self, attn: Any, hidden_states: "Tensor", temb: None = None, **_: None) -> "Tensor":
         """Features [B, C, H, W] => the same shape, residual added."""
         x_BLC = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
         query, key, value = attn.to_q(x_BLC), attn.to_k(x_BLC), attn.to_v(x_BLC)

@@ -87,7 +87,7 @@ LAYERS = (
     ("baselist", "starting"),
     ("check", "prediction", "storecommands"),
     ("cacheplan",),
-    ("why", "reference", "flowform", "importing"),
+    ("why", "reference", "flowform", "importing", "plan"),
     ("cli", "deployment"),
     ("__main__",),
 )
@@ -107,7 +107,7 @@ HEAVY = {
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
 WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
-WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates"}
+WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates", "plan"}
 
 
 def files() -> dict[str, Path]:

@@ -168,7 +168,7 @@ def test_the_preset_is_held_against_each_gpu(driver: Callable[..., None], with_p
     ]
     better = "for this card: example-sdxl, sdxl-24gb"
     assert said("sdxl-12gb")[0].endswith(f"24.0 GB: more than the 12 GB that sdxl-12gb is meant for; {better}")
-    assert said("flux-dev-24gb")[1].endswith("12.0 GB: less than the 24 GB that flux-dev-24gb is meant for")
+    assert said("sd35-large-24gb")[1].endswith("12.0 GB: less than the 24 GB that sd35-large-24gb is meant for")
     assert said("tiny-sdxl")[0] == "GPU 0: NVIDIA GeForce RTX 4090, 24.0 GB"
     driver(code=9)
     assert said("sdxl-24gb") == ["GPU: none found (nvidia-smi names none): sdxl-24gb needs one of 24 GB"]

@@ -1,0 +1,129 @@
+"""`eridiff plan`: sizes against what is really held, what fits, what is proposed, and what is written."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eridiff.activations import LEVELS
+from eridiff.check import load_all
+from eridiff.errors import ConfigError
+from eridiff.estimates import made_up_batch, text_footprint
+from eridiff.families import load_family
+from eridiff.footprint import CONTEXT, GIB, SPARE, Footprint, first_level, train_footprints
+from eridiff.plan import Card, Planner, plan_project, ways, with_changes
+from eridiff.quantise import Storage
+from eridiff.sources import ModelSource
+from tests import training
+from tests.bases import FAMILIES, source
+from tests.checkouts import make_checkout
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+def empty(family: str) -> ModelSource:
+    """A small base as its shapes."""
+    return replace(source(family), folders={}, parts={}, empty=True)
+
+
+@pytest.mark.parametrize("kind", [None, "fp8", "int8", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
+    module = load_family(family)
+    storage = Storage(kind=kind, device=CPU, components=frozenset({module.DENOISER}))
+    loaded = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+    really = 0
+    for name, tensor in loaded.state_dict().items():
+        really += 0 if "quant_map" in name or "quant_state" in name else tensor.nbytes
+    params = training.params_of({"precision": "bf16", "quantise": kind, "ema_decay": 0.9})
+    batch = made_up_batch(1, module, source(family).config("vae"), training.text_shapes(family), (128, 128))
+    _, found = next(train_footprints(params, module, empty(family), batch))
+    adapters = sum(tensor.numel() for tensor in training.start(family, params).adapters.values())
+    assert found.weights - adapters * 4 * (1 + 2 + 1) == pytest.approx(really, rel=0.03 if kind == "nf4" else 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) -> None:
+    module, params = load_family(family), training.params_of()
+    batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256))
+    found = dict(train_footprints(params, module, empty(family), batch))
+    assert list(found) == list(LEVELS)
+    memory, flops = [one.memory for one in found.values()], [one.flops for one in found.values()]
+    assert memory == sorted(memory, reverse=True)
+    assert memory[0] > memory[2]
+    assert flops[0] < flops[1] < flops[2] == flops[3]
+    if family == FAMILIES[0]:
+        assert first_level(params, module, empty(family), batch, memory[1])[0] == "selective"
+        assert first_level(params, module, empty(family), batch, 1)[0] == LEVELS[-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_captions_embeddings_have_the_encoders_shapes(family: str) -> None:
+    params = load_all(ROOT / "presets" / f"tiny-{family}.yaml")["text"]
+    _, shapes = text_footprint(params, load_family(family), empty(family))
+    expected = training.text_shapes(family)
+    assert shapes.keys() == expected.keys()
+    assert {name: shape[-1] for name, shape in shapes.items()} == {n: shape[-1] for n, shape in expected.items()}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with the params of a small preset, and the pointers of its base."""
+    folder = make_checkout(tmp_path / "checkout", monkeypatch)
+    (folder / "data" / "bases" / "tiny-flux").symlink_to(ROOT / "data" / "bases" / "tiny-flux")
+    (folder / "params.yaml").write_text((ROOT / "presets" / "tiny-flux.yaml").read_text())
+    return folder
+
+
+def test_params_that_do_not_fit_are_changed_until_they_do(project: Path) -> None:
+    """Training takes more than the card has; in bf16 it fits. Written with every comment kept; then all fits."""
+    before = (project / "params.yaml").read_text()
+    plenty = Planner(project, Card(name="a card", memory=80 * GIB, is_here=False))
+    smaller = with_changes(plenty.params, {"train": {"precision": "bf16", "batch_size": 1}})
+    others = max(plenty.footprint(stage, plenty.params)[0].memory for stage in ("latents", "text", "sample"))
+    enough = max(plenty.footprint("train", smaller)[0].memory, others) + CONTEXT + SPARE
+    lines = list(plan_project(project, enough / GIB + 1e-9, write=True))
+    assert lines[0] == f"a card: {enough / GIB:.1f} GiB, of which CUDA takes about 0.5 itself"
+    assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == [
+        "latents", "text", "train", "sample", *(["written:"] if "DOES NOT FIT" in "".join(lines) else []),
+    ]  # fmt: skip
+    again = list(plan_project(project, enough / GIB + 1e-9, write=True))
+    assert sum(" fits" in line for line in again) == 4
+    assert not any(line.startswith("written") for line in again)
+    after = (project / "params.yaml").read_text()
+    assert [line for line in after.splitlines() if "#" in line] == [line for line in before.splitlines() if "#" in line]
+
+
+def test_without_a_card_one_must_be_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no CUDA device to plan for: name a card's memory, as in `--memory 24`"):
+        list(plan_project(project, None, write=False))
+
+
+def test_ways_change_results_as_little_as_will_do() -> None:
+    params = {"latents": {}, "text": {"batch_size": 8}, "train": {"batch_size": 4, "accumulation": 2}, "sample": {}}
+    assert list(ways("latents", params)) == [
+        {"latents": {"batch_size": 1}},
+        {"latents": {"batch_size": 1, "tile": 512}},
+    ]
+    assert list(ways("text", params))[-1] == {"text": {"batch_size": 1, "dtype": "bf16"}}
+    smaller = {"batch_size": 1, "accumulation": 8}
+    assert list(ways("train", params)) == [
+        {"train": smaller},
+        {"train": {**smaller, "quantise": "fp8"}},
+        {"train": {**smaller, "quantise": "nf4"}},
+    ]
+    assert list(ways("sample", {"sample": {"quantise": "fp8"}})) == [{"sample": {"quantise": "nf4"}}]
+    assert list(ways("sample", {"sample": {"quantise": "nf4"}})) == []
+    assert with_changes(params, {"train": smaller})["train"] == smaller
+    assert params["train"] == {"batch_size": 4, "accumulation": 2}
+
+
+def test_a_card_must_hold_what_cuda_takes_too() -> None:
+    card = Card(name="a card", memory=12 * GIB, is_here=False)
+    most = 12 * GIB - CONTEXT - SPARE
+    assert card.fits(Footprint(weights=most, work=0, flops=0))
+    assert not card.fits(Footprint(weights=most, work=1, flops=0))
