@@ -199,6 +199,7 @@ def test_without_a_preset_all_are_offered(
         "flux-schnell-24gb 24 GB fits, base flux-schnell: not on this machine",
         "sd35-large-24gb 24 GB fits, base sd35-large: not on this machine",
         "sd35-medium-24gb 24 GB fits, base sd35-medium: not on this machine",
+        f"flux-dev-12gb 12 GB fits, base flux-dev: found in {dev}",
         "tiny-flux runs on any machine, base tiny-flux: not on this machine",
         "tiny-sd35 runs on any machine, base tiny-sd35: not on this machine",
         "tiny-sdxl runs on any machine, base tiny-sdxl: not on this machine",
@@ -207,9 +208,9 @@ def test_without_a_preset_all_are_offered(
     assert offered()[:3] == [
         "GPU 0: NVIDIA GeForce RTX 3060, 12.0 GB",
         "sdxl-12gb 12 GB fits, base sdxl: here",
-        "tiny-flux runs on any machine, base tiny-flux: not on this machine",
+        f"flux-dev-12gb 12 GB fits, base flux-dev: found in {dev}",
     ]
-    assert offered()[5] == "example-sdxl 24 GB needs more memory, base sdxl: here"
+    assert offered()[6] == "example-sdxl 24 GB needs more memory, base sdxl: here"
     driver(code=9)
     none, first, *_ = offered()
     assert none == "GPU: none found (nvidia-smi names none)" and first.startswith("tiny-flux runs on any machine")
