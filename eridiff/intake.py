@@ -10,6 +10,7 @@ from pathlib import Path
 from eridiff.errors import DataError, listing
 from eridiff.images import PICTURE_SUFFIXES
 
+MAX_LINES = 3  # on a full disk `cp` says the same of every file
 FILES_A_CALL = 200  # of `cp`; a path has at most 4096 bytes, a command line two million
 
 
@@ -43,7 +44,7 @@ def copy_files(images: Path, files: list[str], target: Path) -> None:
         names = files[start : start + FILES_A_CALL]
         done = subprocess.run([*command, *names], cwd=images, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DataError(f"{images} could not be copied to {target}: {done.stderr.strip()}")
+            raise DataError(f"{images} could not be copied to {target}:{listing(done.stderr.splitlines()[:MAX_LINES])}")
     for path in (target, *target.rglob("*")):
         path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))
 

@@ -73,3 +73,12 @@ def test_a_folder_without_pictures(images: Path, tmp_path: Path) -> None:
         list_files(tmp_path / "empty")
     with pytest.raises(DataError, match=r"a b\.JPG is no folder of pictures"):
         list_files(images / "a b.JPG")
+
+
+def test_a_copy_that_fails_says_why_and_not_of_every_file(images: Path, tmp_path: Path) -> None:
+    files = [f"gone-{number}.jpg" for number in range(20)]
+    with pytest.raises(DataError) as caught:
+        copy_files(images, files, tmp_path / "raw")
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{images} could not be copied to {tmp_path / 'raw'}:"
+    assert len(lines) == 3 and "gone-0.jpg" in lines[0]
