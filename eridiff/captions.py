@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from eridiff.captionrules import RULES, RuleName
 from eridiff.config import Section
-from eridiff.errors import DataError, listing
+from eridiff.errors import DataError, all_of, listing
 from eridiff.files import digest_json
 from eridiff.pictures import Ignored, Picture
 from eridiff.tables import Row
@@ -192,7 +192,7 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
         *_with_trigger([row for row in rows if regularises(row["path"], params)], params.trigger),
     ]
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(all_of(problems))
     return rows
 
 

@@ -75,6 +75,11 @@ def listing(lines: Sequence[str]) -> str:
     return "".join(f"\n       {line.translate(CONTROL)}" for line in [*lines[:MAX_NAMED], *more])
 
 
+def all_of(mistakes: Sequence[str]) -> str:
+    """Mistakes of several kinds as one message: each begins with `error: `, as the first will when it is printed."""
+    return "\nerror: ".join(mistakes)
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' advice about optional packages out of a stage's lines; their errors stay.
 

@@ -21,16 +21,22 @@ def list_files(images: Path) -> list[str]:
     """
     if not images.is_dir():
         raise DataError(f"{images} is no folder of pictures.")
-    files: list[str] = []
-    problems: list[str] = []
-    _walk(images, "", (os.path.realpath(images),), files, problems)
+    files, problems = look_through(images)
     if problems:
         raise DataError(
-            f"{images} cannot be copied as it is. Mend or remove these, then run it again:{listing(sorted(problems))}"
+            f"{images} cannot be copied as it is. Mend or remove these, then run it again:{listing(problems)}"
         )
     if not any(name.lower().endswith(PICTURE_SUFFIXES) for name in files):
         raise DataError(f"{images} holds no pictures. Known kinds: {', '.join(PICTURE_SUFFIXES)}.")
-    return sorted(files)
+    return files
+
+
+def look_through(images: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that DVC can track, and what is wrong with the others, both sorted; hidden ones in none."""
+    files: list[str] = []
+    problems: list[str] = []
+    _walk(images, "", (os.path.realpath(images),), files, problems)
+    return sorted(files), sorted(problems)
 
 
 def copy_files(images: Path, files: list[str], target: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from eridiff.captionfiles import METADATA_NAMES, read_metadata, read_text
-from eridiff.errors import DataError, listing
+from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
 from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header
 from eridiff.progress import track
@@ -72,7 +72,7 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
     repeats = _all_repeats(folder, paths, problems)
     headers = _all_headers(folder, paths, problems)  # before any digest: a damaged file is named within seconds
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(all_of(problems))
     pictures = []
     for path in track(paths, what="digests", total=len(paths), unit="pictures"):
         header, caption = headers[path], captions.get(path)

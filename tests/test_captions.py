@@ -304,7 +304,9 @@ def test_a_regularisation_folder_without_pictures_is_refused() -> None:
 
 def test_mistakes_of_every_kind_are_named_at_once() -> None:
     options = params(trigger=None, class_word=None, regularisation=["plain"])
-    with pytest.raises(DataError, match=r"names 'plain', which holds no picture(.|\n)*pictures without a caption, or"):
+    with pytest.raises(
+        DataError, match=r"names 'plain', which holds no picture(.|\n)*\nerror: pictures without a caption"
+    ):
         captions_rows([picture("b.png", None)], options)
 
 

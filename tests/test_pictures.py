@@ -184,7 +184,7 @@ def test_mistakes_of_every_kind_are_named_at_once(raw: Path, digests: FileDigest
     put(raw / "metadata.jsonl", '{"file_name": "c.png", "text": "c"}\n{"file_name": "gone.png", "text": "x"}\n')
     put(raw / "e.png", b"")
     lines = [line for line in refused(raw, digests).splitlines() if not line.startswith(" ")]
-    assert [re.split("[:.(]", line)[0] for line in lines] == [
+    assert [re.split("[:.(]", line.removeprefix("error: "))[0] for line in lines] == [
         "pictures of one name that share a caption file",
         "1 caption file of data/raw cannot be read",
         "captions of pictures that do not exist ",
@@ -192,6 +192,7 @@ def test_mistakes_of_every_kind_are_named_at_once(raw: Path, digests: FileDigest
         "a folder `N_name` counts each of its pictures N times, and N must be 1 to 1000",
         "1 picture of data/raw cannot be used",
     ]
+    assert all(line.startswith("error: ") for line in lines[1:])  # the first gets it when it is printed
 
 
 def test_a_caption_file_of_nearly_a_pictures_name(raw: Path, digests: FileDigests) -> None:
