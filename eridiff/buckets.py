@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from eridiff.config import Section
-from eridiff.errors import DataError
+from eridiff.errors import DataError, listing
 from eridiff.tables import Row
 
 BUCKET_COLUMNS = {"path": "str", "file_digest": "str"} | dict.fromkeys(
@@ -22,7 +22,7 @@ BUCKET_COLUMNS = {"path": "str", "file_digest": "str"} | dict.fromkeys(
     ),
     "int",
 )  # fmt: skip
-MAX_NAMED = 10
+MAX_CROPPED = 10
 
 Size = tuple[int, int]
 LeftOut = tuple[str, str]  # path, reason
@@ -169,7 +169,7 @@ def _cropped_most(rows: Sequence[Row]) -> list[str]:
     if not most:
         return ["Nothing is cut off."]
     lines = ["| picture | size | bucket | crop loss |", "|---|---|---|---|"]
-    for row in most[:MAX_NAMED]:
+    for row in most[:MAX_CROPPED]:
         size, bucket = (row["original_w"], row["original_h"]), (row["bucket_w"], row["bucket_h"])
         lines.append(f"| {_cell(row['path'])} | {_text(size)} | {_text(bucket)} | {crop_loss(row):.1f} % |")
     return lines
@@ -186,10 +186,7 @@ def _outdoes(other: Size, size: Size) -> bool:
 def _all_left_out(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return "there are no pictures to put into buckets: run `dvc repro captions`."
-    lines = [f"{path}: {reason}" for path, reason in left_out[:MAX_NAMED]]
-    if len(left_out) > MAX_NAMED:
-        lines.append(f"and {len(left_out) - MAX_NAMED} more")
-    names = "".join(f"\n       {line}" for line in lines)
+    names = listing([f"{path}: {reason}" for path, reason in left_out])
     return (
         f"every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale to true:{names}"
     )

@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -17,9 +17,9 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from eridiff.captionrules import RULES, RuleName
 from eridiff.config import Section
-from eridiff.errors import DataError
+from eridiff.errors import DataError, all_of, listing
 from eridiff.files import digest_json
-from eridiff.pictures import Ignored, Picture, listing
+from eridiff.pictures import Ignored, Picture
 from eridiff.tables import Row
 from eridiff.trigger import holds_word, whole_word
 
@@ -178,7 +178,6 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
     have the trigger, and folders of params that hold no picture.
     """
     ordered = sorted(pictures, key=lambda picture: picture.path)
-    _refuse_empty_folders([picture.path for picture in ordered], params.regularisation)
     plain = params.model_copy(update={"trigger": None, "class_word": None})
     rows: list[Row] = []
     for picture in ordered:
@@ -187,8 +186,13 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
             "path": picture.path, "raw": picture.caption or "", "clean": clean.text,
             "variants": list(clean.variants), "rules": list(clean.rules_fired),
         })  # fmt: skip
-    _refuse_silent([row for row in rows if not row["variants"]], params)
-    _refuse_triggers([row for row in rows if regularises(row["path"], params)], params.trigger)
+    problems = [
+        *_empty_folders([picture.path for picture in ordered], params.regularisation),
+        *_silent([row for row in rows if not row["variants"]], params),
+        *_with_trigger([row for row in rows if regularises(row["path"], params)], params.trigger),
+    ]
+    if problems:
+        raise DataError(all_of(problems))
     return rows
 
 
@@ -197,16 +201,16 @@ def regularises(path: str, params: CaptionParams) -> bool:
     return any(path.startswith(f"{folder}/") for folder in params.regularisation)
 
 
-def _refuse_empty_folders(paths: Sequence[str], named: Iterable[str]) -> None:
+def _empty_folders(paths: Sequence[str], named: Iterable[str]) -> Iterator[str]:
     folders = {parent.as_posix() for path in paths for parent in PurePosixPath(path).parents} - {"."}
     for name in named:
         if name not in folders:
             there = f"Folders with pictures: {', '.join(sorted(folders))}." if folders else "No folder holds pictures."
-            raise DataError(f"params.yaml: captions.regularisation names '{name}', which holds no picture. {there}")
+            yield (f"params.yaml: captions.regularisation names '{name}', which holds no picture. {there}")
 
 
-def _refuse_silent(rows: Sequence[Row], params: CaptionParams) -> None:
-    """Two errors, because a trigger or class word helps only where it is put in."""
+def _silent(rows: Sequence[Row], params: CaptionParams) -> Iterator[str]:
+    """Two messages, because a trigger or class word helps only where it is put in."""
     for plain in (True, False):
         silent = [
             row["path"] + (f": {row['raw'][:60]!r}" if row["raw"] else "")
@@ -220,15 +224,15 @@ def _refuse_silent(rows: Sequence[Row], params: CaptionParams) -> None:
             else "Add a caption to each (cat.txt for cat.png), or set captions.trigger or captions.class_word"
         )
         if silent:
-            raise DataError(
+            yield (
                 f"pictures without a caption, or with one of which the rules leave nothing. {way_out}:{listing(silent)}"
             )
 
 
-def _refuse_triggers(rows: Sequence[Row], trigger: str | None) -> None:
+def _with_trigger(rows: Sequence[Row], trigger: str | None) -> Iterator[str]:
     wrong = [f"{row['path']}: {row['clean'][:60]!r}" for row in rows if holds_word(row["clean"], trigger)]
     if wrong:
-        raise DataError(
+        yield (
             f"regularisation pictures (captions.regularisation) with the trigger '{trigger}' in their caption, prefix "
             f"or suffix, which would teach the LoRA the opposite. Take it out, or move the pictures:{listing(wrong)}"
         )
@@ -243,6 +247,8 @@ def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[I
     folders = Counter(_repeat_folder(picture) for picture in pictures if picture.repeats > 1)
     for (folder, times), count in sorted(folders.items()):
         lines.append(f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}")
+    bare = [picture.path for picture in pictures if not (picture.caption or "").strip()]
+    lines += [f"without a caption of their own: {len(bare)} of them, such as {bare[0]}"] if bare else []
     plain = sum(regularises(picture.path, params) for picture in pictures)
     lines += [f"regularisation: {plain} pictures without the trigger"] if plain else []
     copies: dict[str, list[str]] = {}

@@ -34,6 +34,15 @@ class ModelParams(Section):
     """Run on a CPU where there is no CUDA device. Only the small bases are any use there."""
 
 
+def _way_to(path: Path) -> str:
+    """What to do about a missing file: it lies further up where a command was run in a folder of a project."""
+    here = path.resolve().parent
+    above = [folder for folder in here.parents if (folder / path.name).exists()]
+    if above and not (here / "dvc.yaml").exists():
+        return f"Run this in {above[0]}."
+    return "A preset to copy lies in presets/."
+
+
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file as DVC does.
 
@@ -45,7 +54,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing. A preset to copy lies in presets/.") from None
+        raise ConfigError(f"{path} is missing. {_way_to(path)}") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from None
 

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 
 # What the file system may refuse, and the way out. Files are written whole or not at all, so a rerun goes on.
@@ -25,6 +25,9 @@ DISK_ERRORS = {
     errno.EROFS: "The file system is read-only: choose another place.",
     errno.EACCES: "Give yourself the right to it, or choose another place.",
 }
+
+CONTROL = dict.fromkeys(range(32), "?")
+MAX_NAMED = 100  # files that one message names: enough to mend them in one go
 
 
 class EridiffError(Exception):
@@ -61,6 +64,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return f"{hint} Known: {', '.join(choices) if choices else '(none)'}."
+
+
+def listing(lines: Sequence[str]) -> str:
+    """Up to a hundred lines, indented under a message, then how many more there are.
+
+    Names may hold a line's end: it is shown as a question mark, as `ls` does.
+    """
+    more = [f"and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []
+    return "".join(f"\n       {line.translate(CONTROL)}" for line in [*lines[:MAX_NAMED], *more])
+
+
+def all_of(mistakes: Sequence[str]) -> str:
+    """Mistakes of several kinds as one message: each begins with `error: `, as the first will when it is printed."""
+    return "\nerror: ".join(mistakes)
 
 
 def quiet_libraries() -> None:

@@ -34,6 +34,9 @@ PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", "
 # what Pillow's decoders refuse on their own account (179 million).
 MAX_PIXELS = 175_000_000
 
+# Cameras and scanners also store 8, 10 or 12 bits in 16; the upper 8 of these are next to nothing.
+DARK = 1 << 12
+
 AlphaRule = Literal["white", "black", "grey"]
 Resample = Literal["lanczos", "bicubic", "area"]
 ALPHA_COLOURS: dict[AlphaRule, int] = {"white": 255, "black": 0, "grey": 128}
@@ -102,6 +105,11 @@ def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
     try:
         with _quiet():
             image.load()  # turns a TIFF upright
+            if image.mode.startswith("I;16") and 0 < (brightest := int(np.asarray(image).max())) < DARK:
+                raise DataError(
+                    f"{path}: 16 bits a channel, of which the brightest value is {brightest} of 65535: it would be "
+                    "read as black. Save it with 8 bits, or stretched to 16, or remove it."
+                )
             pixels = _normalise(image)
     except BROKEN as error:
         raise _damaged(path, error) from None
@@ -168,6 +176,15 @@ def _reader(start: bytes) -> Callable[[IO[bytes]], ImageFile.ImageFile] | None:
     return None
 
 
+def _what_else(start: bytes) -> str:
+    """What a file is that no reader takes, as far as its start tells."""
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis"):
+        return "a HEIC picture, which is not read, whatever its name"
+    if start.lstrip().startswith(b"<"):
+        return "no picture, but text that starts with '<', as a web page"
+    return "no picture, or of a kind that is not read"
+
+
 def _open(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
     """Parse the header and refuse what is no single picture of sane size."""
     start = file.read(16)
@@ -176,7 +193,7 @@ def _open(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
         raise DataError(f"{path}: empty file (0 bytes). Copy it again from its source, or remove it.")
     reader = _reader(start)
     if reader is None:
-        raise DataError(f"{path}: no picture, or of a kind that is not read. Save it as PNG or JPEG, or remove it.")
+        raise DataError(f"{path}: {_what_else(start)}. Save it as PNG or JPEG, or remove it.")
     try:
         with _quiet():
             image = reader(file)
@@ -191,6 +208,8 @@ def _open(file: IO[bytes], path: Path) -> ImageFile.ImageFile:
             f"{path}: {image.width}x{image.height} is {pixels:,} pixels, more than the {MAX_PIXELS:,} "
             "allowed (it may be a decompression bomb). Make it smaller, or remove it."
         )
+    if image.mode in ("I", "F"):
+        raise DataError(f"{path}: 32 bits a channel. Save it with 8 or 16, or remove it.")
     if frames > 1:
         raise DataError(f"{path}: {frames} frames or pages. Save one of them as PNG, and remove this file.")
     return image
@@ -242,8 +261,6 @@ def _normalise(image: Image.Image) -> Image.Image:
             return grey.convert("RGB")
         opaque = Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8))
         return Image.merge("RGBA", (grey, grey, grey, opaque))
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits a channel: save it with 8 or 16")
     if isinstance(transparent, tuple) and max(transparent) > 255:  # of a 16-bit RGB picture
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

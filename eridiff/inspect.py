@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from eridiff.errors import BaseError
+from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_keys, published
 from eridiff.headers import Found, Weights, find_parts, model_files, open_weights, predicts_v
 from eridiff.partfiles import PartTensors, map_part, shorten
@@ -14,7 +14,7 @@ GIB, MIB = 2**30, 2**20
 def inspect_path(path: Path) -> list[str]:
     """Lines that say what a file is, or each weight file below a folder.
 
-    Raises: BaseError where a file is none, or no file of a folder is; DataError where it is damaged.
+    Raises: BaseError where a file is none, or a folder has none; DataError where a file is damaged.
     """
     if not path.is_dir():
         return list(describe(open_weights(path)))
@@ -22,7 +22,7 @@ def inspect_path(path: Path) -> list[str]:
     for file in model_files(path):
         try:
             lines += describe(open_weights(file))
-        except BaseError as error:  # the folder's other files are told all the same
+        except (BaseError, DataError) as error:  # the folder's other files are told all the same
             lines.append(f"{file.name}: {error}")
     if not lines:
         raise BaseError(f"{path} holds no .safetensors file.")

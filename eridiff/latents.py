@@ -8,7 +8,7 @@ from pydantic import Field
 
 from eridiff.config import Section
 from eridiff.encodepipe import MAX_READERS, ahead, available_cores
-from eridiff.errors import ConfigError
+from eridiff.errors import ConfigError, DataError, listing
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
@@ -97,22 +97,34 @@ def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, gen
 
 
 def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:
-    """Decode the pictures whose pixel digest is not known yet, on all cores, and remember it."""
+    """Decode the pictures whose pixel digest is not known yet, on all cores, and remember it.
+
+    Raises: DataError that names all pictures that cannot be decoded; the others are remembered.
+    """
     unknown = list({digest: path for path, digest in files if digest not in pixels.known}.items())
 
-    def read(file: tuple[str, str]) -> tuple[str, str]:
+    def read(file: tuple[str, str]) -> tuple[str, str | DataError]:
         digest, path = file
-        return digest, pixel_digest(load_pixels(pictures / path, digest))
+        try:
+            return digest, pixel_digest(load_pixels(pictures / path, digest))
+        except DataError as error:
+            return digest, error
 
     threads = min(available_cores(), MAX_READERS)
     learned = ahead(unknown, read, threads=threads if len(unknown) > 1 else 0, depth=2 * threads)
     some: dict[str, str] = {}
+    wrong: list[str] = []
     for digest, pixel in track(learned, what="reading pictures", total=len(unknown), unit="pictures"):
+        if isinstance(pixel, DataError):
+            wrong.append(str(pixel))
+            continue
         some[digest] = pixel
         if len(some) == PICTURES_REMEMBERED:
             pixels.learn(some)
             some = {}
     pixels.learn(some)
+    if wrong:
+        raise DataError(f"pictures that cannot be used:{listing(sorted(wrong))}")
 
 
 def batch_by_bucket(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from eridiff.captionfiles import METADATA_NAMES, read_metadata, read_text
-from eridiff.errors import DataError
+from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
 from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header
 from eridiff.progress import track
@@ -22,7 +22,6 @@ SIDECAR_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
 MAX_REPEATS = 1000
-MAX_NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +58,21 @@ class Caption:
 def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], list[Ignored]]:
     """Read the folder: pictures and ignored files, each sorted by path.
 
-    Raises: DataError for a missing or empty folder, unreadable pictures or captions, and contradictions.
+    Raises: DataError for a missing or empty folder; for all unreadable pictures and captions and all contradictions.
     """
     files, ignored = _walk(folder)
     paths = [path for path in files if _suffix(path) in PICTURE_SUFFIXES]
     ignored += [Ignored(path=path, reason=reason) for path in files if (reason := _why_unused(path))]
-    sidecars, orphans = _sidecars(folder, files, paths)
+    problems: list[str] = []  # of every kind: one run names them all
+    sidecars, orphans = _sidecars(folder, files, paths, problems)
     ignored = sorted([*ignored, *orphans], key=lambda item: item.path)
     if not paths:
         raise DataError(_no_pictures(folder, ignored))
-    captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths)], folder)
-    repeats = _all_repeats(folder, paths)
-    headers = _all_headers(folder, paths)  # before any digest: a damaged file is named within seconds
+    captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths, problems)], folder, problems)
+    repeats = _all_repeats(folder, paths, problems)
+    headers = _all_headers(folder, paths, problems)  # before any digest: a damaged file is named within seconds
+    if problems:
+        raise DataError(all_of(problems))
     pictures = []
     for path in track(paths, what="digests", total=len(paths), unit="pictures"):
         header, caption = headers[path], captions.get(path)
@@ -86,12 +88,6 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
         )
         pictures.append(picture)
     return pictures, ignored
-
-
-def listing(lines: Sequence[str]) -> str:
-    """Up to ten lines, indented under a message, then how many more there are."""
-    more = [f"and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []
-    return "".join(f"\n       {line}" for line in [*lines[:MAX_NAMED], *more])
 
 
 def _suffix(path: str) -> str:
@@ -148,19 +144,19 @@ def _no_pictures(folder: Path, ignored: Sequence[Ignored]) -> str:
     return f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put some there.{only}"
 
 
-def _all_headers(folder: Path, paths: Sequence[str]) -> dict[str, PictureHeader]:
-    headers, problems = {}, []
+def _all_headers(folder: Path, paths: Sequence[str], problems: list[str]) -> dict[str, PictureHeader]:
+    headers, wrong = {}, []
     for path in track(paths, what="headers", total=len(paths), unit="pictures"):
         try:
             headers[path] = read_header(folder / path)
         except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError(f"{_count(problems, 'picture')} of {folder} cannot be used:{listing(problems)}")
+            wrong.append(str(error))
+    if wrong:
+        problems.append(f"{_count(wrong, 'picture')} of {folder} cannot be used:{listing(wrong)}")
     return headers
 
 
-def _all_repeats(folder: Path, paths: Sequence[str]) -> dict[str, int]:
+def _all_repeats(folder: Path, paths: Sequence[str], problems: list[str]) -> dict[str, int]:
     """How often each picture counts: N where the nearest folder `N_name` says so, else 1."""
     repeats, wrong = {}, set()
     for path in paths:
@@ -171,14 +167,14 @@ def _all_repeats(folder: Path, paths: Sequence[str]) -> dict[str, int]:
         if not 1 <= repeats[path] <= MAX_REPEATS:
             wrong.add(f"{folder / parents[0]}: {repeats[path]} repeats")
     if wrong:
-        raise DataError(
+        problems.append(
             f"a folder `N_name` counts each of its pictures N times, and N must be 1 to {MAX_REPEATS}. "
             f"Rename these folders, such as `name_N`, or take them away:{listing(sorted(wrong))}"
         )
     return repeats
 
 
-def _one_each(captions: Iterable[Caption], folder: Path) -> dict[str, Caption]:
+def _one_each(captions: Iterable[Caption], folder: Path, problems: list[str]) -> dict[str, Caption]:
     """Picture -> its only caption."""
     by_picture: dict[str, list[Caption]] = {}
     for caption in captions:
@@ -189,56 +185,61 @@ def _one_each(captions: Iterable[Caption], folder: Path) -> dict[str, Caption]:
         if len(found) > 1
     ]
     if twice:
-        raise DataError(f"pictures with more than one caption. Keep one source for each:{listing(twice)}")
+        problems.append(f"pictures with more than one caption. Keep one source for each:{listing(twice)}")
     return {path: found[0] for path, found in by_picture.items()}
 
 
-def _sidecars(folder: Path, files: Sequence[str], paths: Sequence[str]) -> tuple[list[Caption], list[Ignored]]:
+def _sidecars(
+    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str]
+) -> tuple[list[Caption], list[Ignored]]:
     """Captions that stand in files beside their picture, and such files without a picture."""
     by_stem: dict[str, list[str]] = {}
     for path in paths:
         by_stem.setdefault(_stem(path), []).append(path)
-    captions, orphans, shared, problems = [], [], [], []
+    nearly = {name.lower(): path for path in paths for name in (_stem(path), path)}  # cat.jpg.txt, and Cat.txt
+    captions, orphans, shared, unread = [], [], [], []
     for path in [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]:
         owners = by_stem.get(_stem(path), [])
         if not owners:
-            orphans.append(Ignored(path=path, reason="a caption file without a picture of its name"))
+            near = nearly.get(_stem(path).lower())
+            hint = f": rename it to {_stem(near)}{_suffix(path)} to give it to {near}" if near else ""
+            orphans.append(Ignored(path=path, reason=f"a caption file without a picture of its name{hint}"))
         elif len(owners) > 1:
             shared.append(f"{folder / path}: {' and '.join(owners)}")
         else:
             try:
                 captions.append(Caption(picture=owners[0], text=read_text(folder / path), source=path))
             except DataError as error:
-                problems.append(str(error))
+                unread.append(str(error))
     if shared:
-        raise DataError(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
-    if problems:
-        raise DataError(f"{_count(problems, 'caption file')} of {folder} cannot be read:{listing(problems)}")
+        problems.append(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
+    if unread:
+        problems.append(f"{_count(unread, 'caption file')} of {folder} cannot be read:{listing(unread)}")
     return captions, orphans
 
 
-def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str]) -> list[Caption]:
+def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str]) -> list[Caption]:
     """Captions that stand in metadata files; a row's file_name is relative to the folder of its file."""
     known, captions = set(paths), []
-    problems: list[str] = []
+    unread: list[str] = []
     missing: list[str] = []
     for path in [path for path in files if PurePosixPath(path).name in METADATA_NAMES]:
         try:
             rows, wrong = read_metadata(folder / path)
         except DataError as error:
-            problems.append(str(error))
+            unread.append(str(error))
             continue
-        problems += [f"{folder / path}{problem}" for problem in wrong]
+        unread += [f"{folder / path}{problem}" for problem in wrong]
         for row in rows:
             picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), row.file_name))
             if picture not in known:
                 missing.append(f"{folder / path}{row.place}: {row.file_name!r}")
             elif row.text is not None:
                 captions.append(Caption(picture=picture, text=row.text, source=f"{path}{row.place}"))
-    if problems:
-        raise DataError(f"captions that cannot be read. Mend these:{listing(problems)}")
+    if unread:
+        problems.append(f"captions that cannot be read. Mend these:{listing(unread)}")
     if missing:
-        raise DataError(
+        problems.append(
             "captions of pictures that do not exist (file_name is relative to the folder of the metadata "
             f"file). Add the pictures, or remove these rows:{listing(missing)}"
         )

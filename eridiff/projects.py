@@ -10,9 +10,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from eridiff.errors import ConfigError, DataError
+from eridiff.errors import ConfigError
 from eridiff.files import link_kind, write_text
-from eridiff.images import PICTURE_SUFFIXES
+from eridiff.intake import copy_files, list_files
 from eridiff.project import NAME, checkout_root
 
 SHARED = ("eridiff/", "stages/", "data/bases")  # paths of dvc.yaml that lie in the checkout
@@ -63,18 +63,13 @@ def make_project(name: str, images: Path, params: Path) -> Path:
         raise ConfigError(f"'{name}' is no name for a project: letters, digits, '.', '_' and '-' only.")
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another name, or work in it.")
-    if not images.is_dir():
-        raise DataError(f"{images} is no folder of pictures.")
-    if not any(path.suffix.lower() in PICTURE_SUFFIXES for path in images.rglob("*")):
-        raise DataError(f"{images} holds no pictures. Known kinds: {', '.join(sorted(PICTURE_SUFFIXES))}.")
+    files = list_files(images)
     if not params.is_file():
         raise ConfigError(f"{params} is missing. Presets lie in {root / 'presets'}.")
     try:
         write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
         shutil.copyfile(params, folder / "params.yaml")
-        (folder / "data").mkdir()
-        _run(["cp", "-r", "--reflink=auto", str(images.resolve()), "data/raw"], folder)
-        _run(["chmod", "-R", "u+w", "data/raw"], folder)
+        copy_files(images, files, folder / "data" / "raw")
         _init_dvc(root, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +89,7 @@ def _init_dvc(root: Path, folder: Path) -> None:
     _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
     if link_kind(folder) == "symlink":  # else DVC would keep each file twice
         _run(["dvc", "config", "-q", "--local", "cache.type", "symlink"], folder)
-    _run(["dvc", "add", "-q", "data/raw"], folder)
+    _run(["dvc", "add", "data/raw"], folder)  # not -q: it hides why it fails
     _run(["dvc", "unprotect", "data/raw"], folder)  # users edit their pictures and captions in place
     pointer = folder / "data" / "raw.dvc"
     write_text(pointer, pointer.read_text("utf-8").rstrip() + "\n  push: false\n")  # pictures leave when asked to

@@ -37,17 +37,31 @@ Started from the preset {preset} on a machine with:
 def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
     """Make projects/NAME from a preset, with the trigger and the export's name filled in; returns its folder.
 
-    Says first which GPUs there are, and whether the preset is meant for their memory.
+    Says first which GPUs there are, and whether the preset is meant for their memory. The preset's class word, its
+    licence and its folders of regularisation pictures that are not there are taken out.
 
     Raises: ConfigError for a wrong trigger, name or preset; DataError where there are no pictures.
     """
-    captions = dict(read_yaml(preset)["captions"]) | {"trigger": trigger}
-    validate(CaptionParams, captions, where="--trigger", prefix="captions")
+    record = read_yaml(preset)
+    captions = validate(
+        CaptionParams, dict(record["captions"]) | {"trigger": trigger}, where="--trigger", prefix="captions"
+    )
     gpus = describe_gpus(read_preset(preset), find_gpus())
     for line in gpus:
         say(line)
     folder = make_project(name, images, preset)
-    changes = {"captions": {"trigger": trigger}, "export": {"name": name, "title": f"{name} ({trigger})"}}
+    changes: dict[str, dict[str, Any]] = {
+        "captions": {"trigger": trigger},
+        "export": {"name": name, "title": f"{name} ({trigger})"},
+    }
+    # What a preset says of its own pictures is not true of these.
+    if captions.class_word:
+        changes["captions"]["class_word"] = None
+    if captions.regularisation:
+        there = [one for one in captions.regularisation if (folder / "data" / "raw" / one).is_dir()]
+        changes["captions"]["regularisation"] = there
+    if record["export"].get("license"):
+        changes["export"]["license"] = None
     write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
     write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
     return folder

@@ -127,7 +127,8 @@ class TensorFile:
         ends = [info["data_offsets"][1] for info in self.header.values()]
         if self._start + max(ends, default=0) != size:
             raise DataError(
-                f"{path} is damaged: {size} bytes, but its header speaks of {self._start + max(ends, default=0)}."
+                f"{path} is damaged: {size} bytes, but its header speaks of {self._start + max(ends, default=0)}. "
+                "Fetch it again."
             )
 
     def __contains__(self, name: str) -> bool:
@@ -177,19 +178,30 @@ def allow_more_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _what_else(start: bytes) -> str:
+    """What lies under a weight file's name when a download went wrong, and the way out, by its first 8 bytes."""
+    if start == b"version ":
+        return "it is a pointer of git-lfs. Run `git lfs pull` where it comes from, or fetch the file itself"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page, as sites give that want a login. Fetch it again"
+    if start.startswith((b"PK\3\4", b"\x80")):
+        return "it is a pickle or an archive. Take the .safetensors file of the model"
+    return "it is another kind of file, or was cut short. Fetch it again"
+
+
 def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
     """The header as a dict and the offset at which tensor data starts."""
     first = file.read(8)
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else MAX_HEADER_BYTES
     if length >= min(MAX_HEADER_BYTES, size):
-        raise DataError(f"{path} is no whole safetensors file ({size} bytes).")
+        raise DataError(f"{path} is no whole safetensors file ({size} bytes): {_what_else(first)}.")
     try:
         header = json.loads(file.read(length))
         sound = all(_is_sound(name, info) for name, info in header.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise DataError(f"{path} is damaged: its header cannot be read.")
+        raise DataError(f"{path} is damaged: its header cannot be read. Fetch it again.")
     return header, 8 + length
 
 

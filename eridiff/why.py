@@ -16,9 +16,10 @@ from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, imag
 from eridiff.check import check_params, load_all
 from eridiff.differences import leaves
 from eridiff.dvcgraph import Graph, StageRecord
-from eridiff.errors import BaseError, ConfigError, EridiffError
+from eridiff.errors import BaseError, ConfigError, DataError, EridiffError, listing
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
+from eridiff.intake import look_through
 from eridiff.pictures import scan_pictures
 from eridiff.prediction import (
     MAY_RUN,
@@ -46,7 +47,7 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
     """Predict the next `dvc repro` in a project's folder (the current one).
 
     rehash: read every file again, whatever its name, size, time and inode say.
-    Raises: ConfigError where DVC itself cannot read the project.
+    Raises: ConfigError where DVC itself cannot read the project, DataError where it cannot read the pictures.
     """
     prediction = Prediction()
     try:
@@ -58,6 +59,11 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
     graph = Graph(folder)
     try:
         _Predictor(graph, prediction, rehash=rehash).run()
+    except (OSError, UnicodeError):  # DVC's own, which names one file at most
+        problems = look_through(Path(PICTURES))[1] if Path(PICTURES).is_dir() else []
+        if not problems:
+            raise
+        raise DataError(f"{PICTURES} holds what DVC cannot track. Mend or remove these:{listing(problems)}") from None
     finally:
         graph.close()
     return prediction

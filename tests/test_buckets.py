@@ -136,13 +136,13 @@ def test_rows_are_of_the_upright_picture_and_sorted(tmp_path: Path) -> None:
 
 def test_all_pictures_too_small_is_an_error() -> None:
     with pytest.raises(DataError) as caught:
-        plan_buckets([image(f"{number:02}.png", 10, 10) for number in range(12)], params())
+        plan_buckets([image(f"{number:03}.png", 10, 10) for number in range(102)], params())
     message = str(caught.value)
     assert message.startswith(
         "every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale to true:\n"
     )
     assert "00.png: 10x10 is smaller than its bucket 128x128" in message
-    assert message.endswith("09.png: 10x10 is smaller than its bucket 128x128\n       and 2 more")
+    assert message.endswith("099.png: 10x10 is smaller than its bucket 128x128\n       and 2 more")
 
 
 def test_no_pictures_is_an_error() -> None:

@@ -302,6 +302,20 @@ def test_a_regularisation_folder_without_pictures_is_refused() -> None:
         captions_rows([picture("a.png", "y")], REGULARISING)
 
 
+def test_mistakes_of_every_kind_are_named_at_once() -> None:
+    options = params(trigger=None, class_word=None, regularisation=["plain"])
+    with pytest.raises(
+        DataError, match=r"names 'plain', which holds no picture(.|\n)*\nerror: pictures without a caption"
+    ):
+        captions_rows([picture("b.png", None)], options)
+
+
+def test_report_says_how_many_have_no_caption() -> None:
+    pictures = [picture("a.png", "a cat"), picture("b.png", None), picture("c.png", " \n")]
+    lines = report(pictures, captions_rows(pictures, params(trigger="tok")), [], params(trigger="tok")).splitlines()
+    assert lines[1] == "without a caption of their own: 2 of them, such as b.png"
+
+
 def test_report_counts_rules_and_names_what_is_ignored() -> None:
     pictures = [
         picture("2_x/a.png", "a_red_cat", repeats=2, file_digest="same"),

@@ -1,5 +1,6 @@
 """params.yaml and local.yaml: every mistake is one sentence that names the key, the value and the way out."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -233,3 +234,14 @@ def test_the_stores_place(checkout: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert store_root() == tmp_path / "home" / "big"
     monkeypatch.setenv("ERIDIFF_STORE", "/elsewhere")
     assert store_root() == Path("/elsewhere")
+
+
+def test_a_command_run_below_a_project_is_sent_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(ConfigError, match=re.escape(f"params.yaml is missing. Run this in {tmp_path}.")):
+        read_yaml(Path("params.yaml"))
+    (tmp_path / "data" / "dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(ConfigError, match=r"params\.yaml is missing\. A preset to copy lies in presets/\."):
+        read_yaml(Path("params.yaml"))

@@ -1,5 +1,6 @@
 """Files written whole or not at all; tables whose bytes are a function of their rows."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text("utf-8") == "whole ü"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """The system's own error of a write names none."""
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.txt")
 
 
 def test_a_file_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:

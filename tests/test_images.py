@@ -251,8 +251,33 @@ def test_the_limit_does_not_hang_on_pillows_global(tmp_path: Path, monkeypatch: 
 def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.new("F", (2, 2)).save(path)
-    with pytest.raises(DataError, match="32 bits a channel: save it with 8 or 16"):
+    with pytest.raises(DataError, match=r"a\.tif: 32 bits a channel\. Save it with 8 or 16"):
+        read_header(path)
+
+
+def test_few_bits_stored_in_sixteen_are_refused(tmp_path: Path) -> None:
+    """Read as the upper eight they would be black."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((3, 2), 4095, dtype=np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"a\.tif: 16 bits a channel, of which the brightest value is 4095 of 65535"):
         load_pixels(path)
+    for value in (0, 4096):
+        Image.fromarray(np.full((3, 2), value, dtype=np.uint16)).save(path)
+        assert load_pixels(path).getpixel((0, 0)) == (value >> 8,) * 3
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC picture, which is not read, whatever its name"),
+        (b"\n<!DOCTYPE html>", "no picture, but text that starts with '<', as a web page"),
+        (b"hello", "no picture, or of a kind that is not read"),
+    ],
+)
+def test_what_is_no_picture_is_told(start: bytes, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(start)
+    both_refuse(path, f"{what}. Save it as PNG or JPEG, or remove it.")
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

@@ -208,7 +208,9 @@ def test_files_that_are_nothing(tmp_path: Path) -> None:
 def test_a_folder_is_told_file_by_file(tmp_path: Path) -> None:
     write_header(tmp_path / "loras" / "mine.safetensors", {"a.lora_up.weight": ("F16", (4, 4))})
     write_header(tmp_path / "vae" / "ae.safetensors", header("flux", "flux-dev", "vae"))
-    lines = inspect_path(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"cut")
+    cut, *lines = inspect_path(tmp_path)
+    assert cut.startswith("a.safetensors: ") and "is no whole safetensors file (3 bytes)" in cut
     assert lines[0].startswith("mine.safetensors: ") and "is a LoRA" in lines[0]
     assert lines[1].startswith("ae.safetensors: 244 tensors")
 

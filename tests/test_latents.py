@@ -15,7 +15,7 @@ from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.files import digest_file
 from eridiff.latentcache import PictureReader, cache_latents, encode_batches
-from eridiff.latents import IN_NO_KEY, LatentParams, plan_samples
+from eridiff.latents import IN_NO_KEY, LatentParams, learn_pixels, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Samples
 from eridiff.store import Store
@@ -284,6 +284,23 @@ def test_tiles_differ_little() -> None:
     assert 0 < difference < 0.05
     small = pixels[..., :256, :256]
     assert torch.equal(encode(vae(), small, tiled)["mean"], encode(vae(), small, whole)["mean"])
+
+
+def test_all_damaged_pictures_are_named_at_once(pictures: Path) -> None:
+    rows = [row(pictures, number) for number in range(3)]
+    for one in rows[1:]:
+        path = pictures / one["path"]
+        path.write_bytes(path.read_bytes()[:200])
+        one["file_digest"] = digest_file(path)
+    pixels = PixelDigests(pictures.parent / "store")
+    with pytest.raises(DataError) as caught:
+        learn_pixels([(one["path"], one["file_digest"]) for one in rows], pictures, pixels)
+    first, *named = str(caught.value).splitlines()
+    assert first == "pictures that cannot be used:"
+    assert [line.split(": damaged picture (")[0].strip() for line in named] == [
+        str(pictures / one["path"]) for one in rows[1:]
+    ]
+    assert set(pixels.known) == {rows[0]["file_digest"]}  # what could be read is not read again
 
 
 def test_what_cannot_be_encoded_is_named(pictures: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eridiff.errors import DataError
+from eridiff.errors import DataError, listing
 from eridiff.filedigests import FileDigests
-from eridiff.pictures import Ignored, Picture, listing, scan_pictures
+from eridiff.pictures import Ignored, Picture, scan_pictures
 
 
 @pytest.fixture
@@ -165,12 +166,46 @@ def test_unreadable_pictures_are_named_in_one_error(raw: Path, digests: FileDige
 
 
 def test_a_long_list_is_cut(raw: Path, digests: FileDigests) -> None:
-    for number in range(13):
-        put(raw / f"{number:02}.png", b"")
+    for number in range(103):
+        put(raw / f"{number:03}.png", b"")
     lines = refused(raw, digests).splitlines()
-    assert lines[0] == "13 pictures of data/raw cannot be used:"
-    assert lines[10].startswith("       data/raw/09.png: empty file") and lines[11:] == ["       and 3 more"]
-    assert listing(["a"] * 10) == "\n       a" * 10
+    assert lines[0] == "103 pictures of data/raw cannot be used:"
+    assert lines[100].startswith("       data/raw/099.png: empty file") and lines[101:] == ["       and 3 more"]
+    assert listing(["a"] * 100) == "\n       a" * 100
+    assert listing(["new\nline.jpg"]) == "\n       new?line.jpg"
+
+
+def test_mistakes_of_every_kind_are_named_at_once(raw: Path, digests: FileDigests) -> None:
+    for name in ("a.png", "a.jpg", "b.png", "c.png", "2024_x/d.png"):
+        put(raw / name)
+    put(raw / "a.txt", "a")
+    put(raw / "b.txt", b"sch\xf6n")
+    put(raw / "c.txt", "c")
+    put(raw / "metadata.jsonl", '{"file_name": "c.png", "text": "c"}\n{"file_name": "gone.png", "text": "x"}\n')
+    put(raw / "e.png", b"")
+    lines = [line for line in refused(raw, digests).splitlines() if not line.startswith(" ")]
+    assert [re.split("[:.(]", line.removeprefix("error: "))[0] for line in lines] == [
+        "pictures of one name that share a caption file",
+        "1 caption file of data/raw cannot be read",
+        "captions of pictures that do not exist ",
+        "pictures with more than one caption",
+        "a folder `N_name` counts each of its pictures N times, and N must be 1 to 1000",
+        "1 picture of data/raw cannot be used",
+    ]
+    assert all(line.startswith("error: ") for line in lines[1:])  # the first gets it when it is printed
+
+
+def test_a_caption_file_of_nearly_a_pictures_name(raw: Path, digests: FileDigests) -> None:
+    for name in ("Cat.JPG", "dog.jpg"):
+        put(raw / name)
+    for name in ("cat.txt", "dog.jpg.txt", "owl.txt"):
+        put(raw / name, "x")
+    reason = "a caption file without a picture of its name"
+    assert scan_pictures(raw, digests)[1] == [
+        Ignored(path="cat.txt", reason=f"{reason}: rename it to Cat.txt to give it to Cat.JPG"),
+        Ignored(path="dog.jpg.txt", reason=f"{reason}: rename it to dog.txt to give it to dog.jpg"),
+        Ignored(path="owl.txt", reason=reason),
+    ]
 
 
 def test_pictures_that_share_a_sidecar_are_refused(raw: Path, digests: FileDigests) -> None:

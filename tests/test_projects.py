@@ -44,5 +44,5 @@ def test_dvc_is_told_where_only_symbolic_links_can_be_made(
     projects._init_dvc(root, folder)
     told = ["dvc", "config", "-q", "--local", "cache.type", "symlink"]
     assert (told in commands) == set_up
-    assert not set_up or commands.index(told) < commands.index(["dvc", "add", "-q", "data/raw"])
+    assert not set_up or commands.index(told) < commands.index(["dvc", "add", "data/raw"])
     assert (folder / ".dvc/config").read_text() == "[cache]\n"

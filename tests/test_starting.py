@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from eridiff import starting
 from eridiff.bases import add_base
 from eridiff.cli import app
 from eridiff.config import read_yaml
@@ -117,6 +118,24 @@ def test_a_base_that_cannot_be_added_stops_nothing(
     (tmp_path / "params.yaml").write_text("model: {family: flux, base: flux-dev}\n")
     line = settle_base(tmp_path / "params.yaml")
     assert f"could not be added from {path}: no file holds vae" in line
+
+
+def test_what_a_preset_says_of_its_own_pictures_is_left_out(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_project(name: str, images: Path, params: Path) -> Path:
+        shutil.copytree(images, checkout / "projects" / name / "data" / "raw")
+        return checkout / "projects" / name
+
+    monkeypatch.setattr(starting, "make_project", make_project)
+    (tmp_path / "raw" / "plain").mkdir(parents=True)
+    preset = ROOT / "presets" / "tiny-sdxl.yaml"
+    record = read_yaml(start_project("with", tmp_path / "raw", "zwxcat", preset) / "params.yaml")
+    assert (record["captions"]["regularisation"], record["captions"]["class_word"]) == (["plain"], None)
+    assert (record["export"]["license"], record["captions"]["trigger"]) == (None, "zwxcat")
+    (tmp_path / "raw" / "plain").rmdir()
+    record = read_yaml(start_project("without", tmp_path / "raw", "zwxcat", preset) / "params.yaml")
+    assert record["captions"]["regularisation"] == []
 
 
 def test_wrong_decisions(checkout: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """safetensors files: canonical bytes, read by the library, damage found."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -197,3 +198,19 @@ def test_memory_of_a_read_tensor_is_its_own(small: Path) -> None:
     tensor = TensorFile(small).raw("a").torch()
     tensor.add_(1)  # must not write into the mapped file
     assert TensorFile(small).raw("a").data == bytes(range(8))
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of git-lfs. Run `git lfs pull`"),
+        (b"<!DOCTYPE html><html>", "it is a web page, as sites give that want a login. Fetch it again"),
+        (b"PK\3\4 and so on", "it is a pickle or an archive. Take the .safetensors file of the model"),
+        (b"cut", "it is another kind of file, or was cut short. Fetch it again"),
+    ],
+)
+def test_what_lies_under_a_weight_files_name_is_told(start: bytes, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(start)
+    with pytest.raises(DataError, match=re.escape(f"{path} is no whole safetensors file ({len(start)} bytes): {what}")):
+        TensorFile(path)

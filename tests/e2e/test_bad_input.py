@@ -129,6 +129,18 @@ def test_a_truncated_picture_costs_only_itself(clone: Clone) -> None:
     assert all(encoded == 0 for encoded, _ in ran.encoded.values())
 
 
+def test_why_names_what_dvc_cannot_track(clone: Clone) -> None:
+    """DVC itself names one file at most."""
+    (clone.root / "data/raw/gone.jpg").symlink_to("nowhere.jpg")
+    (clone.root / "data/raw/lost.png").symlink_to("nowhere.png")
+    ran = clone.run("eridiff", "why", check=False)
+    assert ran.returncode == 1 and "Traceback" not in ran.stdout
+    assert ran.stdout.endswith(
+        "error: data/raw holds what DVC cannot track. Mend or remove these:\n"
+        "       gone.jpg: a link to nothing\n       lost.png: a link to nothing\n"
+    )
+
+
 def test_missing_weights(clone: Clone) -> None:
     path = next((clone.root / "data/bases/tiny-sdxl/vae").glob("*.safetensors"))
     path.unlink()

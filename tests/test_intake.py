@@ -1,0 +1,84 @@
+"""What `eridiff new` copies of a folder of pictures, and what it refuses before anything is made."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from eridiff.errors import DataError
+from eridiff.intake import copy_files, list_files
+
+ODD = ("-dash.jpg", "a b.JPG", "new\nline.png", "ümlaut 🐱.jpeg", 'it\'s "so".webp', "back\\slash.gif")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "my pictures"
+    for name in ODD:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def test_odd_names_and_links_are_copied_as_files(images: Path, tmp_path: Path) -> None:
+    (images / "sub").mkdir()
+    (images / "sub" / "a.txt").write_text("a caption")
+    (images / "link.jpg").symlink_to("a b.JPG")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "far.png").write_bytes(b"far")
+    (images / "folder").symlink_to(outside)
+    (images / "-dash.jpg").chmod(0o444)
+    files = list_files(images)
+    assert files == sorted([*ODD, "sub/a.txt", "link.jpg", "folder/far.png"])
+    copy_files(images, files, tmp_path / "data" / "raw")
+    copied = {path.relative_to(tmp_path / "data/raw").as_posix(): path for path in (tmp_path / "data/raw").rglob("*")}
+    assert sorted(name for name, path in copied.items() if path.is_file()) == files
+    assert not any(path.is_symlink() for path in copied.values())
+    assert copied["link.jpg"].read_bytes() == b"a b.JPG" and copied["folder/far.png"].read_bytes() == b"far"
+    assert copied["-dash.jpg"].stat().st_mode & stat.S_IWUSR
+    assert not (images / "-dash.jpg").stat().st_mode & stat.S_IWUSR
+
+
+def test_hidden_files_stay_behind(images: Path) -> None:
+    for name in (".DS_Store", "._a b.JPG", ".git/config", ".dvcignore"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"x")
+    (images / ".gone").symlink_to("nowhere")
+    assert list_files(images) == sorted(ODD)
+
+
+def test_all_that_cannot_be_copied_is_named_at_once(images: Path) -> None:
+    (images / "gone.jpg").symlink_to("nowhere.jpg")
+    (images / "sub").mkdir()
+    (images / "sub" / "loop").symlink_to("..")
+    os.mkfifo(images / "pipe.jpg")
+    Path(os.fsdecode(os.fsencode(images) + b"/l\xe4tin.jpg")).write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        list_files(images)
+    assert str(caught.value) == (
+        f"{images} cannot be copied as it is. Mend or remove these, then run it again:"
+        "\n       'l\\udce4tin.jpg': its name is no UTF-8"
+        "\n       gone.jpg: a link to nothing"
+        "\n       pipe.jpg: no file: a pipe, a socket or a device"
+        "\n       sub/loop: a link to a folder that it lies in"
+    )
+
+
+def test_a_folder_without_pictures(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"empty holds no pictures\. Known kinds: \.avif, \.bmp"):
+        list_files(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"a b\.JPG is no folder of pictures"):
+        list_files(images / "a b.JPG")
+
+
+def test_a_copy_that_fails_says_why_and_not_of_every_file(images: Path, tmp_path: Path) -> None:
+    files = [f"gone-{number}.jpg" for number in range(20)]
+    with pytest.raises(DataError) as caught:
+        copy_files(images, files, tmp_path / "raw")
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{images} could not be copied to {tmp_path / 'raw'}:"
+    assert len(lines) == 3 and "gone-0.jpg" in lines[0]
