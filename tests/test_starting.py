@@ -231,9 +231,20 @@ def test_without_a_preset_all_are_offered(
     ]
     assert offered()[6] == "example-sdxl 24 GB needs more memory, base sdxl: here"
     driver(code=9)
-    none, first, *_ = offered()
-    assert none == "GPU: none found (nvidia-smi names none)" and first.startswith("tiny-flux runs on any machine")
-    assert offered()[-1] == "sd35-medium-24gb 24 GB needs a GPU, base sd35-medium: not on this machine"
+    assert offered() == [
+        "GPU: none found (nvidia-smi names none)",
+        "tiny-flux runs on any machine, base tiny-flux: not on this machine",
+        "tiny-sd35 runs on any machine, base tiny-sd35: not on this machine",
+        "tiny-sdxl runs on any machine, base tiny-sdxl: not on this machine",
+        "example-sdxl 24 GB needs a GPU, base sdxl: here",
+        "sdxl-24gb 24 GB needs a GPU, base sdxl: here",
+        "sdxl-12gb 12 GB needs a GPU, base sdxl: here",
+        f"flux-dev-24gb 24 GB needs a GPU, base flux-dev: found in {dev}",
+        "flux-schnell-24gb 24 GB needs a GPU, base flux-schnell: not on this machine",
+        "sd35-large-24gb 24 GB needs a GPU, base sd35-large: not on this machine",
+        "sd35-medium-24gb 24 GB needs a GPU, base sd35-medium: not on this machine",
+        f"flux-dev-12gb 12 GB needs a GPU, base flux-dev: found in {dev}",
+    ]
 
 
 def test_a_base_whose_weights_are_gone_is_no_base_here(
