@@ -17,7 +17,7 @@ from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import DTYPES, use_tf32
 from eridiff.samples import Samples
 from eridiff.store import Store
-from eridiff.texts import Caption, TextParams, batch_by_length, cache_texts, plan_captions, prepare_encoders
+from eridiff.texts import Caption, TextParams, batch_by_key, cache_texts, plan_captions, prepare_encoders
 from eridiff.texts import encode_batches as encode_captions
 from eridiff.vae import encode, prepare_vae
 
@@ -46,7 +46,7 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
         raw = bench.folder / "raw"
         with rate(bench, len(rows), found, "end to end"):
             samples = plan_pictures(bench, rows, params, root)
-            batches = list(batch_by_bucket(samples, params.batch_size))
+            batches = batch_by_bucket(samples, params.batch_size)
             with rate(bench, len(rows), found, "pipeline"):
                 encode_batches(batches, Store(root, "latents"), params, vae, bench.device, raw)
             _, counts = cache_latents(samples, params, nothing_to_load, root, list, raw, bench.folder / "out")
@@ -125,7 +125,7 @@ def measure_text(bench: Bench, kind: str, params: TextParams, count: int) -> Mea
         root = fresh(bench, "store")
         with rate(bench, len(plan), found, "end to end"):
             with rate(bench, len(plan), found, "pipeline"):
-                batches = batch_by_length(plan, params.batch_size)
+                batches = batch_by_key(plan, params.batch_size)
                 encode_captions(batches, Store(root, "texts"), params, family, encoders, bench.device)
             _, counts = cache_texts(plan, params, family, nothing_to_load, root, list, bench.folder / "out")
         assert (counts.samples, counts.encoded) == (len(plan), 0)

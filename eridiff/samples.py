@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, Protocol, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eridiff.entrytable import KEY
 from eridiff.placement import Keys
@@ -86,10 +87,15 @@ class Samples(Sequence[Sample]):
         return np.frombuffer(self._keys.hex().encode(), KEY)
 
     @property
+    def areas(self) -> NDArray[np.int64]:
+        """Pixels of each sample."""
+        of_pictures = np.array([bucket[0] * bucket[1] for _, bucket, _ in self._sizes], np.int64)
+        return of_pictures[np.frombuffer(self._pictures, np.dtype("L"))]
+
+    @property
     def mean_area(self) -> float:
         """Pixels of a sample, on average."""
-        areas = [bucket[0] * bucket[1] for _, bucket, _ in self._sizes]
-        return sum(areas[picture] for picture in self._pictures) / max(len(self), 1)
+        return float(self.areas.mean()) if len(self) else 0.0
 
     def in_order(self) -> Sequence[Sample]:
         """By path, bucket, variant and mirror; without a copy where they stand so, as those of a sorted table do."""
