@@ -7,7 +7,7 @@ megapixels, written first, cut to 1024 x 1024. The stages' own code reads, encod
 
     device      the encoder alone, on a batch that lies on the device: the ceiling
     pipeline    decode, resize, upload, encode, download, store, overlapped
-    end to end  the whole stage from an empty store: first reading of all pictures, pipeline, shards
+    end to end  the whole stage from an empty store: digests of all pictures, pipeline, shards
     plain loop  decode, resize, encode, torch.save of a file each, one after the other in one process, not compiled
 
 Prints one table; with --out writes encode.md and encode.json there. A row that fails says why, and the others go on;

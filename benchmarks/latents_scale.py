@@ -75,7 +75,7 @@ def measure(count: int, folder: Path) -> Iterator[str]:
     params, root, out = LatentParams(batch_size=8), folder / "store", folder / "out"
     samples, store = make_samples(count, folder, params), Store(root, "latents")
     began, cpu_began = time.monotonic(), time.process_time()
-    encode_batches(list(batch_by_bucket(samples, 8)), store, params, FakeVae(), CPU, folder)
+    encode_batches(batch_by_bucket(samples, 8), store, params, FakeVae(), CPU, folder)
     written, cpu_written = time.monotonic(), time.process_time()
     cache_latents(samples, params, nothing_to_load, root, list, folder, out)
     published, cpu_published = time.monotonic(), time.process_time()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eridiff.placement import Keys
@@ -10,6 +10,14 @@ from eridiff.roots import pin
 from eridiff.store import EntryGone, Store
 
 ATTEMPTS = 3  # at a fill, where entries vanish from the store under it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What was encoded before the look-up."""
+
+    encoded: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +31,15 @@ class CacheCounts:
     seconds: float
     encode_seconds: float = 0.0  # of these; with the loading of the encoder where it was not loaded before
     saved: float | None = None
+
+    def after(self, work: Work) -> "CacheCounts":
+        """The counts with those of work that came before."""
+        return replace(
+            self,
+            encoded=self.encoded + work.encoded,
+            seconds=self.seconds + work.seconds,
+            encode_seconds=self.encode_seconds + work.seconds,
+        )
 
     def line(self) -> str:
         """The stage's closing line."""

@@ -79,8 +79,9 @@ class EmptyTokenizer:
 def token_ids(tokenizer: Any, captions: list[str], max_length: int, device: "torch.device") -> "Tensor":
     """Token ids [B, max_length], padded and cut as diffusers' pipelines do."""
     encoded = tokenizer(captions, padding="max_length", max_length=max_length, truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids.to(device)
-    return ids
+    ids: Tensor = encoded.input_ids
+    # a plain copy would wait for all that the device still has to do, and the next captions with it
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
 
 
 def count_lost(tokenizer: Any, caption: str, max_length: int) -> int:

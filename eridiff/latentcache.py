@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from eridiff.caching import CacheCounts, fill
+from eridiff.earlyshards import EarlyShards, Puts
 from eridiff.encodepipe import (
     BATCHES_BEHIND,
     Transfers,
@@ -23,17 +25,62 @@ from eridiff.ranks import Ranks, encode_together
 from eridiff.samples import Sample, Samples
 from eridiff.store import Store
 from eridiff.tables import Row
+from eridiff.variants import Size
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+    from PIL.Image import Image
     from torch import Tensor, nn
 
 Load = Callable[[], "tuple[nn.Module, torch.device]"]
 
 
+class BatchEncoder:
+    """The VAE between copies to the device and writers behind it: the device waits for neither.
+
+    Stopped in any way, this loses at most the batch in the encoder and those not yet written
+    (encodepipe.BATCHES_BEHIND).
+    """
+
+    def __init__(self, store: Puts, params: LatentParams, vae: "nn.Module", device: "torch.device") -> None:
+        from eridiff.vae import prepare_vae
+
+        self.store, self.params = store, params
+        self._vae, self._moves = prepare_vae(vae, params, device), Transfers(device)
+        self._writer = WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size)
+
+    def __enter__(self) -> "BatchEncoder":
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def allocate(self, bucket: Size) -> "Tensor":
+        """An empty batch of one bucket, always of the full size: uint8 [batch_size, H, W, 3]."""
+        import torch
+
+        shape = (self.params.batch_size, bucket[1], bucket[0], 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._moves.pinned)
+
+    def encode(self, batch: Sequence[Sample], bytes_BHWC: "Tensor") -> None:
+        """Encode one batch; its entries are put by threads, the next may come meanwhile."""
+        from eridiff.vae import encode, pixels_from_bytes
+
+        bytes_BHWC[len(batch) :] = bytes_BHWC[len(batch) - 1]  # a short batch is padded with its last picture
+        posterior = encode(self._vae, pixels_from_bytes(self._moves.upload(bytes_BHWC)), self.params)
+        arrived = self._moves.download(with_finite(posterior))
+        for place, sample in enumerate(batch):
+            self._writer.submit(partial(put_sample, self.store, sample, place, arrived))
+
+
 def encode_batches(
     batches: Sequence[Sequence[Sample]],
-    store: Store,
+    store: Puts,
     params: LatentParams,
     vae: "nn.Module",
     device: "torch.device",
@@ -42,38 +89,20 @@ def encode_batches(
     workers: int | None = None,
     what: str = "latents",
 ) -> None:
-    """Read, encode and put whole batches, overlapped: reading runs ahead in `workers` threads, writing behind.
-
-    The device never waits for the host. Stopped in any way, this loses at most the batch in the encoder and those not
-    yet written (encodepipe.BATCHES_BEHIND).
-    """
-    from eridiff.vae import encode, pixels_from_bytes, prepare_vae
-
-    vae = prepare_vae(vae, params, device)
-    moves = Transfers(device)
+    """Read, encode and put whole batches, overlapped: reading runs ahead in `workers` threads, writing behind."""
     threads = reader_threads(device) if workers is None else workers
-    reader = PictureReader(params, pictures, pinned=moves.pinned)
-    read = batches_ahead(batches, reader.allocate, reader.fill, threads=threads)
-    with WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND) as writer:
+    reader = PictureReader(params, pictures)
+    with BatchEncoder(store, params, vae, device) as encoder:
+        read = batches_ahead(batches, lambda batch: encoder.allocate(batch[0].bucket), reader.fill, threads=threads)
         for batch, bytes_BHWC in track(read, what=what, total=len(batches), unit="batches"):
-            bytes_BHWC[len(batch) :] = bytes_BHWC[len(batch) - 1]  # a short batch is padded with its last picture
-            posterior = encode(vae, pixels_from_bytes(moves.upload(bytes_BHWC)), params)
-            writer.submit(partial(put_batch, store, batch, moves.download(with_finite(posterior))))
+            encoder.encode(batch, bytes_BHWC)
 
 
 class PictureReader:
     """Fills batches of bytes with the crops of samples, in any thread."""
 
-    def __init__(self, params: LatentParams, pictures: Path, *, pinned: bool) -> None:
-        self.params, self.pictures, self.pinned = params, pictures, pinned
-
-    def allocate(self, batch: Sequence[Sample]) -> "Tensor":
-        """An empty batch of one bucket, always of the full size: uint8 [batch_size, H, W, 3]."""
-        import torch
-
-        width, height = batch[0].bucket
-        shape = (self.params.batch_size, height, width, 3)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
+    def __init__(self, params: LatentParams, pictures: Path) -> None:
+        self.params, self.pictures = params, pictures
 
     def fill(self, bytes_BHWC: "Tensor", place: int, sample: Sample) -> None:
         """Put a sample's crop into its place.
@@ -81,33 +110,36 @@ class PictureReader:
         Raises: DataError that names the picture.
         """
         image = load_pixels(self.pictures / sample.path, sample.file_digest)
-        bytes_BHWC.numpy()[place] = crop_picture(
-            image,
-            alpha=self.params.alpha,
-            resample=self.params.resample,
-            resize=sample.crop.resize,
-            crop=sample.crop.at,
-            size=sample.bucket,
-            flip=sample.flip,
-        )
+        bytes_BHWC.numpy()[place] = cut_sample(image, sample, self.params)
 
 
-def put_batch(store: Store, batch: Sequence[Sample], arrived: "Callable[[], dict[str, Tensor]]") -> None:
-    """Put each sample of an encoded batch.
+def cut_sample(image: "Image", sample: Sample, params: LatentParams) -> "NDArray[np.uint8]":
+    """A sample's crop of its picture: uint8 HWC."""
+    return crop_picture(
+        image,
+        alpha=params.alpha,
+        resample=params.resample,
+        resize=sample.crop.resize,
+        crop=sample.crop.at,
+        size=sample.bucket,
+        flip=sample.flip,
+    )
 
-    Raises: DataError that names a picture whose numbers are not finite; those before it are put.
+
+def put_sample(store: Puts, sample: Sample, place: int, arrived: "Callable[[], dict[str, Tensor]]") -> None:
+    """Put one sample of an encoded batch.
+
+    Raises: DataError that names the picture where its numbers are not finite.
     """
     from eridiff.tensorfile import raw_tensors
 
-    posterior = dict(arrived())
-    finite = posterior.pop("finite").tolist()
-    for index, sample in enumerate(batch):
-        if not finite[index]:
-            raise DataError(
-                f"{sample.path}: the VAE gave numbers that are not finite. With latents.dtype fp16 some VAEs "
-                "overflow: use bf16 or fp32."
-            )
-        store.put(sample.key, sample.parts, raw_tensors({name: t[index] for name, t in posterior.items()}))
+    posterior = {name: tensor[place] for name, tensor in arrived().items()}
+    if not posterior.pop("finite"):
+        raise DataError(
+            f"{sample.path}: the VAE gave numbers that are not finite. With latents.dtype fp16 some VAEs overflow: "
+            "use bf16 or fp32."
+        )
+    store.put(sample.key, sample.parts, raw_tensors(posterior))
 
 
 def cache_latents(
@@ -166,10 +198,15 @@ def _encode(
 
     def form(keys: set[str]) -> list[list[Sample]]:
         wanted = {sample.key: sample for sample in samples if sample.key in keys}  # equal pictures share a key
-        return list(batch_by_bucket(wanted.values(), params.batch_size))
+        return batch_by_bucket(wanted.values(), params.batch_size)
 
     def encode(batches: Sequence[Sequence[Sample]]) -> None:
-        if batches:
-            encode_batches(batches, store, params, *load(), pictures, workers=workers, what=f"latents{ranks.label}")
+        if not batches:
+            return
+        vae, device = load()
+        own = {sample.key for batch in batches for sample in batch}
+        with EarlyShards(store, samples.keys, samples.areas, own, device) as shards:
+            puts = store if ranks.index else shards  # the first process alone writes shards
+            encode_batches(batches, puts, params, vae, device, pictures, workers=workers, what=f"latents{ranks.label}")
 
     return encode_together(ranks, store, samples.keys, form, encode, "latents")

@@ -1,6 +1,6 @@
 """Which latents there are: the params, and every picture's crops with the keys of their posteriors in the store."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +21,6 @@ INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "sh
     ("flip", "variant", "bucket_w", "bucket_h", "crop_left", "crop_top", "original_w", "original_h"), "int"
 )
 IN_NO_KEY = {"flip", "crops", "crop_zoom", "seed"}  # they decide which samples there are, not what one holds
-PICTURES_REMEMBERED = 1024  # at once, while pictures are read for the first time
 
 
 class LatentParams(Section):
@@ -73,20 +72,25 @@ def plan_samples(
     Raises: ConfigError where a bucket's sides do not fit the family,
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
-    learn_pixels(_files(rows, side_multiple), pictures, pixels)
     samples = Samples(params, common_parts(params, vae, version, generation))
     for row in rows:
+        check_sides([row], side_multiple)
+        if row["file_digest"] not in pixels.known:
+            check_sides(rows, side_multiple)  # before anything is read
+            learn_pixels(((row["path"], row["file_digest"]) for row in rows), pictures, pixels)  # all of them
         samples.add(row, pixels.known[row["file_digest"]])
     return samples
 
 
-def _files(rows: Iterable[Row], side_multiple: int) -> Iterator[tuple[str, str]]:
-    """Path and digest of each row's picture, where its bucket fits the family."""
+def check_sides(rows: Iterable[Row], side_multiple: int) -> None:
+    """Check that the buckets fit the family.
+
+    Raises: ConfigError.
+    """
     for row in rows:
         if row["bucket_w"] % side_multiple or row["bucket_h"] % side_multiple:
             size = f"{row['bucket_w']} x {row['bucket_h']}"
             raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
-        yield row["path"], row["file_digest"]
 
 
 def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str) -> Parts:
@@ -112,29 +116,36 @@ def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: Pixel
 
     threads = min(available_cores(), MAX_READERS)
     learned = ahead(unknown, read, threads=threads if len(unknown) > 1 else 0, depth=2 * threads)
-    some: dict[str, str] = {}
     wrong: list[str] = []
-    for digest, pixel in track(learned, what="reading pictures", total=len(unknown), unit="pictures"):
-        if isinstance(pixel, DataError):
-            wrong.append(str(pixel))
-            continue
-        some[digest] = pixel
-        if len(some) == PICTURES_REMEMBERED:
-            pixels.learn(some)
-            some = {}
-    pixels.learn(some)
-    if wrong:
-        raise DataError(f"pictures that cannot be used:{listing(sorted(wrong))}")
+    with pixels.learning() as learn:
+        for digest, pixel in track(learned, what="reading pictures", total=len(unknown), unit="pictures"):
+            if isinstance(pixel, DataError):
+                wrong.append(str(pixel))
+            else:
+                learn(digest, pixel)
+    refuse_unusable(wrong)
 
 
-def batch_by_bucket(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """Samples of one bucket at a time, in the order of their keys, so that history decides nothing."""
+def refuse_unusable(wrong: Iterable[str]) -> None:
+    """End where any picture cannot be decoded.
+
+    Raises: DataError that names them all.
+    """
+    if wrong := sorted(wrong):
+        raise DataError(f"pictures that cannot be used:{listing(wrong)}")
+
+
+def batch_by_bucket(samples: Iterable[Sample], batch_size: int) -> list[list[Sample]]:
+    """Samples of one bucket together, in the order of their keys, so that history decides nothing.
+
+    Batches come in the order of their first keys: so a shard's entries, whose keys begin alike, come one after the
+    other, whatever their buckets, and it can be written soon.
+    """
     by_bucket: dict[tuple[int, int], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.key):
         by_bucket.setdefault(sample.bucket, []).append(sample)
-    for _, members in sorted(by_bucket.items()):
-        for start in range(0, len(members), batch_size):
-            yield members[start : start + batch_size]
+    batches = (some[at : at + batch_size] for some in by_bucket.values() for at in range(0, len(some), batch_size))
+    return sorted(batches, key=lambda batch: batch[0].key)
 
 
 def index_rows(samples: Samples, shards: Mapping[str, str]) -> Sequence[Row]:

@@ -4,13 +4,15 @@ STORE/pixels/ID.tsv    file digest <tab> pixel digest, one immutable file a batc
 """
 
 import hashlib
-from collections.abc import Container, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eridiff.entries import WAY_OUT
 from eridiff.files import digest_file, write_text
 from eridiff.progress import warn
+
+AT_A_TIME = 1024  # remembered, while pictures are read for the first time
 
 
 class PixelDigests:
@@ -19,8 +21,9 @@ class PixelDigests:
     wanted: digests of files; without it, whatever all projects of the store have.
     """
 
-    def __init__(self, root: Path, wanted: Container[str] | None = None) -> None:
+    def __init__(self, root: Path, wanted: Set[str] | None = None) -> None:
         self.folder = root / "pixels"
+        self.wanted = wanted
         self.known: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.tsv")):
             with suppress(FileNotFoundError):  # gc joins small files
@@ -30,6 +33,11 @@ class PixelDigests:
                 with path.open(encoding="utf-8") as file:
                     pairs = (line.rstrip("\n").split("\t") for line in file)
                     self.known |= {key: value for key, value in pairs if wanted is None or key in wanted}
+
+    @property
+    def unknown(self) -> set[str]:
+        """Those of the wanted that are not known."""
+        return set((self.wanted or frozenset()) - self.known.keys())
 
     @staticmethod
     def file_name(text: str) -> str:
@@ -43,3 +51,19 @@ class PixelDigests:
             text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
             write_text(self.folder / self.file_name(text), text)
             self.known |= new
+
+    @contextmanager
+    def learning(self) -> Iterator[Callable[[str, str], None]]:
+        """Takes digests one by one; they are remembered some at a time, and at the end, however that comes."""
+        some: dict[str, str] = {}
+
+        def learn(file: str, pixels: str) -> None:
+            some[file] = pixels
+            if len(some) == AT_A_TIME:
+                self.learn(some)
+                some.clear()
+
+        try:
+            yield learn
+        finally:
+            self.learn(some)

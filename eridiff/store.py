@@ -177,14 +177,12 @@ class Store:
             for old in out.glob("shard-*.safetensors"):
                 old.unlink()
             with ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="eridiff-shard") as pool:
-                made = list(pool.map(partial(self._place, wanted, out), groups))
+                self.published = list(pool.map(partial(self._place, wanted, out), groups))
         except FileNotFoundError:  # gc took a shard between its look-up and its link
             self.look_again()
             raise EntryGone(f"a shard has vanished from the store {self.root}: run `dvc repro`.") from None
         except OSError as error:
             raise StoreError(f"cannot write shards to {self.root} or {out}: {error.strerror}.") from None
-        self.published = [name for name, _ in made]
-        self.shards_written += sum(written for _, written in made)
         return placed
 
     def _all_of(self, keys: Keys) -> EntryTable:
@@ -197,27 +195,51 @@ class Store:
             raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
         return table
 
-    def _place(self, keys: Keys, out: Path, group: tuple[str, slice]) -> tuple[str, bool]:
-        """Link the shard of some of the keys into `out`; its name in the store, and whether it was written."""
+    def _place(self, wanted: Keys, out: Path, group: tuple[str, slice]) -> str:
+        """Link the shard of some of the keys into `out`; its name in the store."""
         prefix, part = group
-        shard, written = self._shard(keys[part], prefix)
+        keys = [key.decode() for key in wanted[part]]
+        shard = self._shard(dict(zip(keys, self._all_of(wanted[part]).checksums(wanted[part]), strict=True)), prefix)
         link_or_copy(shard, out / shard_name(prefix))
-        return shard.stem, written
+        return shard.stem
 
-    def _shard(self, wanted: Keys, prefix: str) -> tuple[Path, bool]:
+    def gather(self, keys: Iterable[str], prefix: str) -> bool:
+        """Put the entries of some keys into their shard before `publish` asks for it; False where one is not here yet.
+
+        Entries that other processes have put meanwhile count.
+        Raises: StoreError, OSError as `publish`, which will say the same.
+        """
+        checksums = {}
+        for key in keys:
+            entry = self.catalogue.get(key) or self._find_loose(key)
+            if entry is None:
+                return False
+            checksums[key] = entry.checksum
+        self._shard(checksums, prefix)
+        return True
+
+    def _find_loose(self, key: str) -> Location | None:
+        """An entry that another process has put since the catalogue was read."""
+        with suppress(FileNotFoundError):
+            entry = read_catalogue(open_shard(self.catalogue.loose_path(key)))[key]
+            self.catalogue.add(entry)
+            return entry
+        return None
+
+    def _shard(self, checksums: Mapping[str, str], prefix: str) -> Path:
         """The store's shard of exactly these keys, written if there is none; entries of their own are then removed."""
-        keys = [key.decode() for key in wanted]
-        path = self._shard_path(dict(zip(keys, self._all_of(wanted).checksums(wanted), strict=True)))
-        written = not self._has_shard(path)
-        if written:
+        keys, path = list(checksums), self._shard_path(checksums)
+        if not self._has_shard(path):
             path = self._write_shard(keys)
             self.catalogue.move(keys, path)
+            with self._lock:
+                self.shards_written += 1
         loose = {name.removesuffix(".safetensors") for name in list_loose(self.folder / "entries", prefix)}
         if inside := [key for key in keys if key in loose]:
             self.catalogue.move(inside, path)
             for key in inside:
                 _remove_copy(self.catalogue.loose_path(key))
-        return path, written
+        return path
 
     def _write_shard(self, keys: list[str]) -> Path:
         entries: dict[str, Location] = {}

@@ -7,11 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from eridiff.caching import CacheCounts, fill
 from eridiff.config import Section
+from eridiff.earlyshards import EarlyShards, Puts
 from eridiff.encodepipe import BATCHES_BEHIND, Transfers, WriteBehind, with_finite, writer_threads
+from eridiff.entrytable import sorted_keys
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.progress import track
@@ -95,12 +98,12 @@ def plan_captions(
     return [Caption(text=text, key=entry_key({**common, "text": text}), common=common) for text in sorted(texts)]
 
 
-def batch_by_length(captions: Iterable[Caption], batch_size: int) -> list[list[Caption]]:
-    """Captions of like length together, in an order that history does not decide.
+def batch_by_key(captions: Iterable[Caption], batch_size: int) -> list[list[Caption]]:
+    """Captions in the order of their keys: history decides nothing, and shards are complete one after the other.
 
-    Today every family pads all captions to one length, so that this changes no figure; one that does not will gain.
+    Not by length: every family pads all captions to one.
     """
-    ordered = sorted(captions, key=lambda caption: (len(caption.text), caption.key))
+    ordered = sorted(captions, key=lambda caption: caption.key)
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
@@ -118,7 +121,7 @@ def prepare_encoders(encoders: TextEncoders, params: TextParams, device: "torch.
 
 def encode_batches(
     batches: Sequence[Sequence[Caption]],
-    store: Store,
+    store: Puts,
     params: TextParams,
     family: Family,
     encoders: TextEncoders,
@@ -127,38 +130,37 @@ def encode_batches(
 ) -> None:
     """Encode and put whole batches; entries are written behind the encoder.
 
-    Captions are cut into tokens between: it takes a thousandth of the encoder's time, and a tokenizer serves one
-    thread at a time.
+    Captions are cut into tokens between, while a device still has the batches before: up to BATCHES_BEHIND of them.
     """
     import torch
 
     prepare_encoders(encoders, params, device)
     max_tokens = choose_max_tokens(params, family)
     moves = Transfers(device)
-    with WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND) as writer:
+    with WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size) as writer:
         for batch in track(batches, what=what, total=len(batches), unit="batches"):
             texts = [caption.text for caption in batch] + [""] * (params.batch_size - len(batch))
             with torch.inference_mode():
                 embeddings = family.encode_text(encoders, texts, max_tokens)
-            lost = [family.tokens_lost(encoders, caption.text, max_tokens) for caption in batch]
-            writer.submit(partial(put_batch, store, batch, lost, moves.download(with_finite(embeddings))))
+            arrived = moves.download(with_finite(embeddings))
+            for place, caption in enumerate(batch):
+                lost = family.tokens_lost(encoders, caption.text, max_tokens)
+                writer.submit(partial(put_caption, store, caption, lost, place, arrived))
 
 
-def put_batch(
-    store: Store, batch: Sequence[Caption], lost: Sequence[int], arrived: "Callable[[], dict[str, Tensor]]"
+def put_caption(
+    store: Puts, caption: Caption, lost: int, place: int, arrived: "Callable[[], dict[str, Tensor]]"
 ) -> None:
-    """Put each caption of an encoded batch, with the count of its tokens that no encoder saw.
+    """Put one caption of an encoded batch, with the count of its tokens that no encoder saw.
 
-    Raises: DataError that names a caption whose numbers are not finite; those before it are put.
+    Raises: DataError that names the caption where its numbers are not finite.
     """
-    embeddings = dict(arrived())
-    finite = embeddings.pop("finite").tolist()
-    for index, caption in enumerate(batch):
-        if not finite[index]:
-            raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite.")
-        tensors = raw_tensors({name: tensor[index] for name, tensor in embeddings.items()})
-        tensors["tokens_lost"] = RawTensor("I32", (), lost[index].to_bytes(4, "little"))
-        store.put(caption.key, caption.parts, tensors)
+    embeddings = {name: tensor[place] for name, tensor in arrived().items()}
+    if not embeddings.pop("finite"):
+        raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite.")
+    tensors = raw_tensors(embeddings)
+    tensors["tokens_lost"] = RawTensor("I32", (), lost.to_bytes(4, "little"))
+    store.put(caption.key, caption.parts, tensors)
 
 
 def cache_texts(
@@ -200,11 +202,17 @@ def _encode(captions: list[Caption], store: Store, params: TextParams, family: F
     by_key = {caption.key: caption for caption in captions}
 
     def form(keys: set[str]) -> list[list[Caption]]:
-        return batch_by_length((by_key[key] for key in keys), params.batch_size)
+        return batch_by_key((by_key[key] for key in keys), params.batch_size)
 
     def encode(batches: Sequence[Sequence[Caption]]) -> None:
-        if batches:
-            encode_batches(batches, store, params, family, *load(), what=f"text{ranks.label}")
+        if not batches:
+            return
+        encoders, device = load()
+        own = {caption.key for batch in batches for caption in batch}
+        keys = sorted_keys(by_key)
+        with EarlyShards(store, keys, np.ones(len(keys), np.int64), own, device) as shards:
+            puts = store if ranks.index else shards  # the first process alone writes shards
+            encode_batches(batches, puts, params, family, encoders, device, what=f"text{ranks.label}")
 
     return encode_together(ranks, store, by_key, form, encode, "text")
 

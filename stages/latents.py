@@ -4,12 +4,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from eridiff.caching import Work
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.latentcache import cache_latents, help_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
+from eridiff.latents import INDEX_COLUMNS, LatentParams, common_parts, plan_samples
+from eridiff.newpictures import NewPictures
 from eridiff.pixeldigests import PixelDigests
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
@@ -19,6 +21,7 @@ from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.samples import Samples
 from eridiff.sources import find_source, pointers_of
+from eridiff.store import Parts
 from eridiff.tables import TableRows, write_table
 
 
@@ -44,34 +47,46 @@ def main() -> None:
         return family.load_vae(source, DTYPES[params.dtype]), device
 
     load, pixels = TimedLoad(load_encoder), PixelDigests(root, digests)
+    version, side = family.VAE_ENCODE, family.SIDE_MULTIPLE
+    new = NewPictures(rows, params, side, pictures, pixels)
 
     @cache
     def plan(generation: str) -> Samples:
-        version, side = family.VAE_ENCODE, family.SIDE_MULTIPLE
         return plan_samples(rows, params, vae.identity(), version, side, pictures, pixels, generation)
+
+    def common(generation: str) -> Parts:
+        return common_parts(params, vae.identity(), version, generation)
 
     def earlier() -> list[Path]:
         return earlier_shards("latents", str(out))
 
+    def lacks(generation: str) -> bool:
+        keys = (lambda: new.first_keys(common(generation))), (lambda: plan(generation).keys)
+        return any(entries_lacking(root, "latents", some(), earlier) for some in keys)
+
     probing = Probing(
-        encoder=vae_encoder(pointer, params, family.VAE_ENCODE),
+        encoder=vae_encoder(pointer, params, version),
         root=root,
         take=lambda: probe_vae(params, *load()),
-        lacks=lambda generation: entries_lacking(root, "latents", plan(generation).keys, earlier),
+        lacks=lacks,
         earlier=lambda: index_reference(earlier_index("latents", str(out))),
     )
     reference = settle(probing)
-    samples, workers = plan(generation_of(reference)), local.workers
+    generation, workers, before = generation_of(reference), local.workers, load.seconds
+    work = Work()
+    if ranks.size == 1:  # several share out what one has looked up
+        work = new.encode(common(generation), load, root, earlier, workers=workers)
+    samples = plan(generation)
     if ranks.index:
         encoded = help_latents(samples, params, load, root, pictures, ranks, workers=workers)
         say(f"latents{ranks.label}: {encoded} encoded")
         return
-    before = load.seconds
     index, counts = cache_latents(samples, params, load, root, earlier, pictures, out, workers=workers, ranks=ranks)
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
     facts |= {"probe": reference.facts()} if reference else {}
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
-    counts = count_saving(counts, root, probing.encoder.identity, samples.mean_area, loading=load.seconds - before)
+    counts, loading = counts.after(work), load.seconds - before
+    counts = count_saving(counts, root, probing.encoder.identity, samples.mean_area, loading=loading)
     record_run("latents", counts=vars(counts))
     say(counts.line())
 

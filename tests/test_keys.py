@@ -8,6 +8,7 @@ from pathlib import Path
 from eridiff.families import load_family
 from eridiff.latents import LatentParams, plan_samples
 from eridiff.pixeldigests import PixelDigests
+from eridiff.store import entry_key
 from eridiff.texts import TextParams, plan_captions
 from tests.bases import FAMILIES
 
@@ -21,6 +22,7 @@ def test_the_key_of_a_latent(tmp_path: Path) -> None:
     pixels.learn({"d" * 64: "e" * 64})
     samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
     assert [sample.key for sample in samples] == LATENT_KEYS
+    assert [entry_key(sample.parts) for sample in samples] == LATENT_KEYS  # as whoever reads an entry makes it
 
 
 def test_the_key_of_a_text() -> None:

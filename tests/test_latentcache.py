@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
+from eridiff.latents import INDEX_COLUMNS, LatentParams, batch_by_bucket, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
 from eridiff.samples import Samples
@@ -93,7 +93,7 @@ def test_a_picture_that_changes_meanwhile_is_named_at_once(tmp_path: Path, worke
     """Read by a worker while the encoder runs: its error ends the stage, what was encoded stays."""
     rows, params = make_pictures(tmp_path / "raw", 20), LatentParams(batch_size=2)
     samples = plan(rows, params, tmp_path / "raw", tmp_path / "store-a")
-    wrong = sorted(samples, key=lambda sample: (sample.bucket, sample.key))[7].path  # of the fourth batch
+    wrong = batch_by_bucket(samples, 2)[3][1].path  # of the fourth batch
     (tmp_path / "raw" / wrong).write_bytes(b"no picture")
     vae = MeanVae(0.01)
     with pytest.raises(DataError, match=rf"{wrong}: changed since the captions stage ran"):

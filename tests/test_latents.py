@@ -14,7 +14,7 @@ from PIL import Image
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.files import digest_file
-from eridiff.latentcache import PictureReader, cache_latents, encode_batches
+from eridiff.latentcache import BatchEncoder, cache_latents, encode_batches
 from eridiff.latents import IN_NO_KEY, LatentParams, learn_pixels, plan_samples
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Samples
@@ -137,7 +137,7 @@ def test_a_padded_batch_gives_the_same_bits(pictures: Path) -> None:
     _, encoded = run(pictures, params, samples, out="again", store="alone")
     assert encoded == 0
     assert shards(pictures.parent / "latents") == shards(pictures.parent / "again")
-    bytes_BHWC = PictureReader(params, pictures, pinned=False).allocate(samples[:1])
+    bytes_BHWC = BatchEncoder(store, params, vae(), CPU).allocate((48, 48))
     assert bytes_BHWC.shape == (4, 48, 48, 3)
     assert pixels_from_bytes(bytes_BHWC).is_contiguous()  # channels_last is a param
 

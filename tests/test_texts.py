@@ -17,7 +17,7 @@ from eridiff.tensorfile import TensorFile
 from eridiff.texts import (
     Caption,
     TextParams,
-    batch_by_length,
+    batch_by_key,
     cache_texts,
     choose_max_tokens,
     plan_captions,
@@ -184,7 +184,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     module.encode_text = overflow
     with pytest.raises(DataError, match=r"caption '.*': the text encoders gave numbers that are not finite"):
         run(plan(), tmp_path, family=module)  # type: ignore[arg-type]
-    assert Store(tmp_path / "store", "texts").catalogue == {}
+    assert batch_by_key(plan(), 4)[0][0].key not in Store(tmp_path / "store", "texts").catalogue
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -209,11 +209,12 @@ def test_number_formats_are_kept(tmp_path: Path) -> None:
     assert {file.raw(name).dtype for name in file.names} == {"BF16", "I32"}
 
 
-def test_batches_are_of_like_length_whatever_the_order() -> None:
+def test_batches_are_in_the_order_of_keys_whatever_the_order_of_captions() -> None:
     captions = plan([{"variants": ["a" * n for n in (9, 3, 7, 1, 5)]}])
-    batches = batch_by_length(captions, 2)
-    assert [[len(caption.text) for caption in batch] for batch in batches] == [[0, 1], [3, 5], [7, 9]]
-    assert batch_by_length(captions[::-1], 2) == batches
+    batches = batch_by_key(captions, 2)
+    assert [caption.key for batch in batches for caption in batch] == sorted(caption.key for caption in captions)
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    assert batch_by_key(captions[::-1], 2) == batches
 
 
 def test_compile_is_in_the_key_only_where_it_is_asked_for() -> None:

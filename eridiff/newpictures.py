@@ -1,0 +1,173 @@
+"""Pictures that the store never saw: decoded once, for the digest that their keys need and for the encoder at once.
+
+    read (threads): decode, digest => key; where the store lacks it: crop => a batch of its bucket => encode => write
+
+Batches are made as pictures come, since a key is known only once its picture is decoded; whoever is in a batch changes
+no byte. What this leaves (a picture that the store saw before but lacks, an interruption) the stage finds missing after
+it, as in any run.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eridiff.caching import Work
+from eridiff.encodepipe import MAX_READERS, ahead, available_cores
+from eridiff.errors import DataError
+from eridiff.images import load_pixels, pixel_digest
+from eridiff.latentcache import BatchEncoder, Load, cut_sample
+from eridiff.latents import LatentParams, check_sides, refuse_unusable
+from eridiff.pixeldigests import PixelDigests
+from eridiff.progress import track
+from eridiff.samples import Sample, Samples
+from eridiff.store import Parts, Store
+from eridiff.tables import Row
+from eridiff.variants import Size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A picture that was read, and the crops [H, W, 3] of those of its samples that the store lacked then."""
+
+    file_digest: str
+    pixel_digest: str
+    crops: "list[tuple[Sample, NDArray[np.uint8]]]"
+
+
+class NewPictures:
+    """Pictures of buckets.parquet whose pixels nothing remembers."""
+
+    def __init__(
+        self, rows: Iterable[Row], params: LatentParams, side_multiple: int, pictures: Path, pixels: PixelDigests
+    ) -> None:
+        """rows: of buckets.parquet; of pixels.wanted those are new that are not known."""
+        self.rows, self.params, self.side_multiple = rows, params, side_multiple
+        self.pictures, self.pixels = pictures, pixels
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        """The rows of each, those of several resolutions together; a copy that stands elsewhere is left out."""
+        left = self.pixels.unknown
+        rows_of = groupby(self.rows, key=lambda row: row["file_digest"]) if left else ()
+        for digest, rows in rows_of:
+            if digest in left:
+                left.remove(digest)
+                yield list(rows)
+
+    def first_keys(self, common: Parts) -> list[str]:
+        """The keys of the first one's samples: mostly enough to know that something lacks.
+
+        [] where there is none, or it cannot be decoded: whoever reads all names it, with the others.
+        """
+        rows = next(iter(self), None)
+        if rows is None:
+            return []
+        check_sides(self.rows, self.side_multiple)
+        try:
+            pixels = self._decode(rows)[1]
+        except DataError:
+            return []
+        return [sample.key for sample in self._samples(rows, pixels, common)]
+
+    def encode(
+        self,
+        common: Parts,
+        load: Load,
+        store_root: Path,
+        earlier: Callable[[], Iterable[Path]],
+        *,
+        workers: int | None = None,
+    ) -> Work:
+        """Read all, remember their pixels, and encode what the store and the stage's last output lack of them.
+
+        Memory: a batch of each bucket, and a batch and a picture a thread ahead.
+        Raises: as `plan_samples`. After a picture that cannot be decoded nothing is encoded, but the others are read
+        and remembered, so that all such pictures are named at once.
+        """
+        began, count = time.monotonic(), len(self.pixels.unknown)
+        if not count:
+            return Work()
+        check_sides(self.rows, self.side_multiple)
+        store = Store(store_root, "latents")
+        store.adopt(earlier())
+        threads = min(available_cores(), MAX_READERS) if workers is None else workers
+        of_each = self.params.crops * (2 if self.params.flip else 1)
+
+        def read(rows: Sequence[Row]) -> Read | DataError:
+            try:
+                return self._read(rows, common, store)
+            except DataError as error:
+                return error
+
+        with ExitStack() as stack:
+            pictures = ahead(self, read, threads=threads, depth=threads + -(-self.params.batch_size // of_each))
+            stack.callback(pictures.close)  # type: ignore[attr-defined]
+            learn = stack.enter_context(self.pixels.learning())
+            forming = FormingBatches(store, self.params, load, stack)
+            wrong: list[str] = []
+            for picture in track(pictures, what="new pictures", total=count, unit="pictures"):
+                if isinstance(picture, DataError):
+                    wrong.append(str(picture))
+                    continue
+                for sample, crop in picture.crops if not wrong else ():
+                    forming.add(sample, crop)
+                learn(picture.file_digest, picture.pixel_digest)
+            refuse_unusable(wrong)
+            forming.finish()
+        return Work(encoded=len(forming.begun), seconds=time.monotonic() - began)
+
+    def _read(self, rows: Sequence[Row], common: Parts, store: Store) -> Read:
+        image, pixels = self._decode(rows)
+        lacking = [sample for sample in self._samples(rows, pixels, common) if sample.key not in store.catalogue]
+        crops = [(sample, cut_sample(image, sample, self.params)) for sample in lacking]
+        return Read(file_digest=rows[0]["file_digest"], pixel_digest=pixels, crops=crops)
+
+    def _decode(self, rows: Sequence[Row]) -> "tuple[Image, str]":
+        image = load_pixels(self.pictures / rows[0]["path"], rows[0]["file_digest"])
+        return image, pixel_digest(image)
+
+    def _samples(self, rows: Sequence[Row], pixels: str, common: Parts) -> Samples:
+        samples = Samples(self.params, common)
+        for row in rows:
+            samples.add(row, pixels)
+        return samples
+
+
+class FormingBatches:
+    """Batches in the making, one of each bucket; the VAE is loaded for the first."""
+
+    def __init__(self, store: Store, params: LatentParams, load: Load, stack: ExitStack) -> None:
+        self.begun: set[str] = set()  # keys: equal pictures have one
+        self._store, self._params, self._load, self._stack = store, params, load, stack
+        self._encoder: BatchEncoder | None = None
+        self._open: dict[Size, tuple[list[Sample], Tensor]] = {}
+
+    def add(self, sample: Sample, crop: "NDArray[np.uint8]") -> None:
+        """Take in a sample; where it fills a batch, that is encoded."""
+        if sample.key in self.begun:
+            return
+        self.begun.add(sample.key)
+        if self._encoder is None:
+            self._encoder = self._stack.enter_context(BatchEncoder(self._store, self._params, *self._load()))
+        if sample.bucket not in self._open:
+            self._open[sample.bucket] = [], self._encoder.allocate(sample.bucket)
+        batch, bytes_BHWC = self._open[sample.bucket]
+        bytes_BHWC.numpy()[len(batch)] = crop
+        batch.append(sample)
+        if len(batch) == self._params.batch_size:
+            self._encoder.encode(*self._open.pop(sample.bucket))
+
+    def finish(self) -> None:
+        """Encode what is left, in short batches."""
+        for _, (batch, bytes_BHWC) in sorted(self._open.items()):
+            assert self._encoder is not None
+            self._encoder.encode(batch, bytes_BHWC)
