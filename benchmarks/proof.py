@@ -166,7 +166,8 @@ def prove(preset: str, gib: float, work: Path, photographs: Path) -> list[dict[s
             )  # fmt: skip
         row = {"preset": preset, "GiB of card": gib, "stage": stage, "s": time.monotonic() - start}
         row |= {"peak GiB": card.peak / GIB, "rc": done.returncode}
-        rows.append(row | {"words": [line for line in done.stdout.splitlines() if line][-6:]})
+        words = [line for line in done.stdout.splitlines() if line and " left" not in line]
+        rows.append(row | {"words": words[-6:]})
         print(json.dumps(row), *rows[-1]["words"], sep="\n    ", flush=True)
         if done.returncode:
             print(done.stdout[-1500:], done.stderr[-3000:], flush=True)
