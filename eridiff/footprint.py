@@ -24,7 +24,7 @@ from eridiff.trainparams import TrainParams
 
 GIB = 2**30
 SPARE = GIB // 2  # of a GPU: workspaces of its libraries, and gaps between what is allocated
-CONTEXT = GIB // 2  # what CUDA and its libraries take of a GPU before anything is allocated
+CONTEXT = 3 * GIB // 4  # what CUDA and its libraries take of a GPU themselves
 META = torch.device("meta")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: four bits, an 8-bit scale for 64, a 32-bit one for 256 of those
 FLOAT_BYTES = 4  # of an adapter, its gradient, and each moment of AdamW

@@ -26,8 +26,8 @@ STAGES = ("latents", "text", "train", "sample")  # those that need a GPU
 Params = dict[str, Any]  # section -> its keys
 Changes = dict[str, dict[str, Any]]  # section -> key -> value
 
-# Share of the rate of one large matrix product that a stage reaches: measured on an H100 (docs/plan.md).
-EFFICIENCY = {"latents": 0.35, "text": 0.4, "train": 0.4, "sample": 0.4}
+# Share of the rate of one large matrix product that a stage reaches once it runs: measured on an H100 (docs/plan.md).
+EFFICIENCY = {"latents": 0.45, "text": 0.5, "train": 0.33, "sample": 0.4}
 PRODUCT = 4096  # side of that product
 
 
