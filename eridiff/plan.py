@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,16 @@ class Planner:
         own = self.section(stage, params)
         if stage == "latents":
             return latents_footprint(own, self.family, self.source, self.size), ""
-        text, shapes = text_footprint(self.section("text", params), self.family, self.source)
+        encoding = self.section("text", params)
+        if stage == "sample":  # encodes its prompts itself, one by one
+            same = {"dtype": own.precision, "batch_size": 1, "max_tokens": own.max_tokens}
+            encoding = encoding.model_copy(update=same)
+        text, shapes = text_footprint(encoding, self.family, self.source)
         if stage == "text":
             return text, ""
         if stage == "sample":
             drawing = sample_footprint(own, self.family, self.source, shapes)
-            return drawing if drawing.memory > text.memory else _larger(drawing, text), ""
+            return max(drawing, replace(text, flops=drawing.flops), key=lambda phase: phase.memory), ""
         vae = self.source.config("vae")
         batch = made_up_batch(own.batch_size, self.family, vae, shapes, self.size)
         level, found = first_level(own, self.family, self.source, batch, self.card.memory - CONTEXT - SPARE)
@@ -152,11 +156,6 @@ class Planner:
         own = self.section(stage, self.params)
         rate = product_rate(DTYPES[getattr(own, "precision", None) or own.dtype])
         return units * found.flops / (rate * EFFICIENCY[stage])
-
-
-def _larger(drawing: Footprint, text: Footprint) -> Footprint:
-    """A stage of two phases takes the memory of the larger."""
-    return Footprint(weights=text.weights, work=text.work, flops=drawing.flops)
 
 
 def ways(stage: str, params: Params) -> Iterator[Changes]:
