@@ -85,9 +85,12 @@ def test_pictures_are_drawn_on_cuda(family: str) -> None:
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_memory_that_runs_out_on_cuda(family: str, tmp_path: Path) -> None:
-    """With less memory than all activations take, training goes on with fewer, and to the same losses."""
+def test_memory_that_runs_out_on_cuda(tmp_path: Path) -> None:
+    """With less memory than all activations take, training goes on with fewer, and to the same losses.
+
+    In one small base that takes pictures so large that activations are most of its memory.
+    """
+    family = "flux"
     params = params_of({"steps": 2, "batch_size": 4})
     data = random_set(family, tmp_path, params, ((1024, 1024),))
     facts, module = source(family).config("vae"), load_family(family)
