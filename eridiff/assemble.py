@@ -49,12 +49,17 @@ def assemble(
     return assembled
 
 
+def make_model(kind: Any, config: dict[str, Any]) -> Any:
+    """A new model of class `kind`."""
+    return kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
+
+
 def init_model(kind: Any, config: dict[str, Any]) -> Any:
     """A model without weights: parameters on torch's meta device, buffers as they are made."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        return kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
+        return make_model(kind, config)
 
 
 def build_empty(kind: Any, config: dict[str, Any], dtype: "torch.dtype") -> "nn.Module":
@@ -62,11 +67,10 @@ def build_empty(kind: Any, config: dict[str, Any], dtype: "torch.dtype") -> "nn.
     import torch
 
     with torch.device("meta"):
-        model = kind(kind.config_class(**config)) if is_of_transformers(kind) else kind.from_config(config)
+        model: nn.Module = make_model(kind, config)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.to(dtype) if tensor.is_floating_point() else tensor.data
-    empty: nn.Module = model
-    return empty
+    return model
 
 
 def as_dtype(

@@ -88,9 +88,13 @@ def embed_prompts(
 
 def embed(pipeline: Any, family: Family, params: DrawParams, prompt: Prompt) -> Embeds:
     """One prompt's embeddings [1, ...], by the names of the pipeline's arguments."""
-    guided = family.NEGATIVE and params.guidance_scale > 1
     tokens = params.max_tokens or family.MAX_TOKENS[0]
-    return family.embed_prompt(pipeline, prompt.prompt, prompt.negative, guided, tokens)
+    return family.embed_prompt(pipeline, prompt.prompt, prompt.negative, is_guided(params, family), tokens)
+
+
+def is_guided(params: DrawParams, family: Family) -> bool:
+    """Whether the denoiser is asked twice a step, with the prompt and with the negative one."""
+    return family.NEGATIVE and params.guidance_scale > 1
 
 
 def draw(pipeline: Any, params: DrawParams, prompt: Prompt, embeds: Embeds, seed: int) -> Any:

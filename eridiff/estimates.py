@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eridiff.data import Batch
-from eridiff.draw import DrawParams
+from eridiff.draw import DrawParams, is_guided
 from eridiff.families import Family, Sizes
 from eridiff.footprint import META, Footprint, held
 from eridiff.latents import LatentParams
@@ -52,7 +52,7 @@ def sample_footprint(params: DrawParams, family: Family, source: ModelSource, te
     storage = Storage(kind=params.quantise and "int8", device=META, components=frozenset({family.DENOISER}))
     denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
     vae: Any = family.load_vae(source, dtype)
-    guided = 2 if family.NEGATIVE and params.guidance_scale > 1 else 1
+    guided = 2 if is_guided(params, family) else 1
     batch = made_up_batch(guided, family, vae.config, text, params.size)
     embeds = {name: tensor.to(dtype) for name, tensor in batch.text.items()}
     level = torch.zeros(guided, device=META)

@@ -17,6 +17,7 @@ from eridiff.errors import DataError
 from eridiff.filedigests import FileDigests
 from eridiff.files import digest_json, write_text
 from eridiff.progress import say, warn
+from eridiff.roots import BASES
 from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, raw_tensor, write_tensors
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from eridiff.quantise import Storage
 
 FORMAT = 1  # raised by hand when eridiff/quantise.py makes other tensors
-BASES = "bases"
 
 
 def kept_path(root: Path, identity: Mapping[str, str], kind: str, dtype: "torch.dtype") -> Path:

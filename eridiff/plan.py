@@ -1,7 +1,7 @@
 """`eridiff plan`: what each stage of a project takes on a GPU, before it runs, and which params would make it fit."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -219,23 +219,18 @@ def product_rate(dtype: torch.dtype) -> float:
     return 5 * 2 * PRODUCT**3 / (float(start.elapsed_time(end)) / 1000)
 
 
-def render(card: Card, estimates: Iterable[Estimate]) -> Iterator[str]:
-    """A line a stage as it is known, and what to do."""
-    yield f"{card.name}: {card.memory / GIB:.1f} GiB, of which CUDA takes about {CONTEXT / GIB:.1f} itself"
-    yield f"{'':9}{'model':>8}{'work':>8}{'in all':>8}"
-    for estimate in estimates:
-        found = estimate.found
-        sizes = (found.weights, found.work, found.memory + CONTEXT)
-        words = ["fits" if estimate.fits else "DOES NOT FIT", estimate.note, _how_long(estimate)]
-        numbers = "".join(f"{size / GIB:8.1f}" for size in sizes)
-        yield f"{estimate.stage:9}{numbers} GiB  {', '.join(word for word in words if word)}"
-        if estimate.changed is not None:
-            leaves = [
-                f"{stage}.{key}: {value}" for stage, keys in estimate.changes.items() for key, value in keys.items()
-            ]
-            yield f"{'':9}with {', '.join(leaves)}: {(estimate.changed.memory + CONTEXT) / GIB:.1f} GiB"
-        elif not estimate.fits:
-            yield f"{'':9}none of the ways fits: take a lower buckets.resolution or sample.size, or a larger card"
+def render(estimate: Estimate) -> Iterator[str]:
+    """A stage's line, and what to do where it does not fit."""
+    found = estimate.found
+    sizes = (found.weights, found.work, found.memory + CONTEXT)
+    words = ["fits" if estimate.fits else "DOES NOT FIT", estimate.note, _how_long(estimate)]
+    numbers = "".join(f"{size / GIB:8.1f}" for size in sizes)
+    yield f"{estimate.stage:9}{numbers} GiB  {', '.join(word for word in words if word)}"
+    if estimate.changed is not None:
+        leaves = [f"{estimate.stage}.{key}: {value}" for key, value in estimate.changes[estimate.stage].items()]
+        yield f"{'':9}with {', '.join(leaves)}: {(estimate.changed.memory + CONTEXT) / GIB:.1f} GiB"
+    elif not estimate.fits:
+        yield f"{'':9}none of the ways fits: take a lower buckets.resolution or sample.size, or a larger card"
 
 
 def _how_long(estimate: Estimate) -> str:
@@ -253,15 +248,12 @@ def plan_project(folder: Path, memory: float | None, *, write: bool) -> Iterator
     card = find_card(memory)
     if card is None:
         raise ConfigError("this machine has no CUDA device to plan for: name a card's memory, as in `--memory 24`.")
-    estimates = []
-
-    def noted() -> Iterator[Estimate]:
-        for estimate in Planner(folder, card).estimates():
-            estimates.append(estimate)
-            yield estimate
-
-    yield from render(card, noted())
-    changes = {stage: keys for estimate in estimates for stage, keys in estimate.changes.items()}
+    yield f"{card.name}: {card.memory / GIB:.1f} GiB, of which CUDA takes about {CONTEXT / GIB:.1f} itself"
+    yield f"{'':9}{'model':>8}{'work':>8}{'in all':>8}"
+    changes: Changes = {}
+    for estimate in Planner(folder, card).estimates():
+        yield from render(estimate)
+        changes |= estimate.changes
     if changes and write:
         write_changes(folder, changes)
         yield f"written: {folder / 'params.yaml'}"

@@ -19,6 +19,7 @@ from eridiff.files import canonical_json, digest_json, write_text
 from eridiff.progress import warn
 
 ROOTS = "roots"
+BASES = "bases"  # the folder of quantised bases, which are leased by use instead of pinned
 DAY_SECONDS = 86400.0
 
 

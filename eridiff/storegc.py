@@ -15,10 +15,9 @@ from pathlib import Path
 
 from eridiff.files import write_text
 from eridiff.pixeldigests import PixelDigests
-from eridiff.roots import DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
+from eridiff.roots import BASES, DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
 
 KINDS = ("latents", "texts")
-BASES = "bases"  # of eridiff/keptbases.py
 LEASE_DAYS = 14.0
 
 
