@@ -27,8 +27,9 @@ def assemble(
     """A model of class `kind` (diffusers or transformers), as `from_pretrained` loads it from a folder.
 
     storage: where it goes and how it is stored; None: on the CPU, as it is. Raises: BaseError where the file lacks a
-    tensor, or has one of another shape than the config asks for.
+    tensor, or has one of another shape than the config asks for, or with numbers beyond the range of fp16.
     """
+    import torch
     from accelerate.utils import set_module_tensor_to_device
 
     model = init_model(kind, config)
@@ -39,6 +40,10 @@ def assemble(
             raise BaseError(
                 f"{tensors.path}: {name} of {tensors.component} is {list(value.shape)}; by its "
                 f"config it must be {list(empty.shape)}."
+            )
+        if value.dtype == torch.float16 and not value.isfinite().all():
+            raise BaseError(
+                f"{tensors.path}: {name} of {tensors.component} has numbers beyond fp16's range: take bf16 or fp32."
             )
         set_module_tensor_to_device(model, name, device, value=value, dtype=value.dtype)
         if storage:

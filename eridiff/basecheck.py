@@ -6,6 +6,7 @@ check draws from a global generator, and neither changes a byte of what is train
 Legend: B batch, C H W channels and sides of latents, t target, x the denoiser's input.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def check_denoiser(run: Run, data: TrainingSet) -> str:
     Raises: BaseError where it does not beat the trivial predictor at every level.
     """
     levels = measure_denoiser(run, data)
+    if run.params.precision == "fp16" and not all(math.isfinite(level.loss) for level in levels):
+        raise BaseError(f"{describe_levels(levels)}: the denoiser overflows fp16. Take train.precision bf16 or fp32.")
     if not all(level.is_beaten for level in levels):
         raise BaseError(f"{describe_levels(levels)}: the denoiser knows no more than how to scale noise. {WAY_OUT}")
     return describe_levels(levels)

@@ -41,8 +41,8 @@ class DrawParams(Section):
     """(width, height) in pixels."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of the whole pipeline."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Number format of the whole pipeline. What overflows in fp16 is an error, not a black picture."""
     quantise: Quantised | None = None
     """As train.quantise. Text encoders are never quantised: they are on the device alone, before the denoiser."""
 
@@ -117,7 +117,8 @@ def draw(pipeline: Any, params: DrawParams, prompt: Prompt, embeds: Embeds, seed
             output_type="np",  # [B, H, W, 3], 0..1
         ).images[0]
     if not np.isfinite(pixels_HWC).all():
-        raise DataError(f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision fp32.")
+        raise DataError(f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision "
+            f"{'bf16 or fp32' if params.precision == 'fp16' else 'fp32'}.")
     return Image.fromarray((pixels_HWC * 255).round().astype("uint8"))
 
 

@@ -149,7 +149,8 @@ NO_DROPOUT = only(0, 0.0, why="adapters have no dropout here: leave it out.")
 NO_HUB = only(False, None, why="nothing is pushed to a hub: upload data/export yourself.")
 OFF = only(False, None, why="it is not here.")
 FORMAT = one_of(
-    {"bf16": "bf16", "bfloat16": "bf16", "fp32": "fp32", "float32": "fp32", "no": "fp32", True: "bf16", False: "fp32"},
+    {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "fp32": "fp32", "float32": "fp32"}
+    | {"no": "fp32", True: "bf16", False: "fp32"},
     "train.precision",
     why="training in this format is not here.",
 )

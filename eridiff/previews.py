@@ -54,7 +54,7 @@ class Previews:
 def prepare_previews(
     local: LocalConfig,
     model: ModelParams,
-    precision: Literal["fp32", "bf16"],
+    precision: Literal["fp32", "bf16", "fp16"],
     size: tuple[int, int],
     device: "torch.device",
 ) -> Previews | None:

@@ -79,9 +79,9 @@ def quantise_rows(weight: Tensor, kind: Literal["fp8", "int8"]) -> tuple[Tensor,
 
 
 def expand_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [O, I] in a format to compute with."""
+    """The weight [O, I] in a format to compute with. Scales are too small for fp16, so that product is made in fp32."""
     numbers = stored.view(FP8) if stored.dtype == torch.uint8 else stored
-    return numbers.to(dtype) * scale.to(dtype)
+    return (numbers.to(dtype) * (scale if dtype == torch.float16 else scale.to(dtype))).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

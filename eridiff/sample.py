@@ -175,7 +175,8 @@ def load_drawing(
     storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}), store=store)
     denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
     vae = family.load_vae(source, dtype)
-    pipeline: Any = family.make_pipeline(source, params.scheduler, vae=vae, denoiser=denoiser).to(device)
+    pipeline: Any = family.make_pipeline(source, params.scheduler, vae=vae, denoiser=denoiser)
+    pipeline.to(device, silence_dtype_warnings=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

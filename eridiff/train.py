@@ -18,6 +18,7 @@ from eridiff.data import Batch, TrainingSet, plan_batches
 from eridiff.errors import TrainError
 from eridiff.families import Family
 from eridiff.lora import add_adapter, target_modules
+from eridiff.lossscale import next_scale, unscale
 from eridiff.noise import normal, uniform
 from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
 from eridiff.optim import MovingAverage, learning_rate, make_optimizer
@@ -44,10 +45,11 @@ class Run:
     device: torch.device
     activations: Activations
     fixed: bool  # by local.yaml; else the next level is taken where memory does not do
+    loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/lossscale.py)
 
 
 def train_step(run: Run, batch: Batch, step: int) -> Tensor:
-    """Draw, mix, predict, compare: one micro-batch. Adds to the adapters' gradients; returns the loss, fp32.
+    """Draw, mix, predict, compare: one micro-batch. Adds to the adapters' scaled gradients; returns the loss, fp32.
 
     The loss is the mean over C, H, W, then weighted, then the mean over the batch and the micro-batches.
     """
@@ -71,7 +73,7 @@ def train_step(run: Run, batch: Batch, step: int) -> Tensor:
 
     loss_BCHW = elementwise_loss(params.loss, params.huber_delta, model_pred, mixed.target)
     loss = (loss_BCHW.mean(dim=(1, 2, 3)) * mixed.loss_weight).mean() / params.accumulation
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss * run.loss_scale).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
@@ -147,12 +149,14 @@ def train(
     batches = data.stream(plan, params.accumulation, done + 1)
     meter = _Meter(done, params.steps)
     for step in range(done + 1, params.steps + 1):
+        if params.precision == "fp16":
+            run.loss_scale = next_scale(table.get("loss_scale", []))
         losses = _optimizer_step(run, batches, optimizer, step)
         if average is not None:
             average.update(run.adapters)
         for name, value in losses.items():
             table.setdefault(name, []).append(value)
-        _refuse_nonfinite(losses, step)
+        _refuse_nonfinite(losses, step, params.precision)
         if step % params.save_every == 0 or step == params.steps:
             _save_adapters(state, step, groups)
         if step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
@@ -189,19 +193,22 @@ def _optimizer_step(
     params = run.params
     taken = [next(batches) for _ in range(params.accumulation)]
     while (loss := _accumulate(run, taken, step)) is None:
-        optimizer.zero_grad(set_to_none=True)  # what came of the step before memory ran out
-        _keep_fewer_activations(run, step)
+        optimizer.zero_grad(set_to_none=True)  # what came of the step before memory, or the range of fp16, ran out
     norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
     rate = learning_rate(params.optimizer, step, params.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate}
+    scale = {"loss_scale": run.loss_scale} if params.precision == "fp16" else {}
+    return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate, **scale}
 
 
 def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
-    """Add a step's gradients up; its loss, or None where memory ran out and fewer activations may be kept."""
+    """Add a step's gradients up; its loss, or None where it is to be done again.
+
+    That is with fewer activations, where memory ran out, or with a smaller scale of the loss.
+    """
     loss = torch.zeros((), device=run.device)
     try:
         for batch in batches:
@@ -209,13 +216,25 @@ def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
                 loss += train_step(run, batch.to(run.device), step)
     except torch.OutOfMemoryError as error:
         if not run.fixed and run.activations != LEVELS[-1]:
+            _keep_fewer_activations(run, step)
             return None
         raise TrainError(
             f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
             "kept. Ways out: no `activations` in local.yaml, or `offload`; in params.yaml a smaller train.batch_size "
             "with more train.accumulation, train.quantise, a lower buckets.resolution."
         ) from None
+    if run.params.precision == "fp16" and not unscale(run.adapters.values(), run.loss_scale) and loss.isfinite():
+        _halve_scale(run, step)
+        return None
     return loss
+
+
+def _halve_scale(run: Run, step: int) -> None:
+    """Go on with half the scale of the loss: gradients overflowed."""
+    run.loss_scale /= 2
+    if run.loss_scale < 1:
+        raise TrainError(f"step {step}: gradients overflow fp16 at any scale. Take train.precision bf16 or fp32.")
+    say(f"train: step {step}: gradients overflow fp16; again with the loss scaled by {run.loss_scale:g}")
 
 
 def _keep_fewer_activations(run: Run, step: int) -> None:
@@ -227,11 +246,12 @@ def _keep_fewer_activations(run: Run, step: int) -> None:
     say(f"train: {run.device} has too little memory at step {step}: activations '{run.activations}' from here on")
 
 
-def _refuse_nonfinite(losses: dict[str, float], step: int) -> None:
+def _refuse_nonfinite(losses: dict[str, float], step: int, precision: str) -> None:
     if not all(torch.isfinite(torch.tensor(value)) for value in losses.values()):
+        other = "train.precision bf16 or fp32, whose range is larger" if precision == "fp16" else "train.precision fp32"
         raise TrainError(
             f"step {step}: the loss is {losses['loss']} and the gradients' norm {losses['grad_norm']}. Nothing of "
-            "this step is kept. Try a lower train.optimizer.lr, or train.precision fp32."
+            f"this step is kept. Try a lower train.optimizer.lr, or {other}."
         )
 
 

@@ -75,8 +75,9 @@ class TrainParams(Section):
     """Micro-batches a step."""
     seed: int = 0
     """Seed of every draw: order, noise, timesteps, captions, adapters."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of the frozen base. Adapters, noise and loss are fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Number format of the frozen base. Adapters, noise and loss are fp32. fp16 is for cards without bf16: its range is
+    small, so the loss is scaled, and what overflows is an error."""
     quantise: Quantised | None = None
     """Store the weights of the base's blocks in fewer bits and compute in `precision` all the same: fp8 and int8 take
     half of bf16's memory, nf4 a little more than a quarter. Each rounds the base (docs/training.md)."""

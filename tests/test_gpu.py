@@ -51,10 +51,19 @@ def test_bf16_with_eight_bit_adamw_stays_finite(family: str, tmp_path: Path) -> 
     assert all(0 < value < 100 for value in table["loss"])
 
 
+@pytest.mark.parametrize(("precision", "near"), [("bf16", 0.05), ("fp16", 0.01)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bf16_is_near_fp32(family: str, tmp_path: Path) -> None:
-    half, full = (losses(family, tmp_path / p, CUDA, {"precision": p}) for p in ("bf16", "fp32"))
-    assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
+def test_half_precision_is_near_fp32(family: str, precision: str, near: float, tmp_path: Path) -> None:
+    half, full = (losses(family, tmp_path / p, CUDA, {"precision": p}) for p in (precision, "fp32"))
+    assert half["loss"] == pytest.approx(full["loss"], rel=near)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp16_over_a_quantised_base(family: str, kind: str, tmp_path: Path) -> None:
+    half, full = (losses(family, tmp_path / p, CUDA, {"precision": p, "quantise": kind}) for p in ("fp16", "fp32"))
+    assert half["loss"] == pytest.approx(full["loss"], rel=0.01)
+    assert half["loss_scale"] == [2.0**16] * 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

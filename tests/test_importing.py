@@ -188,7 +188,7 @@ def test_every_key_is_accounted_for(text: str, tmp_path: Path) -> None:
     [
         ("type: lora, linear", "type: lokr, linear", "network.type: lokr: adapters of this kind are not here"),
         ("conv: null", "conv: 8", "network.conv: 8: it is not here"),
-        ("dtype: bf16", "dtype: fp16", "train.dtype: fp16: training in this format is not here. Known: bf16"),
+        ("dtype: bf16", "dtype: fp8", "train.dtype: fp8: training in this format is not here. Known: bf16, bf"),
         ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true: text encoders are"),
         ("optimizer: adamw8bit", "optimizer: prodigy", "train.optimizer: prodigy: it is not here. Known: adamw, "),
         ("sampler: ddim", "sampler: plms", "sample.sampler: plms: there is no such sampler. Known: ddim"),
@@ -208,8 +208,8 @@ def test_what_is_not_here_is_named(before: str, after: str, words: str, tmp_path
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:
-    text = JOB.replace("conv: null", "conv: 8").replace("dtype: bf16", "dtype: fp16")
-    with pytest.raises(ConfigError, match=r"(?s)network\.conv: 8.*train\.dtype: fp16"):
+    text = JOB.replace("conv: null", "conv: 8").replace("dtype: bf16", "dtype: fp8")
+    with pytest.raises(ConfigError, match=r"(?s)network\.conv: 8.*train\.dtype: fp8"):
         import_config(write(tmp_path, text))
 
 

@@ -87,7 +87,7 @@ def test_rows_by_the_definition() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_product_and_gradient_are_those_of_the_stored_weight(kind: Any, dtype: torch.dtype) -> None:
     layer = quantise(stack(dtype), kind).get_submodule("blocks.0.0")
     values = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -101,6 +101,16 @@ def test_product_and_gradient_are_those_of_the_stored_weight(kind: Any, dtype: t
     near = 1e-5 if dtype == torch.float32 else 1e-2
     assert (answer.double() - expected).norm() < near * expected.norm()
     assert (ours.grad.double() - theirs.grad).norm() < near * theirs.grad.norm()
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_small_rows_keep_their_digits_in_fp16(kind: Any) -> None:
+    """Their scales are below what fp16 holds with all its digits, or at all."""
+    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1e-6], [1e-4], [1.0]])
+    stored, scale = quantise_rows(rows, kind)
+    expected = expand_rows(stored, scale, torch.float32).half()
+    assert torch.equal(expand_rows(stored, scale, torch.float16), expected)
+    assert scale[0] < 6e-8 or kind == "int8"
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])

@@ -270,8 +270,22 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     def broken(**_: Any) -> Any:
         return type("Answer", (), {"images": np.full((1, 32, 64, 3), np.nan, dtype=np.float32)})
 
-    with pytest.raises(DataError, match=r"drew numbers that are not finite for 'a fox': try precision fp32"):
-        draw(broken, DrawParams(), Prompt(prompt="a fox"), {}, 0)
+    for precision, others in (("bf16", "fp32"), ("fp16", "bf16 or fp32")):
+        with pytest.raises(DataError, match=rf"that are not finite for 'a fox': try precision {others}\."):
+            draw(broken, DrawParams(precision=precision), Prompt(prompt="a fox"), {}, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_draws_nearly_the_same(family: str) -> None:
+    """Each phase, by text encoders, denoiser and VAE in the format that is asked for."""
+    module, prompt, drawn = load_family(family), Prompt(prompt="a fox"), {}
+    for precision in ("fp32", "bf16", "fp16"):
+        chosen = params(max_tokens=module.MAX_TOKENS[-1], precision=precision)
+        embeds = embed_prompts(module, source(family), chosen, [prompt], training.CPU)
+        image = draw(load_drawing(chosen, module, source(family), training.CPU), chosen, prompt, embeds[prompt], seed=3)
+        drawn[precision] = np.asarray(image, dtype=np.float64)
+    errors = {name: np.abs(drawn[name] - drawn["fp32"]).mean() for name in ("bf16", "fp16")}
+    assert 0 < errors["fp16"] < min(errors["bf16"], 4)
 
 
 def test_previews_are_drawn_and_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

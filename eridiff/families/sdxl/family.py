@@ -90,13 +90,16 @@ def make_pipeline(
     from diffusers import StableDiffusionXLPipeline
 
     components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
-    return StableDiffusionXLPipeline(
+    pipeline: Any = StableDiffusionXLPipeline(
         vae=vae,
         unet=denoiser,
         scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
         **components,
         add_watermarker=False,
     )
+    if vae is not None:  # called for one in fp16 that overflows there; diffusers' own says that it is deprecated
+        pipeline.upcast_vae = vae.float
+    return pipeline
 
 
 def embed_prompt(
