@@ -117,8 +117,10 @@ def draw(pipeline: Any, params: DrawParams, prompt: Prompt, embeds: Embeds, seed
             output_type="np",  # [B, H, W, 3], 0..1
         ).images[0]
     if not np.isfinite(pixels_HWC).all():
-        raise DataError(f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision "
-            f"{'bf16 or fp32' if params.precision == 'fp16' else 'fp32'}.")
+        raise DataError(
+            f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision "
+            f"{'bf16 or fp32' if params.precision == 'fp16' else 'fp32'}."
+        )
     return Image.fromarray((pixels_HWC * 255).round().astype("uint8"))
 
 
