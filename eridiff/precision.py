@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ def choose_device(*, allow_cpu: bool) -> torch.device:
     """The device that a stage runs on: ERIDIFF_DEVICE, else local.yaml's `device`, else CUDA, else the CPU.
 
     Of several processes on one machine (LOCAL_RANK) each takes its own CUDA device, unless one is named by number.
+    On CUDA attention that no fused kernel computes is an error from here on, not slow and large without a word.
     Raises: ConfigError where there is no CUDA device and the params do not allow a CPU; nothing falls back.
     """
     chosen = os.environ.get("ERIDIFF_DEVICE") or load_local().device
@@ -47,7 +49,26 @@ def choose_device(*, allow_cpu: bool) -> torch.device:
             "it on a machine with a GPU, or set model.allow_cpu: true in params.yaml (only the small bases are any use "
             "there)."
         )
+    if device.type == "cuda":
+        torch.backends.cuda.enable_math_sdp(False)
     return device
+
+
+def describe_backend(device: torch.device, dtype: str) -> dict[str, Any]:
+    """What a stage computed on and with, for runs/: device, card, number format, and the kernels attention may take."""
+    backends: Any = torch.backends.cuda
+    attention = {
+        "flash": backends.flash_sdp_enabled(),
+        "efficient": backends.mem_efficient_sdp_enabled() and device.type == "cuda",
+        "cudnn": backends.cudnn_sdp_enabled() and device.type == "cuda",
+        "math": backends.math_sdp_enabled(),
+    }
+    return {
+        "device": str(device),
+        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "dtype": dtype,
+        "attention": [name for name, is_allowed in attention.items() if is_allowed],
+    }
 
 
 def fix_threads(device: torch.device) -> None:

@@ -39,10 +39,13 @@ def main() -> None:
     rows, digests = TableRows(table), {row["file_digest"] for row in TableRows(table, ["file_digest"])}
     pictures, root, out = Path("data/raw"), store_root(), Path("data/latents")
 
+    backend: dict[str, Any] = {}  # none where nothing is encoded
+
     def load_encoder() -> Any:
-        from eridiff.precision import DTYPES, choose_device
+        from eridiff.precision import DTYPES, choose_device, describe_backend
 
         device = choose_device(allow_cpu=model.allow_cpu)
+        backend.update(describe_backend(device, params.dtype))
         source = find_source([pointer])
         return family.load_vae(source, DTYPES[params.dtype]), device
 
@@ -87,7 +90,7 @@ def main() -> None:
     write_table(out / "index.parquet", index, INDEX_COLUMNS, facts)
     counts, loading = counts.after(work), load.seconds - before
     counts = count_saving(counts, root, probing.encoder.identity, samples.mean_area, loading=loading)
-    record_run("latents", counts=vars(counts))
+    record_run("latents", counts=vars(counts), **backend)
     say(counts.line())
 
 

@@ -6,7 +6,7 @@ from eridiff.concept import open_concept
 from eridiff.config import ModelParams, load_section
 from eridiff.errors import run_main
 from eridiff.families import load_family
-from eridiff.precision import choose_device
+from eridiff.precision import choose_device, describe_backend
 from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.runlog import record_run
@@ -26,7 +26,7 @@ def main() -> None:
     concept = open_concept(*tables, Path("data/raw")) if params.measures else []
     out = Path("data/samples")
     draw_samples(params, family, source, device, Path("data/lora"), out, concept, store_root())
-    record_run("sample", device=device, scheduler=params.scheduler)
+    record_run("sample", scheduler=params.scheduler, **describe_backend(device, params.precision))
     say(f"sample: {len(list(out.glob('images/*.png')))} pictures, {out}/grid.png")
 
 

@@ -31,10 +31,13 @@ def main() -> None:
     rows = TableRows(Path("data/captions/captions.parquet"), ["variants"])
     root, out = store_root(), Path("data/text")
 
+    backend: dict[str, Any] = {}  # none where nothing is encoded
+
     def load_encoder() -> Any:
-        from eridiff.precision import DTYPES, choose_device
+        from eridiff.precision import DTYPES, choose_device, describe_backend
 
         device = choose_device(allow_cpu=model.allow_cpu)
+        backend.update(describe_backend(device, params.dtype))
         source = find_source([pointer])
         return family.load_text_encoders(source, DTYPES[params.dtype]), device
 
@@ -66,7 +69,7 @@ def main() -> None:
     for line in report_lost(index):
         say(line)
     counts = count_saving(counts, root, probing.encoder.identity, loading=load.seconds - before)
-    record_run("text", counts=vars(counts))
+    record_run("text", counts=vars(counts), **backend)
     say(counts.line())
 
 

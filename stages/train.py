@@ -11,7 +11,7 @@ from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.footprint import choose_activations
 from eridiff.pipeline import read_stages
-from eridiff.precision import choose_device
+from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
@@ -61,7 +61,8 @@ def main() -> None:
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = train(run, data, state, local.state_every, preview)
         written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))
-    record_run("train", device=device, seconds=seconds, precision=params.precision, state=state)
+    backend = describe_backend(device, params.precision)
+    record_run("train", seconds=seconds, activations=run.activations, state=state, **backend)
     say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")
 
 

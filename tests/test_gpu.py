@@ -11,6 +11,7 @@ import torch
 from eridiff.draw import Prompt, draw, embed_prompts
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.precision import choose_device, describe_backend
 from eridiff.quantise import Storage
 from eridiff.sample import SampleParams, load_drawing
 from eridiff.train import Table, prepare_run, train
@@ -20,6 +21,13 @@ from tests.training import params_of, random_set
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device as stages choose it, with what they allow there."""
+    monkeypatch.setenv("ERIDIFF_DEVICE", "cuda")
+    choose_device(allow_cpu=False)
 
 
 def losses(family: str, place: Path, device: torch.device, changes: dict[str, Any]) -> Table:
@@ -41,6 +49,16 @@ def test_training_on_cuda_is_training_on_a_cpu(family: str, tmp_path: Path) -> N
 def test_deterministic_training_gives_the_same_bits(family: str, tmp_path: Path) -> None:
     first, second = (losses(family, tmp_path / name, CUDA, {"deterministic": True}) for name in ("a", "b"))
     assert first == second
+
+
+def test_attention_that_no_fused_kernel_takes_is_an_error() -> None:
+    """Masked and in a format that only the plain one takes: slow and large, so not without a word."""
+    device = choose_device(allow_cpu=False)
+    assert "math" not in describe_backend(device, "bf16")["attention"]
+    assert describe_backend(device, "bf16")["card"] == torch.cuda.get_device_name()
+    query = torch.randn(1, 2, 8, 16, device=device, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="No available kernel"), pytest.warns(UserWarning, match="not used because"):
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -80,6 +80,14 @@ def test_first_run(clone: Clone) -> None:
     change(clone, lambda: None, ALL, latents=NUM_PICTURES, text=NUM_TEXTS)
 
 
+def test_runs_name_what_was_computed_with(clone: Clone) -> None:
+    for stage, dtype in (("latents", "fp32"), ("text", "fp32"), ("train", "fp32"), ("sample", "fp32")):
+        run = json.loads((clone.root / "runs" / f"{stage}.json").read_text("utf-8"))
+        assert (run["device"], run["card"], run["dtype"]) == ("cpu", None, dtype)
+        assert run["attention"] == ["flash", "math"]
+        assert run["versions"]["torch"]
+
+
 def test_nothing_changed(clone: Clone) -> None:
     change(clone, lambda: None, [])
 
