@@ -3,7 +3,8 @@
     python -m benchmarks.proof --work FOLDER --photographs FOLDER [--out FOLDER] PRESET=GIB ...
 
 The card's memory beyond GIB is taken away first, the context of each stage counted in. What is measured is the whole
-process of each stage: seconds by the clock, and the most memory that the card had in use.
+process of each stage: seconds by the clock, and the most memory that the card had in use; beside them what `eridiff
+plan` says of both, and how long the steps of training took alone. Training runs twice: the second time it only starts.
 """
 
 import argparse
@@ -22,10 +23,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from eridiff import plan
 from eridiff.bases import make_pointers
 from eridiff.check import load_all
 from eridiff.families import load_family, published
 from eridiff.files import write_text
+from eridiff.footprint import CONTEXT
+from eridiff.plan import Planner
 from eridiff.projects import project_dvc_yaml
 from eridiff.sources import Pointer, empty_source, pointer_text
 from eridiff.starting import filled
@@ -33,7 +37,8 @@ from eridiff.starting import filled
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
 DEVICE = "cuda"
-STAGES = ("captions", "buckets", "latents", "text", "train", "sample", "export")
+BEFORE = ("captions", "buckets")
+STAGES = ("latents", "text", "train", "train", "sample", "export")  # the second training has nothing left to do
 STEPS = 20
 TOKENIZERS = ROOT / "data" / "bases"  # of the demo: fewer words, the same kinds
 
@@ -153,19 +158,22 @@ def prove(preset: str, gib: float, work: Path, photographs: Path) -> list[dict[s
         for pointer in make_pointers(model.base, bases / model.base):
             write_text(ROOT / "data" / "bases" / model.base / f"{pointer.part}.json", pointer_text(pointer))
         print(f"{model.base}: base made in {time.monotonic() - start:.0f} s", flush=True)
-    torch.cuda.empty_cache()
-    folder, card, rows = make_project(preset, photographs), Card(gib), []
+    folder, rows = make_project(preset, photographs), []
     environment = os.environ | {"ERIDIFF_MODELS": str(bases), "ERIDIFF_STORE": str(work / "store")}
     environment["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    for stage in BEFORE:
+        run_stage(stage, folder, environment).check_returncode()
+    planned = {one.stage: one for one in Planner(folder, plan_card(gib)).estimates()}
+    torch.cuda.empty_cache()
+    card = Card(gib)
     for stage in STAGES:
         start = time.monotonic()
         with card.watched():
-            done = subprocess.run(
-                [sys.executable, "-m", f"stages.{stage}"],
-                cwd=folder, env=environment, capture_output=True, text=True, check=False,
-            )  # fmt: skip
+            done = run_stage(stage, folder, environment)
         row = {"preset": preset, "GiB of card": gib, "stage": stage, "s": time.monotonic() - start}
-        row |= {"peak GiB": card.peak / GIB, "rc": done.returncode}
+        row |= {"peak GiB": card.peak / GIB, "rc": done.returncode, **what_plan_says(planned.get(stage))}
+        if stage == "train" and not done.returncode:
+            row["s of steps"] = json.loads((folder / "runs" / "train.json").read_text("utf-8"))["seconds"]
         words = [line for line in done.stdout.splitlines() if line and " left" not in line]
         rows.append(row | {"words": words[-6:]})
         print(json.dumps(row), *rows[-1]["words"], sep="\n    ", flush=True)
@@ -175,6 +183,24 @@ def prove(preset: str, gib: float, work: Path, photographs: Path) -> list[dict[s
     for path in folder.glob("data/samples/grid.png"):
         shutil.copy(path, work / f"{preset}.png")
     return rows
+
+
+def run_stage(stage: str, folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """One stage of a project, as DVC starts it."""
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def plan_card(gib: float) -> plan.Card:
+    """A card of this GPU's speed and a smaller one's memory."""
+    return plan.Card(name=torch.cuda.get_device_name(), memory=int(gib * GIB), is_here=True)
+
+
+def what_plan_says(estimate: plan.Estimate | None) -> dict[str, Any]:
+    """Columns of a stage that is planned for."""
+    if estimate is None:
+        return {}
+    return {"planned GiB": (estimate.found.memory + CONTEXT) / GIB, "planned s": estimate.seconds}
 
 
 def main() -> None:
