@@ -1,4 +1,4 @@
-"""What 10,000 pictures with sidecars cost outside the encoders: `python benchmarks/dvc_scale.py [--pictures N]`.
+"""What 10,000 pictures with sidecars cost outside the encoders: `python -m benchmarks.dvc_scale [--pictures N]`.
 
 Builds a project of tiny pictures in a temporary folder, from the checkout as it stands, runs it once, and measures a
 `dvc repro` without changes, `eridiff why`, and the time from one edited caption to the first step of training.
@@ -15,16 +15,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from eridiff.starting import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64
-PARAMS = {
-    "variants: 2": "variants: 1",
-    "resolution: 128": "resolution: 64",
-    "batch_size: 4": "batch_size: 16",
-    "steps: 60": "steps: 4",
-    "save_every: 30": "save_every: 4",
-    "warmup_steps: 5": "warmup_steps: 1",
+CHANGES: dict[str, dict[str, Any]] = {
+    "captions": {"variants": 1, "regularisation": []},
+    "buckets": {"resolution": 64},
+    "latents": {"batch_size": 16},
+    "text": {"batch_size": 16},
+    "train": {"steps": 4, "save_every": 4, "check_base": False, "ema_decay": None},
+    "sample": {"prompts": [{"prompt": "[trigger]"}], "steps": 1, "measures": False, "ema": False},
 }
 
 
@@ -50,11 +53,8 @@ def make_project(folder: Path, pictures: int) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     params = folder / "params.yaml"
-    text = params.read_text("utf-8")
-    for old, new in PARAMS.items():
-        assert old in text, old
-        text = text.replace(old, new, 1)
-    params.write_text(text, "utf-8")
+    text = filled(params.read_text("utf-8"), CHANGES)
+    params.write_text(text.replace("warmup_steps: 20", "warmup_steps: 1"), "utf-8")
     (folder / "local.yaml").write_text("state_every: 1\n")
     raw = folder / "data/raw"
     raw.mkdir(parents=True)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.benchtable import Bench, fresh
+from eridiff.encoders import frozen
 from eridiff.families import TextEncoders, load_family
 from eridiff.files import digest_file
 
@@ -115,5 +116,5 @@ def make_encoders(bench: Bench, kind: str) -> tuple[Any, TextEncoders]:
     kinds = {"tokenizer": CLIPTokenizer, "tokenizer_2": tokenizer}
     return family, TextEncoders(
         tokenizers={name: one.from_pretrained(base / name, local_files_only=True) for name, one in kinds.items()},
-        encoders={name: model.eval().requires_grad_(False) for name, model in models.items()},
+        encoders={name: frozen(model) for name, model in models.items()},
     )

@@ -1,6 +1,6 @@
 """Pieces that the families' loading and text code share: components from folders, tokenizing as pipelines do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,31 @@ def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch
     storage = source.storage if source.storage and component in source.storage.components else None
     if source.empty:
         empty = build_empty(kind, source.config(component), dtype)
-        return (storage.settle_all(empty) if storage else empty).requires_grad_(False).eval()
+        return frozen(storage.settle_all(empty) if storage else empty)
     kept = _kept_path(source, component, storage, dtype)
     model: nn.Module | None = load_kept(kept, kind, source.config(component), storage) if kept and storage else None
     if model is None:
         model = _load(kind, source, component, dtype, storage)
         if kept:
             keep(model, kept)
+    return frozen(model)
+
+
+def frozen(model: "nn.Module") -> "nn.Module":
+    """The model in eval mode, without gradients, and with position biases that lie in memory as attention reads them.
+
+    T5 permutes its biases. Fused kernels refuse such a view, and torch takes the plain one, in fp32 with all scores in
+    memory: transformers 5.23 copies it for them, earlier versions do not.
+    """
+    module: Any
+    for module in model.modules():
+        if getattr(module, "has_relative_attention_bias", False):
+            module.compute_bias = _contiguous(module.compute_bias)
     return model.requires_grad_(False).eval()
+
+
+def _contiguous(function: Callable[..., "Tensor"]) -> Callable[..., "Tensor"]:
+    return lambda *given, **more: function(*given, **more).contiguous()
 
 
 def _kept_path(source: ModelSource, component: str, storage: "Storage | None", dtype: "torch.dtype") -> Path | None:

@@ -217,6 +217,18 @@ def test_batches_are_in_the_order_of_keys_whatever_the_order_of_captions() -> No
     assert batch_by_key(captions[::-1], 2) == batches
 
 
+@pytest.mark.parametrize("family", LONG)
+def test_position_biases_are_what_fused_kernels_take(family: str) -> None:
+    """Else torch computes T5's attention in fp32, with all scores in memory, and says nothing."""
+    encoders = load_family(family).load_text_encoders(source(family), torch.float32).encoders.values()
+    modules: list[Any] = [module for encoder in encoders for module in encoder.modules()]
+    found = [module for module in modules if getattr(module, "has_relative_attention_bias", False)]
+    assert len(found) == 1
+    bias, plain = found[0].compute_bias(7, 7), type(found[0]).compute_bias(found[0], 7, 7)
+    assert bias.is_contiguous() and not plain.is_contiguous()
+    assert torch.equal(bias, plain)
+
+
 def test_compile_is_in_the_key_only_where_it_is_asked_for() -> None:
     assert "compile" not in plan()[0].parts["params"]
     assert plan(params=PARAMS.model_copy(update={"compile": True}))[0].parts["params"]["compile"] is True
