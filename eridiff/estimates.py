@@ -16,7 +16,7 @@ from eridiff.precision import DTYPES
 from eridiff.quantise import Storage
 from eridiff.sources import ModelSource
 from eridiff.texts import TextParams, choose_max_tokens
-from eridiff.tracing import trace
+from eridiff.tracing import Traced, trace
 from eridiff.vae import encode, prepare_vae
 
 Shape = tuple[int, ...]
@@ -28,7 +28,7 @@ def latents_footprint(params: LatentParams, family: Family, source: ModelSource,
     vae = prepare_vae(family.load_vae(source, DTYPES[params.dtype]), plain, META)
     pixels = torch.empty(params.batch_size, 3, size[1], size[0], device=META)
     traced = trace(lambda: encode(vae, pixels, plain))
-    return Footprint(weights=held(vae), work=traced.peak, flops=traced.flops / params.batch_size)
+    return _share_of(traced, held(vae), params.batch_size, compiled=params.compile)
 
 
 def text_footprint(params: TextParams, family: Family, source: ModelSource) -> tuple[Footprint, dict[str, Shape]]:
@@ -42,8 +42,14 @@ def text_footprint(params: TextParams, family: Family, source: ModelSource) -> t
 
     traced = trace(work)
     weights = sum(map(held, encoders.encoders.values()))
-    flops = traced.flops / params.batch_size
-    return Footprint(weights=weights, work=traced.peak, flops=flops), {k: tuple(v.shape[1:]) for k, v in embeds.items()}
+    found = _share_of(traced, weights, params.batch_size, compiled=params.compile)
+    return found, {name: tuple(tensor.shape[1:]) for name, tensor in embeds.items()}
+
+
+def _share_of(traced: Traced, weights: int, batch_size: int, *, compiled: bool) -> Footprint:
+    """What one of a traced batch takes."""
+    flops, calls = traced.flops / batch_size, 0.0 if compiled else traced.calls / batch_size
+    return Footprint(weights=weights, work=traced.peak, flops=flops, calls=calls)
 
 
 def sample_footprint(params: DrawParams, family: Family, source: ModelSource, text: Mapping[str, Shape]) -> Footprint:
@@ -70,6 +76,7 @@ def sample_footprint(params: DrawParams, family: Family, source: ModelSource, te
         weights=held(denoiser, params.quantise) + held(vae),
         work=max(steps.peak, decoding.peak),
         flops=params.steps * steps.flops + decoding.flops,
+        calls=params.steps * steps.calls + decoding.calls,
     )
 
 

@@ -37,6 +37,7 @@ class Footprint:
     weights: int  # bytes that stay
     work: int  # bytes beyond them, at most
     flops: float
+    calls: float  # of torch's operators; 0 where they are compiled
 
     @property
     def memory(self) -> int:
@@ -65,7 +66,7 @@ def train_footprints(
                 train_step(run, here, 1)
 
         traced = trace(work)
-        yield level, Footprint(weights=weights, work=traced.peak, flops=traced.flops)
+        yield level, Footprint(weights=weights, work=traced.peak, flops=traced.flops, calls=traced.calls)
 
 
 def first_level(

@@ -1,13 +1,16 @@
 """`eridiff plan`: what each stage of a project takes on a GPU, before it runs, and which params would make it fit."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from eridiff.check import SECTIONS, load_all
 from eridiff.config import Section, read_yaml, validate
@@ -20,6 +23,7 @@ from eridiff.precision import DTYPES
 from eridiff.sources import PARTS, ModelSource, empty_source, pointers_of
 from eridiff.starting import filled
 from eridiff.tables import read_table
+from eridiff.tracing import trace
 from eridiff.trigger import PLACE
 
 STAGES = ("latents", "text", "train", "sample")  # those that need a GPU
@@ -128,7 +132,8 @@ class Planner:
             return text, ""
         if stage == "sample":
             drawing = sample_footprint(own, self.family, self.source, shapes)
-            return max(drawing, replace(text, flops=drawing.flops), key=lambda phase: phase.memory), ""
+            busy = replace(text, flops=drawing.flops, calls=drawing.calls)
+            return max(drawing, busy, key=lambda phase: phase.memory), ""
         vae = self.source.config("vae")
         batch = made_up_batch(own.batch_size, self.family, vae, shapes, self.size)
         level, found = first_level(own, self.family, self.source, batch, self.card.memory - CONTEXT - SPARE)
@@ -154,8 +159,8 @@ class Planner:
         if units is None or not self.card.is_here:
             return None
         own = self.section(stage, self.params)
-        rate = product_rate(DTYPES[getattr(own, "precision", None) or own.dtype])
-        return units * found.flops / (rate * EFFICIENCY[stage])
+        dtype = DTYPES[getattr(own, "precision", None) or own.dtype]
+        return units * seconds_of(found, EFFICIENCY[stage] * product_rate(dtype), seconds_of_a_call())
 
 
 def ways(stage: str, params: Params) -> Iterator[Changes]:
@@ -205,6 +210,36 @@ def find_card(gigabytes: float | None) -> Card | None:
     return Card(name=properties.name, memory=properties.total_memory, is_here=True)
 
 
+def seconds_of(found: Footprint, rate: float, call: float) -> float:
+    """Seconds of one unit of work: of the GPU at a rate (operations a second), or of the host that calls it.
+
+    The host calls ahead of the GPU, so the slower of the two decides. call: seconds of one operator.
+    """
+    return max(found.flops / rate, found.calls * call)
+
+
+@cache
+def seconds_of_a_call() -> float:
+    """How long this machine takes to call one of torch's operators: in small layers, forward and backward."""
+    layers = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU()) for _ in range(50)))
+
+    def work(device: str) -> None:
+        layers(torch.zeros(8, 8, device=device)).sum().backward()
+
+    layers.to("cuda")
+    for _ in range(2):
+        work("cuda")
+    torch.cuda.synchronize()
+    start = time.monotonic()
+    for _ in range(5):
+        work("cuda")
+    torch.cuda.synchronize()
+    seconds = (time.monotonic() - start) / 5
+    layers.to("meta")
+    return seconds / trace(lambda: work("meta")).calls
+
+
+@cache
 def product_rate(dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product on the GPU of this machine."""
     a, b = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=dtype) for _ in range(2))

@@ -29,21 +29,22 @@ class Traced:
 
     peak: int  # bytes
     flops: int
+    calls: int  # of torch's operators, views among them: what a host has to do, whatever the sizes
 
 
 def trace(work: Callable[[], Any]) -> Traced:
     """Run work on meta tensors; what it returns is dropped."""
     with _Memory() as memory, _fused_attention(memory):
         work()
-    return Traced(peak=memory.peak, flops=memory.flops)
+    return Traced(peak=memory.peak, flops=memory.flops, calls=memory.calls)
 
 
 class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that live, and the operations of products and convolutions."""
+    """Counts the bytes of storages that live, the operations of products and convolutions, and calls."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.flops = 0
+        self.live = self.peak = self.flops = self.calls = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,6 +55,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if parts is not NotImplemented:
                 return parts
         result = func(*args, **(kwargs or {}))
+        self.calls += 1
         if count is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=result))
         before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

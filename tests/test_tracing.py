@@ -20,6 +20,7 @@ def test_a_product() -> None:
     found = trace(lambda: a @ b)
     assert found.flops == 2 * 64 * 128 * 256
     assert found.peak == 64 * 256 * 4
+    assert found.calls == 1
 
 
 def test_what_is_dropped_is_not_counted_twice() -> None:
@@ -31,7 +32,9 @@ def test_what_is_dropped_is_not_counted_twice() -> None:
         for _ in range(10):
             x = (x @ a).view(128, 128)
 
-    assert trace(chain).peak == 2 * 128 * 128 * 4
+    found = trace(chain)
+    assert found.peak == 2 * 128 * 128 * 4
+    assert found.calls == 10 * 2
 
 
 def test_sizes_are_rounded_as_the_allocator_does() -> None:
