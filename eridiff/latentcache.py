@@ -197,7 +197,7 @@ def _encode(
     """Encode what is missing, alone or together with others."""
 
     def form(keys: set[str]) -> list[list[Sample]]:
-        wanted = {sample.key: sample for sample in samples if sample.key in keys}  # equal pictures share a key
+        wanted = {sample.key: sample for sample in samples.having(keys)}  # equal pictures share a key
         return batch_by_bucket(wanted.values(), params.batch_size)
 
     def encode(batches: Sequence[Sequence[Sample]]) -> None:

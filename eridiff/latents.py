@@ -155,10 +155,21 @@ def index_rows(samples: Samples, shards: Mapping[str, str]) -> Sequence[Row]:
     """
 
     def row_of(sample: Sample) -> Row:
-        row: Row = {name: getattr(sample, name) for name in ("path", "file_digest", "pixel_digest", "key", "variant")}
-        row |= {"flip": int(sample.flip), "shard": shards[sample.key]}
         left, top = sample.crop.seen_at(sample.bucket, sample.flip)
-        row |= {"bucket_w": sample.bucket[0], "bucket_h": sample.bucket[1], "crop_left": left, "crop_top": top}
-        return row | {"original_w": sample.original[0], "original_h": sample.original[1]}
+        return {
+            "path": sample.path,
+            "file_digest": sample.file_digest,
+            "pixel_digest": sample.pixel_digest,
+            "key": sample.key,
+            "variant": sample.variant,
+            "flip": int(sample.flip),
+            "shard": shards[sample.key],
+            "bucket_w": sample.bucket[0],
+            "bucket_h": sample.bucket[1],
+            "crop_left": left,
+            "crop_top": top,
+            "original_w": sample.original[0],
+            "original_h": sample.original[1],
+        }
 
     return LazyRows(samples.in_order(), row_of)

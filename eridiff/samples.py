@@ -1,7 +1,7 @@
 """Every sample that the stage `latents` wants, in about two hundred bytes each: made into an object when asked for."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -110,6 +110,11 @@ class Samples(Sequence[Sample]):
     def keys(self) -> Keys:
         """The key of each sample."""
         return np.frombuffer(self._keys.hex().encode(), KEY)
+
+    def having(self, keys: Collection[str]) -> list[Sample]:
+        """Those whose key is one of some."""
+        wanted = np.array(list(keys), KEY)
+        return [self[int(place)] for place in np.flatnonzero(np.isin(self.keys, wanted))]
 
     @property
     def areas(self) -> NDArray[np.int64]:

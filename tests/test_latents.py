@@ -323,3 +323,11 @@ def test_bytes_become_the_same_pixels_by_table_and_by_division() -> None:
     table = torch.arange(256, dtype=torch.float32) / 127.5 - 1
     assert torch.equal(pixels[0, 2].flatten(), table[values.int()])
     assert (pixels.min(), pixels.max()) == (-1, 1)
+
+
+def test_samples_by_their_keys(pictures: Path) -> None:
+    samples = plan(pictures, LatentParams())
+    chosen = [samples[5], samples[2]]
+    assert samples.having({sample.key for sample in chosen}) == chosen[::-1]
+    assert samples.having(set()) == []
+    assert samples.having({"0" * 64}) == []
