@@ -103,7 +103,7 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
 def use_deterministic_kernels(enabled: bool) -> None:
     """Choose kernels that give the same bits on each run of the same hardware, or let torch choose the fastest.
 
-    cuDNN's search stays off: it took 6 to 12 s for each size of picture, and steps were no faster (SDXL, H100).
+    cuDNN's search stays off: it took 6 to 12 s for each size of picture, and steps were no faster (a UNet, H100).
     """
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

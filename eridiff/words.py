@@ -18,6 +18,7 @@ STAMP = VENV / "eridiff-setup.txt"
 TORCH = "torch==2.13.0"
 # PyTorch's own index of CPU builds: the wheel on PyPI brings several GB of CUDA libraries.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+QUICK = ["-m", "not slow and not e2e and not gpu and not flow", "-n", "2", "--dist", "loadfile"]  # of the tests
 SIZES = {"cpu": "about 2 GB, one to five minutes", "cuda": "about 8 GB, five to twenty minutes"}
 
 
@@ -122,7 +123,7 @@ def main() -> None:
     if arguments.word == "check":
         check()
     elif arguments.word == "test":
-        test(rest or ["-m", "not e2e and not gpu and not flow"])
+        test(rest or QUICK)
     elif arguments.word == "repro":
         repro(rest)
     elif arguments.word in ("flow", "serve"):

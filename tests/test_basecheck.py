@@ -64,6 +64,7 @@ def test_one_that_knows_the_pictures_passes(family: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_random_weights_are_refused(family: str, tmp_path: Path) -> None:
     run, data = prepared(family, tmp_path)
     with pytest.raises(
@@ -75,6 +76,7 @@ def test_random_weights_are_refused(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_scaling_the_input_is_what_must_be_beaten(family: str, tmp_path: Path) -> None:
     """The best scale by least squares over all elements gives the trivial loss, and any other scale a larger one."""
     run, data = prepared(family, tmp_path)

@@ -239,6 +239,7 @@ def test_a_small_picture_stays_as_it_is(tmp_path: Path) -> None:
         ((3072, 12288), (800, 3200)),
     ],
 )
+@pytest.mark.slow
 def test_of_a_large_picture_every_row_can_still_be_seen(
     size: tuple[int, int], seen: tuple[int, int], tmp_path: Path
 ) -> None:

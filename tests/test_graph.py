@@ -121,6 +121,7 @@ def test_stages_are_named_in_order_and_say_what_they_keep_busy() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
 def test_closure_holds_every_module_of_ours_that_a_start_loads(stage: str) -> None:
     """The AST closure against sys.modules: importing the stage's module loads nothing outside it."""
     script = (

@@ -147,6 +147,7 @@ def stopping_at(count: int) -> Callable[..., None]:
 
 @given(steps=st.lists(STEPS, min_size=3, max_size=14))
 @settings(max_examples=30, deadline=None)
+@pytest.mark.slow
 def test_bytes_follow_from_the_set_alone(steps: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("history")
     pictures: Pictures = {"a.png": 1}

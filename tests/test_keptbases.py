@@ -56,6 +56,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_the_second_start_reads_what_the_first_made(family: str, kind: Any, tmp_path: Path, loads: list[str]) -> None:
     first = load(family, kind, tmp_path)
     second = load(family, kind, tmp_path)

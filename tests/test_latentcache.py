@@ -168,6 +168,7 @@ def test_an_added_picture_changes_no_other_crop(tmp_path: Path) -> None:
     assert {sample.key for sample in plan(rows[:5], one, tmp_path / "raw", tmp_path / "store")} < fewer
 
 
+@pytest.mark.slow
 def test_one_graph_for_each_shape_whatever_the_order() -> None:
     """Compiled for fixed shapes: as many graphs as shapes, none dynamic, also beyond torch's own limit of eight."""
     graphs: list[tuple[int, ...]] = []

@@ -68,6 +68,7 @@ def test_unscaling_is_the_scalers() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_fp16_is_near_fp32(family: str, tmp_path: Path) -> None:
     tables: dict[str, Table] = {}
     for precision in ("fp32", "fp16"):
@@ -93,6 +94,7 @@ def test_small_gradients_do_not_vanish(data: TrainingSet) -> None:
     assert distance(gradients(plain, data), expected) > 0.5
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_done_again(
     data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_step_that_overflows_is_done_again(
     assert all(torch.equal(again.adapters[name], tensor) for name, tensor in run.adapters.items())
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_with_the_scale(
     data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

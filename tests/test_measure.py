@@ -122,6 +122,7 @@ def test_a_sample_is_not_compared_with_its_own_draw() -> None:
 SOLARISED = "peak at 0.5, matched, each picture"
 
 
+@pytest.mark.slow
 def test_the_best_filter_is_the_best_of_its_family_and_does_not_convince() -> None:
     pictures = [draw_thing(name, 1, lit=False) for name in NAMES[:3]]
     made = dict(filtered(pictures, CONCEPT))
@@ -212,6 +213,7 @@ def metrics() -> dict[str, Any]:
     return figures(labels, rows, CONCEPT)
 
 
+@pytest.mark.slow
 def test_neon_convinces(metrics: dict[str, Any]) -> None:
     assert failures(metrics, "neon") == []
     assert metrics["fall"]["trained"]["neon"] > 0.8
@@ -219,6 +221,7 @@ def test_neon_convinces(metrics: dict[str, Any]) -> None:
     assert metrics["subject_kept"]["held-out"]["base"] == 1
 
 
+@pytest.mark.slow
 def test_the_best_filter_is_far_from_neon(metrics: dict[str, Any]) -> None:
     for found in metrics["concept_distance"].values():
         assert found["neon"] < found["colour_filter"] / 2 < found["colour_filter"] <= found["base"]

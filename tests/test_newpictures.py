@@ -229,6 +229,7 @@ def test_memory_is_a_batch_of_each_bucket_and_what_is_read_ahead(tmp_path: Path)
 
 
 @pytest.mark.parametrize("once", [True, False])
+@pytest.mark.slow
 def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: bool) -> None:
     """Each of the three sleeps for a second or more of its own, as a device and a disk do without Python's lock."""
     count = 40

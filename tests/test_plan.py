@@ -31,6 +31,7 @@ def empty(family: str) -> ModelSource:
 
 @pytest.mark.parametrize("kind", [None, "fp8", "int8", "nf4"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
     module = load_family(family)
     storage = Storage(kind=kind, device=CPU, components=frozenset({module.DENOISER}))
@@ -46,6 +47,7 @@ def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) -> None:
     module, params = load_family(family), training.params_of()
     batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256))
@@ -78,6 +80,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_params_that_do_not_fit_are_changed_until_they_do(project: Path) -> None:
     """Training takes more than the card has; in bf16 it fits. Written with every comment kept; then all fits."""
     before = (project / "params.yaml").read_text()

@@ -143,6 +143,7 @@ def test_what_it_takes(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["flux", "sd35", "sdxl"])
+@pytest.mark.slow
 def test_adapters_are_those_of_the_plain_base(kind: Any, family: str) -> None:
     """Same modules, same first values, in fp32; every one gets a gradient."""
     module = load_family(family)
@@ -169,6 +170,7 @@ def expanded(plain: nn.Module, kind: Any) -> nn.Module:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["flux", "sd35", "sdxl"])
+@pytest.mark.slow
 def test_a_training_is_that_on_the_expanded_weights(
     kind: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +214,7 @@ def test_text_of_quantised_encoders(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_samples_of_a_quantised_pipeline(kind: Any, tmp_path: Path) -> None:
     """The checkpoint loads into it and moves its pictures, about as far as the plain pipeline's."""
     folder = tmp_path / "lora"
@@ -230,6 +233,7 @@ def test_samples_of_a_quantised_pipeline(kind: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
 @pytest.mark.parametrize("family", ["flux", "sd35", "sdxl"])
+@pytest.mark.slow
 def test_a_denoiser_is_quantised_as_it_is_loaded(kind: Any, family: str) -> None:
     """Tensor by tensor out of its folder: the same as one that is loaded whole by diffusers, then quantised."""
     module = load_family(family)

@@ -61,6 +61,7 @@ def publish(family: str, params: TrainParams, state: Path, table: Table, out: Pa
 
 
 @pytest.mark.parametrize(("family", "option"), CASES)
+@pytest.mark.slow
 def test_resumed_equals_straight(family: str, option: str, tmp_path: Path) -> None:
     """Killed after step 4 of 6 (state: step 4), and again after step 5: adapters, table and files are equal."""
     # On a CPU bitsandbytes compiles its update: slow, and another matter.
@@ -113,6 +114,7 @@ def test_what_the_states_key_depends_on(tmp_path: Path) -> None:
     assert len({same, *others}) == 8
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_and_equal_a_straight_run(tmp_path: Path) -> None:
     family, seen = FAMILIES[0], list[int]()
     short, long = [training.params_of({"steps": steps, "keep": 9}) for steps in (3, 6)]
@@ -213,6 +215,7 @@ def start_early(holder: object) -> None:
     """The process imports torch while the tests above run."""
 
 
+@pytest.mark.slow
 def test_second_holder_is_refused_and_a_killed_one_resumed(
     holder: "tuple[Path, subprocess.Popen[str]]", tmp_path: Path
 ) -> None:

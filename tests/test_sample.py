@@ -211,6 +211,7 @@ def test_what_cannot_be_measured(prompts: list[str], words: str) -> None:
     check_measures(params(prompts=given))
 
 
+@pytest.mark.slow
 def test_measured_samples(checkpoints: Path, tmp_path: Path) -> None:
     """Both pictures of each measured row are the pipeline's; the column that does nothing has the base's figures."""
     chosen = params(prompts=TWO, checkpoints=[30, 60], measures=True)
@@ -276,6 +277,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_half_precision_draws_nearly_the_same(family: str) -> None:
     """Each phase, by text encoders, denoiser and VAE in the format that is asked for."""
     module, prompt, drawn = load_family(family), Prompt(prompt="a fox"), {}

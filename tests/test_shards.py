@@ -66,6 +66,7 @@ def test_a_write_by_mistake_stays_in_the_process(tmp_path: Path) -> None:
     assert Cache(tmp_path / "out").tensors(key_of(0))["mean"].unique().tolist() == [0.0]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_by_the_payload(tmp_path: Path) -> None:
     """48 MiB of latents, all looked at and all held: less than 4 MiB of the process's own."""
     cache = filled(tmp_path, 48, 1 << 18)

@@ -57,6 +57,7 @@ def test_pointers_say_the_same_as_the_folders(family: str, checkout: Path, tmp_p
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_models_are_those_of_the_folder(family: str, dtype: str, checkout: Path, tmp_path: Path) -> None:
     add_base("files", write_arrangement(family, tmp_path / "models"), config=small(family))
     add_base("folder", [small(family)])

@@ -90,6 +90,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_nothing_is_lost_and_the_out_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def test_lines_and_exit_codes_come_through(tmp_path: Path) -> None:
             assert job.wait() == expected
 
 
+@pytest.mark.slow
 def test_stop_ends_what_left_the_group_and_ignores_gentle_signals(tmp_path: Path) -> None:
     with Crew() as crew:
         job = crew.start([sys.executable, "-c", STUBBORN], tmp_path, os.environ)

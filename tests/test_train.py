@@ -133,6 +133,7 @@ def script_flow(run: Run, batch: Batch, x0: Tensor, noise: Tensor, sigmas: Tenso
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_golden_losses(family: str, sets: dict[str, TrainingSet], tmp_path: Path) -> None:
     run = training.start(family, training.params_of({"ema_decay": 0.9, "accumulation": 2, "caption_dropout": 0.2}))
     table, _ = train(run, sets[family], tmp_path, state_every=100)
@@ -197,6 +198,7 @@ def test_adapters_are_a_function_of_seed_and_name() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_activations_change_no_number(family: str, sets: dict[str, TrainingSet]) -> None:
     gradients, batch = [], sets[family].batch([0, 1], step=1, first_index=0)
     for level in LEVELS:
@@ -224,6 +226,7 @@ class SmallMemory:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("first", "enough"), [(1, "recompute"), (4, "selective"), (4, "offload")])
+@pytest.mark.slow
 def test_memory_that_runs_out(
     family: str,
     first: int,

@@ -133,6 +133,7 @@ CASES = [(family, name) for family in FAMILIES for name in load_family(family).S
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.slow
 def test_every_scheduler_draws(family: str, name: str) -> None:
     """Each sampler by name gives a picture, the same at the same seed, another than Euler's."""
     module = load_family(family)
