@@ -91,11 +91,11 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
 
 
 def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
+    return posixpath.splitext(path)[1].lower()
 
 
 def _stem(path: str) -> str:
-    return PurePosixPath(path).with_suffix("").as_posix()
+    return posixpath.splitext(path)[0]
 
 
 def _walk(folder: Path) -> tuple[list[str], list[Ignored]]:
@@ -129,7 +129,7 @@ def _is_unicode(path: str) -> bool:
 def _why_unused(path: str) -> str | None:
     """Why a file is neither a picture nor able to hold captions; None where it is one of them."""
     suffix = _suffix(path)
-    if suffix in PICTURE_SUFFIXES or suffix in SIDECAR_SUFFIXES or PurePosixPath(path).name in METADATA_NAMES:
+    if suffix in PICTURE_SUFFIXES or suffix in SIDECAR_SUFFIXES or posixpath.basename(path) in METADATA_NAMES:
         return None
     if suffix in UNREAD_SUFFIXES:
         return f"{suffix} pictures are not read: save it as PNG or JPEG"
@@ -158,20 +158,19 @@ def _all_headers(folder: Path, paths: Sequence[str], problems: list[str]) -> dic
 
 def _all_repeats(folder: Path, paths: Sequence[str], problems: list[str]) -> dict[str, int]:
     """How often each picture counts: N where the nearest folder `N_name` says so, else 1."""
-    repeats, wrong = {}, set()
-    for path in paths:
-        repeats[path] = 1
-        parents = [parent for parent in PurePosixPath(path).parents if re.match("[0-9]+_", parent.name)]
-        if parents:
-            repeats[path] = int(parents[0].name.split("_")[0])
-        if not 1 <= repeats[path] <= MAX_REPEATS:
-            wrong.add(f"{folder / parents[0]}: {repeats[path]} repeats")
+    of_folders, wrong = {}, []
+    for name in sorted({posixpath.dirname(path) for path in paths}):
+        inside = PurePosixPath(name)
+        counting = [place for place in (inside, *inside.parents) if re.match("[0-9]+_", place.name)]
+        of_folders[name] = int(counting[0].name.split("_")[0]) if counting else 1
+        if not 1 <= of_folders[name] <= MAX_REPEATS:
+            wrong.append(f"{folder / counting[0]}: {of_folders[name]} repeats")
     if wrong:
         problems.append(
             f"a folder `N_name` counts each of its pictures N times, and N must be 1 to {MAX_REPEATS}. "
-            f"Rename these folders, such as `name_N`, or take them away:{listing(sorted(wrong))}"
+            f"Rename these folders, such as `name_N`, or take them away:{listing(sorted(set(wrong)))}"
         )
-    return repeats
+    return {path: of_folders[posixpath.dirname(path)] for path in paths}
 
 
 def _one_each(captions: Iterable[Caption], folder: Path, problems: list[str]) -> dict[str, Caption]:
@@ -223,7 +222,7 @@ def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str],
     known, captions = set(paths), []
     unread: list[str] = []
     missing: list[str] = []
-    for path in [path for path in files if PurePosixPath(path).name in METADATA_NAMES]:
+    for path in [path for path in files if posixpath.basename(path) in METADATA_NAMES]:
         try:
             rows, wrong = read_metadata(folder / path)
         except DataError as error:
