@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.samples import Sample, Samples
 from eridiff.store import Parts
-from eridiff.tables import LazyRows, Row
+from eridiff.tables import ColumnRows, Row
 from eridiff.tiles import TILING
 
 INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "shard"), "str") | dict.fromkeys(
@@ -153,23 +153,10 @@ def index_rows(samples: Samples, shards: Mapping[str, str]) -> Sequence[Row]:
 
     crop_left, crop_top: where the crop lies in the scaled picture as seen, mirrored or not.
     """
+    order = samples.order()
 
-    def row_of(sample: Sample) -> Row:
-        left, top = sample.crop.seen_at(sample.bucket, sample.flip)
-        return {
-            "path": sample.path,
-            "file_digest": sample.file_digest,
-            "pixel_digest": sample.pixel_digest,
-            "key": sample.key,
-            "variant": sample.variant,
-            "flip": int(sample.flip),
-            "shard": shards[sample.key],
-            "bucket_w": sample.bucket[0],
-            "bucket_h": sample.bucket[1],
-            "crop_left": left,
-            "crop_top": top,
-            "original_w": sample.original[0],
-            "original_h": sample.original[1],
-        }
+    def columns_of(places: range) -> dict[str, list[Any]]:
+        columns = samples.columns(order[places.start : places.stop])
+        return columns | {"shard": [shards[key] for key in columns["key"]]}
 
-    return LazyRows(samples.in_order(), row_of)
+    return ColumnRows(len(samples), columns_of)

@@ -23,12 +23,13 @@ class Placement(Mapping[str, str]):
     """Key -> name of the shard in the out, by the shards' prefixes alone."""
 
     def __init__(self, keys: Keys, prefixes: Iterable[str]) -> None:
-        self.keys_, self.prefixes = keys, set(prefixes)
+        self.keys_, self.names = keys, {prefix: shard_name(prefix) for prefix in prefixes}
+        self._lengths = sorted(set(map(len, self.names)))
 
     def __getitem__(self, key: str) -> str:
-        for length in range(len(key) + 1):
-            if key[:length] in self.prefixes:
-                return shard_name(key[:length])
+        for length in self._lengths:
+            if name := self.names.get(key[:length]):
+                return name
         raise KeyError(key)
 
     def __iter__(self) -> Iterator[str]:

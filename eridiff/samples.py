@@ -127,12 +127,41 @@ class Samples(Sequence[Sample]):
         """Pixels of a sample, on average."""
         return float(self.areas.mean()) if len(self) else 0.0
 
-    def in_order(self) -> Sequence[Sample]:
-        """By path, bucket, variant and mirror; without a copy where they stand so, as those of a sorted table do."""
-        places = zip(self._paths, (bucket for _, bucket, _ in self._sizes), strict=True)
-        if all(one < other for one, other in pairwise(places)):
-            return self
-        return sorted(self, key=lambda one: (one.path, one.bucket, one.variant, one.flip))
+    def order(self) -> Sequence[int]:
+        """Places of the samples by path, bucket, variant and mirror: as they stand, for those of a sorted table."""
+        pictures = list(zip(self._paths, (bucket for _, bucket, _ in self._sizes), strict=True))
+        if all(one < other for one, other in pairwise(pictures)):
+            return range(len(self))
+
+        def rank(place: int) -> Any:
+            return pictures[self._pictures[place]], self._variants[place], self._flips[place]
+
+        return sorted(range(len(self)), key=rank)
+
+    def columns(self, places: Sequence[int]) -> dict[str, list[Any]]:
+        """What an index says of the samples at some places."""
+        pictures = [self._pictures[place] for place in places]
+        sizes = [self._sizes[picture] for picture in pictures]
+        flips, variants = [self._flips[place] for place in places], [self._variants[place] for place in places]
+        crops = [
+            self[place].crop if variant else size[2]
+            for place, variant, size in zip(places, variants, sizes, strict=True)
+        ]
+        seen = [crop.seen_at(size[1], bool(flip)) for crop, size, flip in zip(crops, sizes, flips, strict=True)]
+        return {
+            "path": [self._paths[picture] for picture in pictures],
+            "file_digest": [_digest(self._files, picture) for picture in pictures],
+            "pixel_digest": [_digest(self._pixels, picture) for picture in pictures],
+            "key": [_digest(self._keys, place) for place in places],
+            "variant": variants,
+            "flip": flips,
+            "bucket_w": [bucket[0] for _, bucket, _ in sizes],
+            "bucket_h": [bucket[1] for _, bucket, _ in sizes],
+            "crop_left": [left for left, _ in seen],
+            "crop_top": [top for _, top in seen],
+            "original_w": [original[0] for original, _, _ in sizes],
+            "original_h": [original[1] for original, _, _ in sizes],
+        }
 
     def __len__(self) -> int:
         return len(self._pictures)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, overload
 
 from eridiff.errors import DataError
 from eridiff.files import atomic_write, canonical_json
@@ -14,7 +14,6 @@ from eridiff.files import atomic_write, canonical_json
 Row = dict[str, Any]
 
 ROWS_AT_A_TIME = 8192  # of those that are turned into columns, or columns into rows
-Item = TypeVar("Item")
 TYPES = {"str": "string", "int": "int64", "float": "float64", "strs": "list<string>"}
 
 
@@ -37,25 +36,48 @@ class TableRows(Collection[Row]):
         return any(row == other for other in self)
 
 
-class LazyRows(Sequence[Row], Generic[Item]):
-    """Rows made of other things when asked for: nobody holds all of them."""
+class ColumnRows(Sequence[Row]):
+    """Rows that are made when asked for, some at a time and by columns: nobody holds all of them."""
 
-    def __init__(self, items: Sequence[Item], make: Callable[[Item], Row]) -> None:
-        self.items, self.make = items, make
+    def __init__(self, count: int, make: Callable[[range], dict[str, list[Any]]]) -> None:
+        """make: the columns of the rows at some places."""
+        self._count, self._make = count, make
+
+    def pieces(self) -> Iterator[dict[str, list[Any]]]:
+        """The columns of all rows, ROWS_AT_A_TIME."""
+        for start in range(0, self._count, ROWS_AT_A_TIME):
+            yield self._make(range(start, min(start + ROWS_AT_A_TIME, self._count)))
 
     @overload
     def __getitem__(self, place: int) -> Row: ...
     @overload
-    def __getitem__(self, place: slice) -> "LazyRows[Item]": ...
-    def __getitem__(self, place: int | slice) -> "Row | LazyRows[Item]":
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
         """One row, or some."""
-        return LazyRows(self.items[place], self.make) if isinstance(place, slice) else self.make(self.items[place])
+        if isinstance(place, slice):
+            return [self[one] for one in range(self._count)[place]]
+        one = range(self._count)[place]
+        return {name: values[0] for name, values in self._make(range(one, one + 1)).items()}
+
+    def __iter__(self) -> Iterator[Row]:
+        for columns in self.pieces():
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self._count
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
+
+
+def _pieces(rows: Iterable[Row], names: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
+    """Columns of any rows, ROWS_AT_A_TIME."""
+    if isinstance(rows, ColumnRows):
+        yield from rows.pieces()
+        return
+    left = iter(rows)
+    while some := list(islice(left, ROWS_AT_A_TIME)):
+        yield {name: [row[name] for row in some] for name in names}
 
 
 def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[str, Any]) -> bytes:
@@ -71,10 +93,9 @@ def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[
     schema = pa.schema([pa.field(name, kinds[kind], nullable=False) for name, kind in columns.items()])
     schema = schema.with_metadata({"eridiff": canonical_json(dict(facts))})
     pieces: dict[str, list[Any]] = {name: [pa.array([], type=kinds[kind])] for name, kind in columns.items()}
-    left = iter(rows)
-    while some := list(islice(left, ROWS_AT_A_TIME)):
+    for some in _pieces(rows, columns):
         for name, kind in columns.items():
-            pieces[name].append(pa.array([row[name] for row in some], type=kinds[kind]))
+            pieces[name].append(pa.array(some[name], type=kinds[kind]))
     arrays = [pa.concat_arrays(pieces.pop(name)) for name in columns]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from eridiff.families import Family, TextEncoders
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
-from eridiff.tables import LazyRows, Row
+from eridiff.tables import ColumnRows, Row
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors
 
 if TYPE_CHECKING:
@@ -226,11 +226,13 @@ def _index(captions: Sequence[Caption], shards: Mapping[str, str], out: Path) ->
             if count := int.from_bytes(bytes(file.raw(f"{key}.tokens_lost").data), "little"):
                 lost[key] = count
 
-    def row_of(caption: Caption) -> Row:
-        shard = shards[caption.key]
-        return {"text": caption.text, "tokens_lost": lost.get(caption.key, 0), "key": caption.key, "shard": shard}
+    def columns_of(places: range) -> dict[str, list[Any]]:
+        some = captions[places.start : places.stop]
+        keys = [caption.key for caption in some]
+        columns: dict[str, list[Any]] = {"text": [caption.text for caption in some], "key": keys}
+        return columns | {"tokens_lost": [lost.get(key, 0) for key in keys], "shard": [shards[key] for key in keys]}
 
-    return LazyRows(captions, row_of)
+    return ColumnRows(len(captions), columns_of)
 
 
 def report_lost(index: Iterable[Row]) -> list[str]:
