@@ -26,14 +26,18 @@ def train_key(params: TrainParams, pointer: Pointer, inputs: Mapping[str, Path],
     if params.optimizer.schedule == "constant":
         del chosen["steps"]
     del chosen["keep"]  # decides what is put out, not what is computed
-    code = {dep.removeprefix("../../"): digest_file(Path(dep)) for dep in stage.deps if dep.endswith(".py")}
     parts = {
         "params": chosen,
         "denoiser": pointer.identity(),
         "inputs": {name: digest_file(path) for name, path in inputs.items()},
-        "code": code,
+        "code": code_digests(stage),
     }
     return digest_json(parts)
+
+
+def code_digests(stage: Stage) -> dict[str, str]:
+    """Digests of the files of code that a stage depends on, by their path in the checkout."""
+    return {dep.removeprefix("../../"): digest_file(Path(dep)) for dep in stage.deps if dep.endswith(".py")}
 
 
 def make_lineage(

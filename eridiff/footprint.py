@@ -4,9 +4,12 @@ Nothing is loaded: the denoiser is made of its pointer's config on torch's meta 
 Memory is in bytes, operations are multiplications and additions.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +18,7 @@ from eridiff.activations import LEVELS, set_activations, waiting
 from eridiff.config import Activations, Quantised
 from eridiff.data import Batch, TrainingSet
 from eridiff.families import Family
+from eridiff.files import canonical_json, digest_json, write_text
 from eridiff.progress import say
 from eridiff.quantise import RowScaledLinear
 from eridiff.sources import ModelSource, Pointer, empty_source
@@ -28,6 +32,7 @@ CONTEXT = 3 * GIB // 4  # what CUDA and its libraries take of a GPU themselves
 META = torch.device("meta")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: four bits, an 8-bit scale for 64, a 32-bit one for 256 of those
 FLOAT_BYTES = 4  # of an adapter, its gradient, and each moment of AdamW
+MEASURED = {"batch_size", "precision", "quantise", "ema_decay", "lora", "loss", "optimizer", "ddpm", "flow", "guidance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +75,33 @@ def train_footprints(
 
 
 def first_level(
-    params: TrainParams, family: Family, source: ModelSource, batch: Batch, memory: int
+    params: TrainParams, family: Family, source: ModelSource, batch: Batch, memory: int, remembered: Path | None = None
 ) -> tuple[Activations, Footprint]:
-    """The first level of activations with which a micro-batch fits into memory (bytes); else the last."""
-    found = []
+    """The first level of activations with which a micro-batch fits into memory (bytes); else the last.
+
+    remembered: a file of what was counted before for just this, and where what is counted now is kept.
+    """
+    known = _read(remembered) if remembered else []
+    for level in known:
+        if level[1].memory <= memory or level[0] == LEVELS[-1]:
+            return level
+    known = []
     for level in train_footprints(params, family, source, batch):
-        found.append(level)
+        known.append(level)
         if level[1].memory <= memory:
             break
-    return found[-1]
+    if remembered:
+        with suppress(OSError):  # a store that may only be read
+            write_text(remembered, canonical_json([[name, vars(footprint)] for name, footprint in known]) + "\n")
+    return known[-1]
+
+
+def _read(path: Path) -> list[tuple[Activations, Footprint]]:
+    """Levels that were counted before; [] where there are none that can be read."""
+    try:
+        return [(level, Footprint(**facts)) for level, facts in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def held(model: nn.Module, quantise: Quantised | None = None) -> int:
@@ -99,13 +122,27 @@ def choose_activations(
     pointer: Pointer,
     data: TrainingSet,
     device: torch.device,
+    store: Path,
+    code: Mapping[str, str],
 ) -> Activations:
-    """What local.yaml fixes; else the first level that fits the memory that a GPU has free."""
+    """What local.yaml fixes; else the first level that fits the memory that a GPU has free.
+
+    store: the store's folder, which remembers what was counted. code: digests of all code that this depends on.
+    """
     if fixed is not None or device.type != "cuda":
         return fixed or LEVELS[0]
     largest = max(range(len(data.samples)), key=lambda place: math.prod(data.samples[place].bucket))
     batch = data.batch([largest] * params.batch_size, 1, 0)
+    identity = {
+        "params": params.model_dump(include=MEASURED),
+        "base": pointer.identity(),
+        "bucket": data.samples[largest].bucket,
+        "text": {name: tensor.shape for name, tensor in batch.text.items()},
+        "torch": torch.__version__,
+        "code": dict(code),
+    }
+    remembered = store / "footprints" / f"{digest_json(identity)}.json"
     free = torch.cuda.mem_get_info(device)[0]
-    level, found = first_level(params, family, empty_source([pointer]), batch, free - SPARE)
+    level, found = first_level(params, family, empty_source([pointer]), batch, free - SPARE, remembered)
     say(f"train: activations '{level}', about {found.memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free")
     return level

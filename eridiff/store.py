@@ -55,7 +55,7 @@ __all__ = [
 
 FORMAT = "eridiff-store 1\n"
 SHARDS_AT_A_TIME = 4  # read, checked and written by publish: what it holds in memory
-OWN_NAMES = {"FORMAT", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
+OWN_NAMES = {"FORMAT", "bases", "footprints", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
 
 
 class EntryGone(StoreError):

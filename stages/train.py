@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from eridiff.basecheck import check_denoiser, check_vae, find_vae
-from eridiff.checkpoint import make_lineage, put_out, train_key
+from eridiff.checkpoint import code_digests, make_lineage, put_out, train_key
 from eridiff.config import ModelParams, load_section
 from eridiff.data import open_training_set
 from eridiff.errors import run_main
@@ -44,18 +44,20 @@ def main() -> None:
     tables = {name: read_table(path) for name, path in INPUTS.items()}
     data = open_training_set(tables, Path("data/latents"), Path("data/text"), params)
     lineage = make_lineage(model.family, pointer, params, INPUTS, *tables["captions"], tables["buckets"][0])
-    state = store_root() / "runs" / train_key(params, pointer, INPUTS, read_stages(Path())["train"])
+    root, stage = store_root(), read_stages(Path())["train"]
+    state = root / "runs" / train_key(params, pointer, INPUTS, stage)
     with hold(state):
-        pin(store_root(), "runs", Path(), [state.name])
+        pin(root, "runs", Path(), [state.name])
         source = find_source([pointer])
         fresh = params.check_base and not (state / STATE).exists()
         if fresh:
             vae = find_vae(model)
             say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")
         previews = prepare_previews(local, model, params.precision, data.samples[0].bucket, device)
-        level = choose_activations(local.activations, params, family, pointer, data, device)
+        code = code_digests(stage)
+        level = choose_activations(local.activations, params, family, pointer, data, device, root, code)
         facts, fixed = tables["latents"][1], local.activations is not None
-        run = prepare_run(params, family, source, facts, device, level, fixed=fixed, store=store_root())
+        run = prepare_run(params, family, source, facts, device, level, fixed=fixed, store=root)
         if fresh:
             say(check_denoiser(run, data))
         preview = partial(previews.draw, run.denoiser) if previews else None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from eridiff import footprint
 from eridiff.activations import LEVELS
 from eridiff.check import load_all
 from eridiff.errors import ConfigError
@@ -60,6 +61,36 @@ def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) ->
     if family == FAMILIES[0]:
         assert first_level(params, module, empty(family), batch, memory[1])[0] == "selective"
         assert first_level(params, module, empty(family), batch, 1)[0] == LEVELS[-1]
+
+
+def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels that were counted are not counted again, more of them where they do not do; a damaged file is made anew."""
+    module, params = load_family(FAMILIES[0]), training.params_of()
+    batch = made_up_batch(2, module, source(FAMILIES[0]).config("vae"), training.text_shapes(FAMILIES[0]), (256, 256))
+    kept, plain, started = tmp_path / "footprints" / "one.json", footprint.train_footprints, []
+
+    def counting(*given: Any) -> Any:
+        started.append(1)
+        return plain(*given)
+
+    monkeypatch.setattr(footprint, "train_footprints", counting)
+
+    def choose(memory: int) -> tuple[Any, Footprint]:
+        return first_level(params, module, empty(FAMILIES[0]), batch, memory, kept)
+
+    first = choose(1 << 60)
+    assert (first[0], choose(1 << 60), len(started)) == ("keep", first, 1)
+    smaller = choose(first[1].memory - 1)
+    assert (smaller[0], len(started)) == ("selective", 2)
+    assert choose(first[1].memory) == first and choose(first[1].memory - 1) == smaller and len(started) == 2
+    last = choose(1)
+    assert (last[0], choose(1), len(started)) == (LEVELS[-1], last, 3)
+    kept.write_text(kept.read_text()[:-9])
+    assert (choose(1 << 60), len(started)) == (first, 4)
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("")  # a folder that cannot be made
+    assert choose(1 << 60) == first
 
 
 @pytest.mark.parametrize("family", FAMILIES)

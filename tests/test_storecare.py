@@ -144,6 +144,20 @@ def test_repair_keeps_the_sound_entries(root: Path, tmp_path: Path) -> None:
     assert shard_of(root).read_bytes() == before
 
 
+def test_what_stages_keep_beside_entries_is_no_stray(root: Path) -> None:
+    """Bases that were quantised, states of trainings, what was counted and measured."""
+    for name in (
+        "bases/a.safetensors",
+        "bases/a.used",
+        "footprints/a.json",
+        "rates/a.json",
+        "runs/a/state.safetensors",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert verify(root, []) == []
+
+
 def test_repair_of_single_entries_pixels_pins_and_strays(root: Path) -> None:
     entry = entry_of(root)
     alter(entry, -1)
