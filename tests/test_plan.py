@@ -16,7 +16,7 @@ from eridiff.families import load_family
 from eridiff.footprint import CONTEXT, GIB, SPARE, Footprint, first_level, train_footprints
 from eridiff.plan import HOST, Card, Planner, plan_project, seconds_of, ways, with_changes
 from eridiff.quantise import Storage
-from eridiff.sources import ModelSource
+from eridiff.sources import ModelSource, pointers_of
 from tests import training
 from tests.bases import FAMILIES, source
 from tests.checkouts import make_checkout
@@ -64,7 +64,7 @@ def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) ->
 
 
 def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Levels that were counted are not counted again, more of them where they do not do; a damaged file is made anew."""
+    """What was counted is not counted again, more of it where it does not do; a damaged file is made anew."""
     module, params = load_family(FAMILIES[0]), training.params_of()
     batch = made_up_batch(2, module, source(FAMILIES[0]).config("vae"), training.text_shapes(FAMILIES[0]), (256, 256))
     kept, plain, started = tmp_path / "footprints" / "one.json", footprint.train_footprints, []
@@ -91,6 +91,26 @@ def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
     kept.parent.rmdir()
     kept.parent.write_text("")  # a folder that cannot be made
     assert choose(1 << 60) == first
+
+
+def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted once for the largest bucket, and anew where the code is another."""
+    family, params, device = FAMILIES[0], training.params_of(), torch.device("cuda")
+    data = training.random_set(family, tmp_path, params, ((64, 64), (128, 128)))
+    pointer = pointers_of(f"tiny-{family}", ["denoiser"], family)["denoiser"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+
+    def choose(code: str, fixed: Any = None) -> Any:
+        module = load_family(family)
+        return footprint.choose_activations(fixed, params, module, pointer, data, device, tmp_path, {"a.py": code})
+
+    free = 1 << 60
+    assert choose("one") == choose("one") == "keep"
+    assert len(list((tmp_path / "footprints").iterdir())) == 1
+    free = 1
+    assert (choose("one"), choose("one", "selective")) == (LEVELS[-1], "selective")
+    assert choose("two") == LEVELS[-1]
+    assert len(list((tmp_path / "footprints").iterdir())) == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
