@@ -38,7 +38,7 @@ def frozen(model: "nn.Module") -> "nn.Module":
     """The model in eval mode, without gradients, and with position biases that lie in memory as attention reads them.
 
     T5 permutes its biases. Fused kernels refuse such a view, and torch takes the plain one, in fp32 with all scores in
-    memory: transformers 5.23 copies it for them, earlier versions do not.
+    memory: transformers 5.23 copies it for them, some versions before do not.
     """
     module: Any
     for module in model.modules():
