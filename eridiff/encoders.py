@@ -1,8 +1,8 @@
 """Pieces that the families' loading and text code share: components from folders, tokenizing as pipelines do."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eridiff.assemble import assemble, build_empty, is_of_transformers
@@ -43,12 +43,13 @@ def frozen(model: "nn.Module") -> "nn.Module":
     module: Any
     for module in model.modules():
         if getattr(module, "has_relative_attention_bias", False):
-            module.compute_bias = _contiguous(module.compute_bias)
+            module.compute_bias = MethodType(_contiguous_bias, module)
     return model.requires_grad_(False).eval()
 
 
-def _contiguous(function: Callable[..., "Tensor"]) -> Callable[..., "Tensor"]:
-    return lambda *given, **more: function(*given, **more).contiguous()
+def _contiguous_bias(module: Any, *given: Any, **more: Any) -> "Tensor":
+    bias: Tensor = type(module).compute_bias(module, *given, **more)
+    return bias.contiguous()
 
 
 def _kept_path(source: ModelSource, component: str, storage: "Storage | None", dtype: "torch.dtype") -> Path | None:

@@ -90,6 +90,9 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+NO_ATTENTION = ("No available kernel", "Invalid backend")  # torch's words where the plain kernel is switched off
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a stage or command: a user's mistake ends it with one message and exit code 1.
 
@@ -110,6 +113,15 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_ATTENTION):
+            raise
+        print(
+            f"error: no fused kernel of torch takes this model's attention on this GPU ({error}), and the plain one is "
+            "slow and large, so it is not taken instead. Ways out: precision (or dtype) bf16 or fp16, a newer torch.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
