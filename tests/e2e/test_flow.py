@@ -50,7 +50,7 @@ def test_the_form_has_the_projects_and_every_key(served: Served) -> None:
     assert fields["stop_at"]["enum"][0] == "check" and "export" in fields["stop_at"]["enum"]
     rate = kinds["OptimParams"]["properties"]["lr"]
     assert rate["type"] == "number" and "default" not in rate and "rate" in rate["description"]
-    assert kinds["TrainParams"]["properties"]["precision"]["enum"] == ["fp32", "bf16"]
+    assert kinds["TrainParams"]["properties"]["precision"]["enum"] == ["fp32", "bf16", "fp16"]
 
 
 def test_stages_run_side_by_side_then_are_cached_and_restored(served: Served) -> None:
