@@ -192,8 +192,12 @@ def _optimizer_step(
     """All micro-batches of one step and the optimizer's move; returns the step's row of the loss table."""
     params = run.params
     taken = [next(batches) for _ in range(params.accumulation)]
-    while (loss := _accumulate(run, taken, step)) is None:
+    while (loss := _accumulate(run, taken, step)) is None or not _unscaled(run, loss):
         optimizer.zero_grad(set_to_none=True)  # what came of the step before memory, or the range of fp16, ran out
+        if loss is None:
+            _keep_fewer_activations(run, step)
+        else:
+            _halve_scale(run, step)
     norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
     rate = learning_rate(params.optimizer, step, params.steps)
     for group in optimizer.param_groups:
@@ -205,10 +209,7 @@ def _optimizer_step(
 
 
 def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
-    """Add a step's gradients up; its loss, or None where it is to be done again.
-
-    That is with fewer activations, where memory ran out, or with a smaller scale of the loss.
-    """
+    """Add a step's gradients up; its loss, or None where memory ran out and fewer activations may be kept."""
     loss = torch.zeros((), device=run.device)
     try:
         for batch in batches:
@@ -216,17 +217,20 @@ def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
                 loss += train_step(run, batch.to(run.device), step)
     except torch.OutOfMemoryError as error:
         if not run.fixed and run.activations != LEVELS[-1]:
-            _keep_fewer_activations(run, step)
             return None
         raise TrainError(
             f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
             "kept. Ways out: no `activations` in local.yaml, or `offload`; in params.yaml a smaller train.batch_size "
             "with more train.accumulation, train.quantise, a lower buckets.resolution."
         ) from None
-    if run.params.precision == "fp16" and not unscale(run.adapters.values(), run.loss_scale) and loss.isfinite():
-        _halve_scale(run, step)
-        return None
     return loss
+
+
+def _unscaled(run: Run, loss: Tensor) -> bool:
+    """Divide gradients by the loss's scale; False where they alone overflowed, so that a smaller scale may do."""
+    if run.params.precision != "fp16":
+        return True
+    return unscale(run.adapters.values(), run.loss_scale) or not bool(loss.isfinite())
 
 
 def _halve_scale(run: Run, step: int) -> None:
