@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eridiff.errors import BaseError
 from eridiff.partfiles import FolderTensors, PartTensors
-from eridiff.tensorfile import RawTensor
+from eridiff.progress import track
 
 if TYPE_CHECKING:
     import torch
@@ -30,24 +30,20 @@ def assemble(
     tensor, or has one of another shape than the config asks for, or with numbers beyond the range of fp16.
     """
     import torch
-    from accelerate.utils import set_module_tensor_to_device
+
+    from eridiff.uploader import Uploader  # here, since the export stage starts without torch
 
     model = init_model(kind, config)
-    for name, empty in model.state_dict().items():
-        device = storage.device if storage else "cpu"
-        value = as_dtype(*tensors.read(name), _dtype_of(model, name, dtype), device)
-        if value.shape != empty.shape:
-            raise BaseError(
-                f"{tensors.path}: {name} of {tensors.component} is {list(value.shape)}; by its "
-                f"config it must be {list(empty.shape)}."
-            )
-        if value.dtype == torch.float16 and not value.isfinite().all():
-            raise BaseError(
-                f"{tensors.path}: {name} of {tensors.component} has numbers beyond fp16's range: take bf16 or fp32."
-            )
-        set_module_tensor_to_device(model, name, device, value=value, dtype=value.dtype)
-        if storage:
-            storage.settle(model, name)
+    with Uploader(storage.device if storage else torch.device("cpu")) as uploader:
+        state = model.state_dict()
+        for name, empty in track(state.items(), what=tensors.component, total=len(state), unit="tensors"):
+            raw, scale = tensors.read(name)
+            factor = uploader.upload(scale) if scale else None
+            value = as_dtype(uploader.upload(raw), factor, _dtype_of(model, name, dtype))
+            _refuse_other(tensors, name, value, empty)
+            _set(model, name, value)
+            if storage:
+                storage.settle(model, name)
     if is_of_transformers(kind):
         model.tie_weights()
     assembled: nn.Module = model
@@ -78,13 +74,10 @@ def build_empty(kind: Any, config: dict[str, Any], dtype: "torch.dtype") -> "nn.
     return model
 
 
-def as_dtype(
-    raw: RawTensor, scale: RawTensor | None, dtype: "torch.dtype", device: "torch.device | str"
-) -> "torch.Tensor":
+def as_dtype(value: "torch.Tensor", scale: "torch.Tensor | None", dtype: "torch.dtype") -> "torch.Tensor":
     """One tensor in the format that is asked for (whole numbers stay); a matrix of scaled fp8 times its scale."""
-    value = raw.torch().to(device)
     if scale is not None:
-        return (value.float() * scale.torch().to(device).float()).to(dtype)
+        return (value.float() * scale.float()).to(dtype)
     return value.to(dtype) if value.is_floating_point() else value
 
 
@@ -99,3 +92,27 @@ def _dtype_of(model: Any, name: str, dtype: "torch.dtype") -> "torch.dtype":
 
     kept = set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
     return torch.float32 if kept.intersection(name.split(".")) else dtype
+
+
+def _set(model: Any, name: str, value: "torch.Tensor") -> None:
+    """Put a tensor in the place of an empty one."""
+    from accelerate.utils import set_module_tensor_to_device
+
+    set_module_tensor_to_device(model, name, value.device, value=value, dtype=value.dtype)
+
+
+def _refuse_other(
+    tensors: PartTensors | FolderTensors, name: str, value: "torch.Tensor", empty: "torch.Tensor"
+) -> None:
+    """Raises: BaseError where a tensor has another shape than the empty one, or numbers beyond the range of fp16."""
+    import torch
+
+    if value.shape != empty.shape:
+        raise BaseError(
+            f"{tensors.path}: {name} of {tensors.component} is {list(value.shape)}; by its "
+            f"config it must be {list(empty.shape)}."
+        )
+    if value.dtype == torch.float16 and not value.isfinite().all():
+        raise BaseError(
+            f"{tensors.path}: {name} of {tensors.component} has numbers beyond fp16's range: take bf16 or fp32."
+        )

@@ -29,7 +29,14 @@ create table if not exists digests (
 SELECT = "select digest from digests where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?"
 INSERT = "insert or replace into digests values (?, ?, ?, ?, ?, ?)"
 
+State = tuple[bytes, str, int, int, int]
 Record = tuple[bytes, str, int, int, int, str]
+
+
+def _state(path: Path, what: str) -> State:
+    """What a digest counts for: the file as it is now."""
+    status = path.stat()
+    return os.fsencode(os.path.abspath(path)), what, status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class FileDigests:
@@ -68,21 +75,18 @@ class FileDigests:
 
     def remember(self, path: Path, what: str, compute: Callable[[], str]) -> str:
         """Some digest of a file, computed only if it is not remembered. what: its name, with its version."""
-        before = path.stat()
-        name = os.fsencode(os.path.abspath(path))
-        state = (name, what, before.st_size, before.st_mtime_ns, before.st_ino)
+        state = _state(path, what)
         known = None if self._anew else self._look_up(state)
         if known is not None:
             return known
         digest = compute()
-        after = path.stat()
-        unchanged = state[2:] == (after.st_size, after.st_mtime_ns, after.st_ino)
-        if unchanged and time.time() - after.st_mtime > SETTLED_SECONDS:
-            self._pending.append((*state, digest))
-        late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS
-        if late or len(self._pending) >= BATCH:
-            self._commit()
+        if state == _state(path, what) and time.time() - path.stat().st_mtime > SETTLED_SECONDS:
+            self._add((*state, digest))
         return digest
+
+    def note(self, path: Path, what: str, digest: str) -> None:
+        """Remember the digest of a file that this process has just written under its name, whole."""
+        self._add((*_state(path, what), digest))
 
     def close(self) -> None:
         """Write what is pending and close the file."""
@@ -91,7 +95,13 @@ class FileDigests:
             self._connection.close()
             self._connection = None
 
-    def _look_up(self, state: tuple[bytes, str, int, int, int]) -> str | None:
+    def _add(self, record: Record) -> None:
+        self._pending.append(record)
+        late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS
+        if late or len(self._pending) >= BATCH:
+            self._commit()
+
+    def _look_up(self, state: State) -> str | None:
         if self._connection is None:
             return None
         try:

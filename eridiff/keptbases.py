@@ -7,6 +7,7 @@ KEY is of the component's digests, the kind of quantisation and the number forma
 header says is made anew; the digest that says so is remembered, as those of the bases are.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from eridiff.assemble import init_model, is_of_transformers
 from eridiff.errors import DataError
 from eridiff.filedigests import FileDigests
 from eridiff.files import digest_json, write_text
-from eridiff.progress import say, warn
+from eridiff.progress import say, track, warn
 from eridiff.roots import BASES
 from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, raw_tensor, write_tensors
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from eridiff.quantise import Storage
 
 FORMAT = 1  # raised by hand when eridiff/quantise.py makes other tensors
+DIGEST = "tensors"  # what of a file is remembered
 
 
 def kept_path(root: Path, identity: Mapping[str, str], kind: str, dtype: "torch.dtype") -> Path:
@@ -39,11 +41,18 @@ def keep(model: "nn.Module", path: Path) -> None:
     """Write a quantised model, tensor by tensor. Where the store has no room for it, that is said and nothing more."""
     tensors = _Raw(model.state_dict())
     try:
-        write_tensors(path, tensors, {"digest": digest_tensors(tensors)})
+        digest = digest_tensors(tensors)
+        write_tensors(path, tensors, {"digest": digest})
         write_text(path.with_suffix(".used"), "")
-        say(f"kept the quantised base in the store ({path.stat().st_size / 2**30:.1f} GiB): the next start reads it")
+        with FileDigests() as digests:
+            digests.note(path, DIGEST, digest)
+        say(f"kept the quantised base in the store ({_gib(path)}): the next start reads it")
     except OSError as error:
         warn(f"the quantised base is not kept in {path.parent} ({error.strerror}): the next start makes it anew.")
+
+
+def _gib(path: Path) -> str:
+    return f"{path.stat().st_size / 2**30:.1f} GiB"
 
 
 class _Raw(Mapping[str, RawTensor]):
@@ -64,26 +73,36 @@ class _Raw(Mapping[str, RawTensor]):
 
 def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage") -> "nn.Module | None":
     """The quantised model of class `kind` on its device; None where it is not kept, or damaged."""
+    from eridiff.uploader import Uploader  # here, since stages that load no model start without torch
+
     file = _open_sound(path)
     if file is None:
         return None
     with suppress(OSError):
         write_text(path.with_suffix(".used"), "")
-    model, places = init_model(kind, config), {}
-    for place in storage.quantised_paths(model):
-        places[place] = [name for name in file.names if name.startswith(f"{place}.")]
-        tensors = {name.removeprefix(f"{place}."): _read(file, name, storage) for name in places[place]}
+    start, model = time.monotonic(), init_model(kind, config)
+    quantised: dict[str, dict[str, Tensor]] = {place: {} for place in storage.quantised_paths(model)}
+    plain: dict[str, Tensor] = {}
+    with Uploader(storage.device) as uploader:
+        for name in track(file.names, what="quantised base", total=len(file.names), unit="tensors"):
+            place = next((part for part in _parents(name) if part in quantised), None)
+            tensors, prefix = (quantised[place], f"{place}.") if place else (plain, "")
+            tensors[name.removeprefix(prefix)] = uploader.upload(file.raw(name))
+    for place, tensors in quantised.items():
         storage.restore(model, place, tensors)
-    plain = set(file.names).difference(*places.values())
-    model.load_state_dict({name: _read(file, name, storage) for name in plain}, strict=False, assign=True)
+    model.load_state_dict(plain, strict=False, assign=True)
     if is_of_transformers(kind):
         model.tie_weights()
     loaded: nn.Module = model.to(storage.device)
+    say(f"quantised base: {_gib(path)} read from the store in {time.monotonic() - start:.1f} s")
     return loaded
 
 
-def _read(file: TensorFile, name: str, storage: "Storage") -> "Tensor":
-    return file.raw(name).torch().to(storage.device)
+def _parents(name: str) -> Iterator[str]:
+    """a.b.c: a.b, a."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _open_sound(path: Path) -> TensorFile | None:
@@ -91,7 +110,7 @@ def _open_sound(path: Path) -> TensorFile | None:
     try:
         file = TensorFile(path)
         with FileDigests() as digests:
-            found = digests.remember(path, "tensors", lambda: digest_tensors({n: file.raw(n) for n in file.names}))
+            found = digests.remember(path, DIGEST, lambda: digest_tensors({n: file.raw(n) for n in file.names}))
         if found == file.metadata.get("digest"):
             return file
     except FileNotFoundError:

@@ -182,3 +182,14 @@ def test_ten_thousand_digests_are_quick(tmp_path: Path, file: Path) -> None:
             for number in range(10_000):
                 digests.remember(file, f"what {number}", lambda: "digest")
     assert time.monotonic() - start < 5
+
+
+def test_what_is_noted_counts_until_the_file_changes(tmp_path: Path, file: Path) -> None:
+    compute, calls = counted("computed")
+    with FileDigests(tmp_path / "d.sqlite") as digests:
+        digests.note(file, "x", "noted")
+    with FileDigests(tmp_path / "d.sqlite") as digests:
+        assert digests.remember(file, "x", compute) == "noted"
+        settle(file, 50)
+        assert digests.remember(file, "x", compute) == "computed"
+    assert len(calls) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff import encoders
+from eridiff import encoders, keptbases
 from eridiff.families import load_family
 from eridiff.quantise import Storage
 from eridiff.roots import DAY_SECONDS
@@ -73,6 +73,15 @@ def test_every_kind_and_format_is_kept_apart(tmp_path: Path, loads: list[str]) -
     answer(FAMILIES[0], "fp8", tmp_path)
     load(FAMILIES[1], "fp8", tmp_path)
     assert len(kept(tmp_path)) == len(loads) == 5
+
+
+def test_what_was_just_kept_is_not_digested_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(FAMILIES[0], "int8", tmp_path)
+    monkeypatch.setattr(keptbases, "digest_tensors", lambda _: pytest.fail("read once more"))
+    load(FAMILIES[0], "int8", tmp_path)
+    assert "quantised base: 0.0 GiB read from the store in " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", [-1, 200, 8])
