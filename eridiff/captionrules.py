@@ -27,6 +27,7 @@ INLINE_TAG = re.compile(  # with attributes or none: `<a cat>` is no tag
     re.IGNORECASE,
 )
 ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
+KEYBOARD = re.compile(r"[ -~\n\r\t]*")  # what has nothing to be replaced, as most captions
 PLAIN = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
@@ -48,11 +49,15 @@ def html_entities(text: str) -> str:
 
 def unicode(text: str) -> str:
     """NFC; odd spaces to spaces, invisible letters removed, curly quotes and the ellipsis as ASCII."""
+    if KEYBOARD.fullmatch(text):
+        return text
     return "".join(_plain_letter(letter) for letter in unicodedata.normalize("NFC", text))
 
 
 def other_scripts(text: str) -> str:
     """Drop lines whose letters are mostly not Latin."""
+    if text.isascii():
+        return text
     lines = text.splitlines()
     kept = [line for line in lines if _is_latin(line)]
     return text if len(kept) == len(lines) else "\n".join(kept)

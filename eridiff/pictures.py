@@ -22,6 +22,7 @@ SIDECAR_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
 MAX_REPEATS = 1000
+HEADER = "header 1"  # what is remembered of a file; raised by hand when read_header says something else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,9 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
         raise DataError(_no_pictures(folder, ignored))
     captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths, problems)], folder, problems)
     repeats = _all_repeats(folder, paths, problems)
-    headers = _all_headers(folder, paths, problems)  # before any digest: a damaged file is named within seconds
+    headers = _all_headers(
+        folder, paths, digests, problems
+    )  # before any digest: a damaged file is named within seconds
     if problems:
         raise DataError(all_of(problems))
     pictures = []
@@ -144,16 +147,33 @@ def _no_pictures(folder: Path, ignored: Sequence[Ignored]) -> str:
     return f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}): put some there.{only}"
 
 
-def _all_headers(folder: Path, paths: Sequence[str], problems: list[str]) -> dict[str, PictureHeader]:
+def _all_headers(
+    folder: Path, paths: Sequence[str], digests: FileDigests, problems: list[str]
+) -> dict[str, PictureHeader]:
+    """Each picture's header; that of an unchanged file is remembered."""
     headers, wrong = {}, []
     for path in track(paths, what="headers", total=len(paths), unit="pictures"):
         try:
-            headers[path] = read_header(folder / path)
+            headers[path] = _header(folder / path, digests)
         except DataError as error:
             wrong.append(str(error))
     if wrong:
         problems.append(f"{_count(wrong, 'picture')} of {folder} cannot be used:{listing(wrong)}")
     return headers
+
+
+def _header(path: Path, digests: FileDigests) -> PictureHeader:
+    """Raises: DataError as read_header."""
+
+    def read() -> str:
+        header = read_header(path)
+        return f"{header.width} {header.height} {header.orientation}"
+
+    try:
+        width, height, orientation = map(int, digests.remember(path, HEADER, read).split())
+    except OSError:  # before it was opened: read_header says why
+        return read_header(path)
+    return PictureHeader(width=width, height=height, orientation=orientation)
 
 
 def _all_repeats(folder: Path, paths: Sequence[str], problems: list[str]) -> dict[str, int]:

@@ -3,9 +3,9 @@
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -19,6 +19,10 @@ from eridiff.tables import Row
 from eridiff.variants import Crop, CropParams, Size, plan_crops
 
 DIGEST_BYTES = 32
+NUMBERS = itemgetter(
+    "original_w", "original_h", "bucket_w", "bucket_h", "resize_w", "resize_h", "crop_left", "crop_top"
+)
+Sizes = tuple[Size, Size, Crop]  # original, bucket, the bucket's own crop
 
 
 class SampleParams(CropParams, Protocol):
@@ -58,23 +62,21 @@ def _geometry(bucket: Size, crop: Crop, flip: bool) -> Parts:
     return {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
 
 
-@lru_cache(maxsize=4096)
-def _geometry_text(bucket: Size, crop: Crop, flip: bool) -> str:
-    return canonical_json(_geometry(bucket, crop, flip))
-
-
 class KeyMaker:
-    """`entry_key` of a sample's parts at a third of its time: what all samples share is made into text once."""
+    """`entry_key` of a sample's parts at a third of its time: what many samples share is made into text once."""
 
     def __init__(self, common: Parts) -> None:
         text = canonical_json({**common, "crop": "<crop>", "pixels": "<pixels>"})  # keys sorted: in this order
         self._head, rest = text.split('"<crop>"')
         self._middle, self._tail = rest.split("<pixels>")
 
-    def key(self, pixel_digest: str, bucket: Size, crop: Crop, flip: bool) -> bytes:
+    def start(self, bucket: Size, crop: Crop, flip: bool) -> str:
+        """What stands before the pixels' digest."""
+        return f"{self._head}{canonical_json(_geometry(bucket, crop, flip))}{self._middle}"
+
+    def key(self, start: str, pixel_digest: str) -> bytes:
         """The key's bytes."""
-        text = f"{self._head}{_geometry_text(bucket, crop, flip)}{self._middle}{pixel_digest}{self._tail}"
-        return sha256(text.encode()).digest()
+        return sha256(f"{start}{pixel_digest}{self._tail}".encode()).digest()
 
 
 class Samples(Sequence[Sample]):
@@ -84,27 +86,43 @@ class Samples(Sequence[Sample]):
         """common: the parts of keys that all samples share."""
         self.params, self.common, self._maker = params, common, KeyMaker(common)
         self._paths: list[str] = []
-        self._sizes: list[tuple[Size, Size, Crop]] = []  # of a picture: original, bucket, the bucket's own crop
-        self._same: dict[Any, Any] = {}  # many pictures have one size and one crop
+        self._sizes: list[Sizes] = []  # of a picture
+        self._same: dict[tuple[int, ...], tuple[Sizes, list[str]]] = {}  # many pictures have one size and one crop
         self._files, self._pixels = bytearray(), bytearray()  # digests
         self._keys = bytearray()
         self._pictures, self._variants, self._flips = array("L"), array("H"), bytearray()  # of a sample
 
     def add(self, row: Row, pixel_digest: str) -> None:
         """The variants of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
-        bucket, original = (row["bucket_w"], row["bucket_h"]), (row["original_w"], row["original_h"])
-        first = Crop((row["resize_w"], row["resize_h"]), (row["crop_left"], row["crop_top"]))
-        for variant, crop in enumerate(plan_crops(first, original, bucket, self.params, pixel_digest)):
-            for flip in (False, True) if self.params.flip else (False,):
-                self._keys += self._maker.key(pixel_digest, bucket, crop, flip)
-                self._pictures.append(len(self._paths))
-                self._variants.append(variant)
-                self._flips.append(flip)
+        numbers = NUMBERS(row)
+        sizes, starts = self._same.get(numbers) or self._same.setdefault(numbers, self._shared(numbers))
+        for flip, start in enumerate(starts):
+            self._add(self._maker.key(start, pixel_digest), 0, flip)
+        if self.params.crops > 1:
+            original, bucket, first = sizes
+            for variant, crop in enumerate(plan_crops(first, original, bucket, self.params, pixel_digest)[1:], 1):
+                for flip, start in enumerate(self._starts(bucket, crop)):
+                    self._add(self._maker.key(start, pixel_digest), variant, flip)
         self._paths.append(row["path"])
-        sizes = (original, bucket, first)
-        self._sizes.append(self._same.setdefault(sizes, sizes))
+        self._sizes.append(sizes)
         self._files += bytes.fromhex(row["file_digest"])
         self._pixels += bytes.fromhex(pixel_digest)
+
+    def _add(self, key: bytes, variant: int, flip: int) -> None:
+        self._keys += key
+        self._pictures.append(len(self._paths))
+        self._variants.append(variant)
+        self._flips.append(flip)
+
+    def _shared(self, numbers: tuple[int, ...]) -> "tuple[Sizes, list[str]]":
+        """What all pictures of some numbers share: their sizes, and the starts of the texts of their first keys."""
+        original, bucket, resize, at = (numbers[place : place + 2] for place in range(0, 8, 2))
+        first = Crop(resize, at)  # type: ignore[arg-type]  # pairs
+        return (original, bucket, first), self._starts(bucket, first)  # type: ignore[return-value, arg-type]
+
+    def _starts(self, bucket: Size, crop: Crop) -> list[str]:
+        """Of a crop as it is, and mirrored where the params say so."""
+        return [self._maker.start(bucket, crop, flip) for flip in ((False, True) if self.params.flip else (False,))]
 
     @property
     def keys(self) -> Keys:

@@ -14,10 +14,10 @@ temporary name and renamed, never changed: any number of processes may fill one 
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -177,7 +177,10 @@ class Store:
             for old in out.glob("shard-*.safetensors"):
                 old.unlink()
             with ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="eridiff-shard") as pool:
-                self.published = list(pool.map(partial(self._place, wanted, out), groups))
+                names = deque(self._begin(pool, out, prefix, self._checksums(wanted[part])) for prefix, part in groups)
+                self.published = []
+                while names:  # one that fails is in no list then, which its traceback would keep alive, maps and all
+                    self.published.append(names.popleft()())
         except FileNotFoundError:  # gc took a shard between its look-up and its link
             self.look_again()
             raise EntryGone(f"a shard has vanished from the store {self.root}: run `dvc repro`.") from None
@@ -195,11 +198,21 @@ class Store:
             raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
         return table
 
-    def _place(self, wanted: Keys, out: Path, group: tuple[str, slice]) -> str:
-        """Link the shard of some of the keys into `out`; its name in the store."""
-        prefix, part = group
-        keys = [key.decode() for key in wanted[part]]
-        shard = self._shard(dict(zip(keys, self._all_of(wanted[part]).checksums(wanted[part]), strict=True)), prefix)
+    def _checksums(self, keys: Keys) -> dict[str, str]:
+        return dict(zip([key.decode() for key in keys], self._all_of(keys).checksums(keys), strict=True))
+
+    def _begin(
+        self, pool: ThreadPoolExecutor, out: Path, prefix: str, checksums: Mapping[str, str]
+    ) -> Callable[[], str]:
+        """Link a shard that is there at once, since threads would only wait for each other; have others written."""
+        if self._has_shard(self._shard_path(checksums)):
+            name = self._place(out, prefix, checksums)
+            return lambda: name
+        return pool.submit(self._place, out, prefix, checksums).result
+
+    def _place(self, out: Path, prefix: str, checksums: Mapping[str, str]) -> str:
+        """Link the shard of some keys into `out`; its name in the store."""
+        shard = self._shard(checksums, prefix)
         link_or_copy(shard, out / shard_name(prefix))
         return shard.stem
 

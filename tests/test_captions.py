@@ -55,6 +55,7 @@ def test_the_table_holds_every_named_rule() -> None:
         ("html_entities", "AT&T, cats & dogs, &copy, &amp;amp; &nosuch;", "AT&T, cats & dogs, &copy, &amp; &nosuch;"),
         ("unicode", "a\u00a0cat\u2003x\u200b\u200dy\ufeff\u00ad", "a cat xy"),
         ("unicode", "\u201ccafe\u0301\u201d \u2018x\u2019\u2026\u2028z", "\"caf\u00e9\" 'x'...\nz"),
+        ("unicode", "a\x0bcat\x00 ~", "a\ncat ~"),
         ("unicode", "a\tb\nc\r\nd — 🐙", "a\tb\nc\r\nd — 🐙"),
         ("other_scripts", "a cat\n一只猫\nкошка, cat\n♥ 3\nun café", "a cat\n♥ 3\nun café"),
         ("other_scripts", "line one  \r\nline two", "line one  \r\nline two"),

@@ -131,9 +131,19 @@ def test_digests_are_remembered(raw: Path, tmp_path: Path, monkeypatch: pytest.M
     os.utime(raw / "a.png", (1, 1))
     with FileDigests(tmp_path / "digests.sqlite") as digests:
         first = scan_pictures(raw, digests)
-    monkeypatch.setattr("eridiff.filedigests.digest_file", lambda path: pytest.fail(f"{path} was read again"))
+    for reader in ("eridiff.filedigests.digest_file", "eridiff.pictures.read_header"):
+        monkeypatch.setattr(reader, lambda path: pytest.fail(f"{path} was read again"))
     with FileDigests(tmp_path / "digests.sqlite") as digests:
         assert scan_pictures(raw, digests) == first
+
+
+def test_the_header_of_another_picture_is_read_anew(raw: Path, tmp_path: Path) -> None:
+    for second, size in enumerate(((8, 6), (10, 4))):
+        put(raw / "a.png", size)
+        os.utime(raw / "a.png", (second, second))
+        with FileDigests(tmp_path / "digests.sqlite") as digests:
+            (picture,), _ = scan_pictures(raw, digests)
+        assert (picture.width, picture.height) == size
 
 
 def test_a_missing_folder_is_refused(raw: Path, digests: FileDigests) -> None:
