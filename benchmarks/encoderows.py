@@ -39,7 +39,7 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
 
     def measure(found: Row) -> None:
         vae, root = make_vae(bench, channels, DTYPES[params.dtype]), fresh(bench, "store")
-        few = rows[: max(4, len(rows) // 6)]
+        few = rows[: min(96, max(4, len(rows) // 6))]
         plain_latents(bench, vae, few[:1], params)
         with rate(bench, len(few), found, "plain loop"):
             plain_latents(bench, vae, few, params)
