@@ -166,8 +166,6 @@ def cache_latents(
         return _encode(samples, store, params, load, pictures, workers, ranks)
 
     shards, counts = fill(store, samples.keys, earlier, encode, out, what="latents")
-    if not ranks.planned:
-        ranks.announce([], 0)
     return index_rows(samples, shards), counts
 
 

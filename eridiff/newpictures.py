@@ -5,6 +5,8 @@
 Batches are made as pictures come, since a key is known only once its picture is decoded; whoever is in a batch changes
 no byte. What this leaves (a picture that the store saw before but lacks, an interruption) the stage finds missing after
 it, as in any run.
+
+Several processes share the pictures out, each decodes its own (eridiff/ranks.py).
 """
 
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eridiff.caching import Work
+from eridiff.catalogue import list_loose
 from eridiff.encodepipe import MAX_READERS, ahead, available_cores
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
@@ -23,6 +26,7 @@ from eridiff.latentcache import BatchEncoder, Load, cut_sample
 from eridiff.latents import LatentParams, check_sides, refuse_unusable
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
+from eridiff.ranks import Ranks
 from eridiff.samples import Sample, Samples
 from eridiff.store import Parts, Store
 from eridiff.tables import Row
@@ -54,9 +58,9 @@ class NewPictures:
         self.rows, self.params, self.side_multiple = rows, params, side_multiple
         self.pictures, self.pixels = pictures, pixels
 
-    def __iter__(self) -> Iterator[list[Row]]:
-        """The rows of each, those of several resolutions together; a copy that stands elsewhere is left out."""
-        left = self.pixels.unknown
+    def _rows_of(self, files: set[str]) -> Iterator[list[Row]]:
+        """The rows of each file, those of several resolutions together; a copy that stands elsewhere is left out."""
+        left = set(files)
         rows_of = groupby(self.rows, key=lambda row: row["file_digest"]) if left else ()
         for digest, rows in rows_of:
             if digest in left:
@@ -68,7 +72,7 @@ class NewPictures:
 
         [] where there is none, or it cannot be decoded: whoever reads all names it, with the others.
         """
-        rows = next(iter(self), None)
+        rows = next(self._rows_of(self.pixels.unknown), None)
         if rows is None:
             return []
         check_sides(self.rows, self.side_multiple)
@@ -86,21 +90,45 @@ class NewPictures:
         earlier: Callable[[], Iterable[Path]],
         *,
         workers: int | None = None,
+        ranks: Ranks | None = None,
     ) -> Work:
         """Read all, remember their pixels, and encode what the store and the stage's last output lack of them.
 
+        ranks: the processes that share the pictures; the first one counts and waits for all.
         Memory: a batch of each bucket, and a batch and a picture a thread ahead.
         Raises: as `plan_samples`. After a picture that cannot be decoded nothing is encoded, but the others are read
-        and remembered, so that all such pictures are named at once.
+        and remembered, so that all such pictures are named at once: of several processes by the first.
         """
-        began, count = time.monotonic(), len(self.pixels.unknown)
-        if not count:
-            return Work()
-        check_sides(self.rows, self.side_multiple)
+        began, ranks = time.monotonic(), ranks or Ranks()
         store = Store(store_root, "latents")
-        store.adopt(earlier())
+        if ranks.index:
+            share = set(ranks.read_new()[ranks.index :: ranks.size])
+            encoded, _ = self._encode(share, common, load, store, ranks, workers) if share else (set(), [])
+            ranks.tell_done(encoded)
+            return Work(encoded=len(encoded), seconds=time.monotonic() - began)
+        files = sorted(self.pixels.unknown)
+        if files:
+            check_sides(self.rows, self.side_multiple)
+            store.adopt(earlier())
+        shared = ranks.announce_new(files, len(files) // self.params.batch_size)
+        if not files:
+            return Work()
+        share = set(files[0 :: ranks.size] if shared else files)
+        encoded, wrong = self._encode(share, common, load, store, ranks, workers)
+        if shared:
+            encoded |= ranks.wait_for_shares(lambda: sum(1 for _ in list_loose(store.folder / "entries")))
+            self.pixels.look_again()
+        else:
+            refuse_unusable(wrong)
+        return Work(encoded=len(encoded), seconds=time.monotonic() - began)
+
+    def _encode(
+        self, files: set[str], common: Parts, load: Load, store: Store, ranks: Ranks, workers: int | None
+    ) -> tuple[set[str], list[str]]:
+        """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
         threads = min(available_cores(), MAX_READERS) if workers is None else workers
         of_each = self.params.crops * (2 if self.params.flip else 1)
+        count = len(files)
 
         def read(rows: Sequence[Row]) -> Read | DataError:
             try:
@@ -109,21 +137,22 @@ class NewPictures:
                 return error
 
         with ExitStack() as stack:
-            pictures = ahead(self, read, threads=threads, depth=threads + -(-self.params.batch_size // of_each))
+            depth = threads + -(-self.params.batch_size // of_each)
+            pictures = ahead(self._rows_of(files), read, threads=threads, depth=depth)
             stack.callback(pictures.close)  # type: ignore[attr-defined]
             learn = stack.enter_context(self.pixels.learning())
             forming = FormingBatches(store, self.params, load, stack)
             wrong: list[str] = []
-            for picture in track(pictures, what="new pictures", total=count, unit="pictures"):
+            for picture in track(pictures, what=f"new pictures{ranks.label}", total=count, unit="pictures"):
                 if isinstance(picture, DataError):
                     wrong.append(str(picture))
                     continue
                 for sample, crop in picture.crops if not wrong else ():
                     forming.add(sample, crop)
                 learn(picture.file_digest, picture.pixel_digest)
-            refuse_unusable(wrong)
-            forming.finish()
-        return Work(encoded=len(forming.begun), seconds=time.monotonic() - began)
+            if not wrong:
+                forming.finish()
+        return forming.begun, wrong
 
     def _read(self, rows: Sequence[Row], common: Parts, store: Store) -> Read:
         image, pixels = self._decode(rows)

@@ -25,6 +25,11 @@ class PixelDigests:
         self.folder = root / "pixels"
         self.wanted = wanted
         self.known: dict[str, str] = {}
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read what other processes have learned, too."""
+        wanted = self.wanted
         for path in sorted(self.folder.glob("*.tsv")):
             with suppress(FileNotFoundError):  # gc joins small files
                 if path.name != f"{digest_file(path)}.tsv":

@@ -4,6 +4,9 @@ Process 0 plans: it lists what the store lacks and writes that into one small fi
 alone, whatever the number of processes, and process r of n encodes batches r, r + n, r + 2n... Process 0 then looks
 into the store until it holds all, encodes itself what nobody brings, and is the only one to publish.
 
+Before that come pictures whose keys nobody knows, in a list of their own: process r reads and encodes pictures r,
+r + n, r + 2n... and notes the keys that it encoded.
+
 They are started by a launcher (torchrun, accelerate launch: RANK, WORLD_SIZE) or by the stage itself, where
 local.yaml asks for `processes`.
 """
@@ -17,7 +20,8 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
 
 from eridiff.errors import ConfigError, StoreError
 from eridiff.files import digest_json, write_text
@@ -28,6 +32,7 @@ from eridiff.store import Store
 
 STALLED_SECONDS = 600.0  # with nothing new in the store, after which process 0 encodes the rest itself
 POLL_SECONDS = 0.5
+ENDING_SECONDS = 10.0  # that the others have to end by themselves
 OLD_SECONDS = 24 * 3600.0  # after which the plan of another launch is removed
 
 
@@ -58,6 +63,22 @@ class Ranks:
     started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     planned: bool = False
 
+    def __enter__(self) -> Self:
+        """Return the place itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As process 0: let the others go, those that it started also where the block failed."""
+        if error is None and not self.index:
+            if not self.planned:
+                self.announce([], 0)
+            end = time.monotonic() + ENDING_SECONDS
+            while not self.all_ended() and self.started and time.monotonic() < end:
+                time.sleep(POLL_SECONDS / 10)
+        self.stop()
+
     @property
     def label(self) -> str:
         """For progress lines."""
@@ -68,14 +89,38 @@ class Ranks:
         """The file by which process 0 tells the others what is to be encoded."""
         return user_cache() / "ranks" / f"{self.launch}-{self.module}.json"
 
+    @property
+    def new_path(self) -> Path:
+        """The file by which process 0 tells the others which pictures are new."""
+        return self.plan_path.with_suffix(".new.json")
+
+    def done_path(self, index: int) -> Path:
+        """The file by which another process tells that it is done with its share of the new pictures."""
+        return self.plan_path.with_suffix(f".{index}.json")
+
     def announce(self, keys: Sequence[str], batches: int) -> None:
-        """As process 0: write the plan, and start the others where that is this process's task."""
+        """As process 0: write the plan, and start the others where that is this process's task and not done."""
+        if self.size > 1:
+            self._write(self.plan_path, keys)
+            self.planned = True
+            self._start_others(batches)
+
+    def announce_new(self, files: Sequence[str], batches: int) -> bool:
+        """As process 0: write the list of new pictures; False where they are too few to be shared."""
         if self.size == 1:
-            return
-        _remove_old(self.plan_path.parent)
-        write_text(self.plan_path, json.dumps(list(keys)))
-        self.planned = True
-        if self.starts:
+            return False
+        shared = batches >= self.size
+        self._write(self.new_path, files if shared else [])
+        if shared:
+            self._start_others(batches)
+        return shared
+
+    def _write(self, path: Path, names: Sequence[str]) -> None:
+        _remove_old(path.parent)
+        write_text(path, json.dumps(list(names)))
+
+    def _start_others(self, batches: int) -> None:
+        if self.starts and not self.started:
             self.size = max(1, min(self.size, batches))
             os.environ |= {"LOCAL_WORLD_SIZE": str(self.size), "LOCAL_RANK": "0"}
             self.started = [self._start(index) for index in range(1, self.size)]
@@ -88,20 +133,61 @@ class Ranks:
 
     def read_plan(self) -> list[str]:
         """As another process than 0: the keys that process 0 found missing."""
-        self.wait_for_plan()
-        keys: list[str] = json.loads(self.plan_path.read_text("utf-8"))
-        return keys
+        return self._read(self.plan_path)
+
+    def read_new(self) -> list[str]:
+        """As another process than 0: the new pictures."""
+        return self._read(self.new_path)
+
+    def _read(self, path: Path) -> list[str]:
+        self._wait_for(path)
+        names: list[str] = json.loads(path.read_text("utf-8"))
+        return names
 
     def wait_for_plan(self) -> None:
-        """As another process than 0: wait until that one has looked at everything and written the plan.
+        """As another process than 0: wait until that one has written the plan.
 
         Raises: StoreError where the launcher is gone meanwhile.
         """
+        self._wait_for(self.plan_path)
+
+    def wait_for_new(self) -> None:
+        """As another process than 0: wait until that one has looked at everything and listed the new pictures.
+
+        Raises: as `wait_for_plan`.
+        """
+        self._wait_for(self.new_path)
+
+    def _wait_for(self, path: Path) -> None:
         parent = os.getppid()
-        while self.index and not self.plan_path.exists():
+        while self.index and not path.exists():
             if os.getppid() != parent:
                 raise StoreError(f"process {self.index} of {self.size}: the program that started it is gone.")
             time.sleep(POLL_SECONDS)
+
+    def tell_done(self, keys: Iterable[str]) -> None:
+        """As another process than 0: the share of new pictures is read, and these keys were encoded."""
+        self._write(self.done_path(self.index), sorted(keys))
+
+    def wait_for_shares(self, entries: Callable[[], int]) -> set[str]:
+        """As process 0: wait until the others are done with their new pictures; the keys that they encoded.
+
+        entries(): how many there are in the store. Where nothing came for STALLED_SECONDS, or all ended, it waits no
+        more: what nobody has read is read later.
+        """
+        others, seen, last = [self.done_path(index) for index in range(1, self.size)], -1, time.monotonic()
+        while not (ended := self.all_ended()) and not all(path.exists() for path in others):
+            began, now = time.monotonic(), entries()
+            if now != seen:
+                seen, last = now, began
+            elif began - last > STALLED_SECONDS:
+                break
+            time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - began)))
+        if left := [path for path in others if not path.exists()]:
+            reason = "they ended" if ended else f"nothing came for {STALLED_SECONDS:.0f} s"
+            who = "1 other process has not done its" if len(left) == 1 else f"{len(left)} others have not done their"
+            say(f"new pictures: {who} share ({reason}): it is done here")
+        return {key for path in others if path.exists() for key in json.loads(path.read_text("utf-8"))}
 
     def all_ended(self) -> bool:
         """Whether the processes that this one started have all ended."""
@@ -176,12 +262,8 @@ def encode_together(
         encode(batches)
         return len(missing)
     ranks.announce(sorted(missing), len(batches))
-    try:
-        encode(batches[0 :: ranks.size])
-        left = wait_for_others(ranks, store, missing, what)
-    finally:
-        ranks.stop()
-    encode(_lacking(batches, left))
+    encode(batches[0 :: ranks.size])
+    encode(_lacking(batches, wait_for_others(ranks, store, missing, what)))
     return len(missing)
 
 

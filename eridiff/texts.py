@@ -185,8 +185,6 @@ def cache_texts(
     shards, counts = fill(
         store, keys, earlier, lambda: _encode(captions, store, params, family, load, ranks), out, what="text"
     )
-    if not ranks.planned:
-        ranks.announce([], 0)
     return _index(captions, shards, out), counts
 
 

@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eridiff.caching import Work
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
@@ -16,7 +15,7 @@ from eridiff.pixeldigests import PixelDigests
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
-from eridiff.ranks import find_ranks
+from eridiff.ranks import Ranks, find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.samples import Samples
@@ -28,8 +27,13 @@ from eridiff.tables import TableRows, write_table
 def main() -> None:
     """Read data/buckets, data/raw and the VAE; write data/latents."""
     local = load_local()
-    ranks = find_ranks("stages.latents", local.processes)
-    ranks.wait_for_plan()
+    with find_ranks("stages.latents", local.processes) as ranks:
+        fill_cache(ranks, local.workers)
+
+
+def fill_cache(ranks: Ranks, workers: int | None) -> None:
+    """As the first process, all of the stage; as another, a share of what has to be encoded."""
+    ranks.wait_for_new()
     model = load_section(ModelParams, "model")
     params = load_section(LatentParams, "latents")
     family = load_family(model.family)
@@ -75,15 +79,15 @@ def main() -> None:
         earlier=lambda: index_reference(earlier_index("latents", str(out))),
     )
     reference = settle(probing)
-    generation, workers, before = generation_of(reference), local.workers, load.seconds
-    work = Work()
-    if ranks.size == 1:  # several share out what one has looked up
-        work = new.encode(common(generation), load, root, earlier, workers=workers)
-    samples = plan(generation)
+    generation, before = generation_of(reference), load.seconds
+    work = new.encode(common(generation), load, root, earlier, workers=workers, ranks=ranks)
     if ranks.index:
-        encoded = help_latents(samples, params, load, root, pictures, ranks, workers=workers)
-        say(f"latents{ranks.label}: {encoded} encoded")
+        ranks.wait_for_plan()
+        pixels.look_again()
+        encoded = help_latents(plan(generation), params, load, root, pictures, ranks, workers=workers)
+        say(f"latents{ranks.label}: {work.encoded + encoded} encoded")
         return
+    samples = plan(generation)
     index, counts = cache_latents(samples, params, load, root, earlier, pictures, out, workers=workers, ranks=ranks)
     facts = {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
     facts |= {"probe": reference.facts()} if reference else {}

@@ -11,7 +11,7 @@ from eridiff.families import load_family
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
-from eridiff.ranks import find_ranks
+from eridiff.ranks import Ranks, find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
@@ -21,8 +21,12 @@ from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_
 
 def main() -> None:
     """Read data/captions/captions.parquet and the text encoders; write data/text."""
-    local = load_local()
-    ranks = find_ranks("stages.text", local.processes)
+    with find_ranks("stages.text", load_local().processes) as ranks:
+        fill_cache(ranks)
+
+
+def fill_cache(ranks: Ranks) -> None:
+    """As the first process, all of the stage; as another, a share of what has to be encoded."""
     ranks.wait_for_plan()
     model = load_section(ModelParams, "model")
     params = load_section(TextParams, "text")

@@ -276,7 +276,7 @@ def test_the_benchmark_runs_on_small_models(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.encode", "--tiny", "--out", str(tmp_path)]
     subprocess.run(command, cwd=processes.ROOT, env=environment, check=True, capture_output=True, timeout=300)
     rows = json.loads((tmp_path / "encode.json").read_text("utf-8"))["rows"]
-    assert len(rows) == 12
+    assert len(rows) == 13
     for row in rows:
         assert "note" not in row, row
         assert (
@@ -284,7 +284,7 @@ def test_the_benchmark_runs_on_small_models(tmp_path: Path) -> None:
             or "by batch" in row["name"]
             or all(row[name] > 0 for name in ("device", "pipeline", "end to end"))
         ), row
-    assert (tmp_path / "encode.md").read_text("utf-8").count("| VAE ") == 8
+    assert (tmp_path / "encode.md").read_text("utf-8").count("| VAE ") == 9
 
 
 @pytest.mark.e2e

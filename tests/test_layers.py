@@ -45,7 +45,7 @@ LAYERS = (
         "probe",
         "slots",
     ),
-    ("entries", "ownouts", "placement", "roots", "quantise", "activations", "lossscale"),
+    ("entries", "ownouts", "placement", "roots", "quantise", "uploader", "activations", "lossscale"),
     ("entrytable", "differences", "pixeldigests"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
@@ -108,7 +108,7 @@ HEAVY = {
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
 WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
-WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates", "plan", "lossscale"}
+WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates", "plan", "lossscale", "uploader"}
 
 
 def files() -> dict[str, Path]:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from eridiff import latentcache, newpictures, store
+from eridiff import latentcache, newpictures, ranks, store
 from eridiff.caching import CacheCounts
 from eridiff.errors import ConfigError, DataError
 from eridiff.files import digest_file
@@ -21,6 +21,7 @@ from eridiff.latentcache import cache_latents
 from eridiff.latents import INDEX_COLUMNS, LatentParams, common_parts, plan_samples
 from eridiff.newpictures import NewPictures
 from eridiff.pixeldigests import PixelDigests
+from eridiff.ranks import Ranks
 from eridiff.store import Store
 from eridiff.tables import Row, write_table
 from tests.entries import contents
@@ -256,3 +257,84 @@ def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytes
     took = time.monotonic() - began
     assert counts.encoded == count
     assert encoding <= took < 0.75 * (reading + encoding + writing)
+
+
+@pytest.fixture
+def quick_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cache folder of its own, and no long waits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ranks, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(ranks, "STALLED_SECONDS", 1.0)
+
+
+def share(folder: Path, rows: list[Row], name: str, size: int, *, come: int) -> CacheCounts:
+    """The stage's work as the first of `size` processes, of which `come` others do their part (threads, here)."""
+    root, out, raw = folder / f"store-{name}", folder / name, folder / "raw"
+    common = common_parts(PARAMS, VAE, 1, "")
+
+    def load() -> Any:
+        return MeanVae(), CPU
+
+    def other(index: int) -> None:
+        place, pixels = Ranks(module="m", index=index, size=size, launch=name), PixelDigests(root, digests)
+        NewPictures(rows, PARAMS, 16, raw, pixels).encode(common, load, root, list, ranks=place)
+
+    digests = {row["file_digest"] for row in rows}
+    others = [threading.Thread(target=other, args=(index,)) for index in range(1, 1 + come)]
+    for thread in others:
+        thread.start()
+    try:
+        with Ranks(module="m", size=size, launch=name) as first:
+            pixels = PixelDigests(root, digests)
+            work = NewPictures(rows, PARAMS, 16, raw, pixels).encode(common, load, root, list, ranks=first)
+            samples = plan_samples(rows, PARAMS, VAE, 1, 16, raw, pixels)
+            first.planned = True  # what nobody has encoded by now the first one encodes alone
+            index, counts = cache_latents(samples, PARAMS, load, root, list, raw, out, ranks=first)
+    finally:
+        for thread in others:
+            thread.join()
+    write_table(out / "index.parquet", index, INDEX_COLUMNS)
+    return counts.after(work)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.usefixtures("quick_ranks")
+def test_several_processes_decode_each_picture_once(tmp_path: Path, decoded: list[str], size: int) -> None:
+    rows = make_pictures(tmp_path / "raw", 20)
+    shutil.copy(tmp_path / "raw/000.png", tmp_path / "raw/copy.png")
+    rows.append({**rows[0], "path": "copy.png"})
+    counts = share(tmp_path, rows, "together", size, come=size - 1)
+    assert (counts.samples, counts.encoded) == (84, 80)
+    assert sorted(decoded) == [f"{number:03}.png" for number in range(20)]
+    stage(tmp_path, rows, "alone")
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("quick_ranks")
+def test_few_pictures_are_not_shared(tmp_path: Path, decoded: list[str]) -> None:
+    rows = make_pictures(tmp_path / "raw", 5)
+    assert share(tmp_path, rows, "a", 2, come=1).encoded == 20
+    assert decoded == [f"{number:03}.png" for number in range(5)]
+
+
+@pytest.mark.usefixtures("quick_ranks")
+def test_what_another_process_does_not_bring_is_done_by_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_pictures(tmp_path / "raw", 20)
+    counts = share(tmp_path, rows, "a", 3, come=1)
+    assert (counts.samples, counts.encoded) == (80, 80)
+    assert "new pictures: 1 other process has not done its share (nothing came for 1 s)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick_ranks")
+def test_the_first_names_the_damaged_ones_of_all_processes(tmp_path: Path) -> None:
+    rows = make_pictures(tmp_path / "raw", 20)
+    files = sorted((row["file_digest"], row["path"]) for row in rows)
+    broken = [files[place][1] for place in (0, 1, 7)]  # the first of each share, and another
+    for name in broken:
+        (tmp_path / "raw" / name).write_bytes(b"no picture")
+    with pytest.raises(DataError) as caught:
+        share(tmp_path, rows, "a", 2, come=1)
+    assert all(name in str(caught.value) for name in broken)
+    assert len(PixelDigests(tmp_path / "store-a").known) == 17
