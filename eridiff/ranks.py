@@ -31,7 +31,7 @@ from eridiff.project import user_cache
 from eridiff.store import Store
 
 STALLED_SECONDS = 600.0  # with nothing new in the store, after which process 0 encodes the rest itself
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.1
 ENDING_SECONDS = 10.0  # that the others have to end by themselves
 OLD_SECONDS = 24 * 3600.0  # after which the plan of another launch is removed
 
@@ -76,7 +76,7 @@ class Ranks:
                 self.announce([], 0)
             end = time.monotonic() + ENDING_SECONDS
             while not self.all_ended() and self.started and time.monotonic() < end:
-                time.sleep(POLL_SECONDS / 10)
+                time.sleep(POLL_SECONDS)
         self.stop()
 
     @property
