@@ -98,7 +98,7 @@ def _set(model: Any, name: str, value: "torch.Tensor") -> None:
     """Put a tensor in the place of an empty one."""
     from accelerate.utils import set_module_tensor_to_device
 
-    set_module_tensor_to_device(model, name, value.device, value=value, dtype=value.dtype)
+    set_module_tensor_to_device(model, name, value.device, value=value, dtype=value.dtype, clear_cache=False)
 
 
 def _refuse_other(

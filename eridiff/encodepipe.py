@@ -31,17 +31,20 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def shared_cores() -> int:
+    """Cores for this process where several of one machine (LOCAL_WORLD_SIZE) share them."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def reader_threads(device: "torch.device") -> int:
     """Threads that read pictures ahead of the encoder, by the machine's cores: they change no value.
 
-    On a CPU the encoder has CPU_THREADS cores to itself, so with two cores it reads its own pictures. Several processes
-    of one machine share its cores.
+    On a CPU the encoder has CPU_THREADS cores to itself, so with two cores it reads its own pictures.
     """
     from eridiff.precision import CPU_THREADS
 
-    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     taken = CPU_THREADS if device.type == "cpu" else 1
-    return min(max(cores - taken, 0 if device.type == "cpu" else 1), MAX_READERS)
+    return min(max(shared_cores() - taken, 0 if device.type == "cpu" else 1), MAX_READERS)
 
 
 def writer_threads(device: "torch.device") -> int:

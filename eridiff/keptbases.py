@@ -44,8 +44,9 @@ def keep(model: "nn.Module", path: Path) -> None:
         digest = digest_tensors(tensors)
         write_tensors(path, tensors, {"digest": digest})
         write_text(path.with_suffix(".used"), "")
-        with FileDigests() as digests:
-            digests.note(path, DIGEST, digest)
+        if TensorFile(path).metadata.get("digest") == digest:  # and no other process's, made elsewhere
+            with FileDigests() as digests:
+                digests.note(path, DIGEST, digest)
         say(f"kept the quantised base in the store ({_gib(path)}): the next start reads it")
     except OSError as error:
         warn(f"the quantised base is not kept in {path.parent} ({error.strerror}): the next start makes it anew.")
@@ -80,7 +81,7 @@ def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage")
         return None
     with suppress(OSError):
         write_text(path.with_suffix(".used"), "")
-    start, model = time.monotonic(), init_model(kind, config)
+    start, size, model = time.monotonic(), _gib(path), init_model(kind, config)
     quantised: dict[str, dict[str, Tensor]] = {place: {} for place in storage.quantised_paths(model)}
     plain: dict[str, Tensor] = {}
     with Uploader(storage.device) as uploader:
@@ -94,7 +95,7 @@ def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage")
     if is_of_transformers(kind):
         model.tie_weights()
     loaded: nn.Module = model.to(storage.device)
-    say(f"quantised base: {_gib(path)} read from the store in {time.monotonic() - start:.1f} s")
+    say(f"quantised base: {size} read from the store in {time.monotonic() - start:.1f} s")
     return loaded
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from eridiff.caching import Work
 from eridiff.catalogue import list_loose
-from eridiff.encodepipe import MAX_READERS, ahead, available_cores
+from eridiff.encodepipe import MAX_READERS, ahead, shared_cores
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.latentcache import BatchEncoder, Load, cut_sample
@@ -116,17 +116,21 @@ class NewPictures:
         share = set(files[0 :: ranks.size] if shared else files)
         encoded, wrong = self._encode(share, common, load, store, ranks, workers)
         if shared:
-            encoded |= ranks.wait_for_shares(lambda: sum(1 for _ in list_loose(store.folder / "entries")))
+            encoded |= ranks.wait_for_shares(lambda: self._progress(store))
             self.pixels.look_again()
         else:
             refuse_unusable(wrong)
         return Work(encoded=len(encoded), seconds=time.monotonic() - began)
 
+    def _progress(self, store: Store) -> int:
+        """A number that changes while other processes read and encode."""
+        return sum(1 for _ in list_loose(store.folder / "entries")) + sum(1 for _ in self.pixels.folder.glob("*.tsv"))
+
     def _encode(
         self, files: set[str], common: Parts, load: Load, store: Store, ranks: Ranks, workers: int | None
     ) -> tuple[set[str], list[str]]:
         """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
-        threads = min(available_cores(), MAX_READERS) if workers is None else workers
+        threads = min(shared_cores(), MAX_READERS) if workers is None else workers
         of_each = self.params.crops * (2 if self.params.flip else 1)
         count = len(files)
 
@@ -152,7 +156,7 @@ class NewPictures:
                 learn(picture.file_digest, picture.pixel_digest)
             if not wrong:
                 forming.finish()
-        return forming.begun, wrong
+        return forming.encoded, wrong
 
     def _read(self, rows: Sequence[Row], common: Parts, store: Store) -> Read:
         image, pixels = self._decode(rows)
@@ -180,6 +184,11 @@ class FormingBatches:
         self._encoder: BatchEncoder | None = None
         self._open: dict[Size, tuple[list[Sample], Tensor]] = {}
 
+    @property
+    def encoded(self) -> set[str]:
+        """Those whose batch was full, or finished."""
+        return self.begun.difference(sample.key for batch, _ in self._open.values() for sample in batch)
+
     def add(self, sample: Sample, crop: "NDArray[np.uint8]") -> None:
         """Take in a sample; where it fills a batch, that is encoded."""
         if sample.key in self.begun:
@@ -200,3 +209,4 @@ class FormingBatches:
         for _, (batch, bytes_BHWC) in sorted(self._open.items()):
             assert self._encoder is not None
             self._encoder.encode(batch, bytes_BHWC)
+        self._open.clear()

@@ -42,7 +42,8 @@ def choose_device(*, allow_cpu: bool) -> torch.device:
                 "Start as many processes as there are devices."
             )
         device = torch.device("cuda", int(place))
-        torch.cuda.set_device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams and events are made on the current device
     if device.type == "cpu" and not allow_cpu:
         raise ConfigError(
             f"{'device cpu was asked for' if chosen else 'no CUDA device'}, but this model is not meant for a CPU. Run "

@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +63,9 @@ class Ranks:
     starts: bool = False
     started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     planned: bool = False
+    parent: int = field(
+        default_factory=lambda: os.getppid()
+    )  # at the start: who starts it may be gone by the first wait
 
     def __enter__(self) -> Self:
         """Return the place itself."""
@@ -71,13 +75,15 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """As process 0: let the others go, those that it started also where the block failed."""
-        if error is None and not self.index:
-            if not self.planned:
-                self.announce([], 0)
-            end = time.monotonic() + ENDING_SECONDS
-            while not self.all_ended() and self.started and time.monotonic() < end:
-                time.sleep(POLL_SECONDS)
-        self.stop()
+        try:
+            if error is None and not self.index:
+                if not self.planned:
+                    self.announce([], 0)
+                end = time.monotonic() + ENDING_SECONDS
+                while self.started and not self.all_ended() and time.monotonic() < end:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            self.stop()
 
     @property
     def label(self) -> str:
@@ -101,6 +107,7 @@ class Ranks:
     def announce(self, keys: Sequence[str], batches: int) -> None:
         """As process 0: write the plan, and start the others where that is this process's task and not done."""
         if self.size > 1:
+            self._remove_old()
             self._write(self.plan_path, keys)
             self.planned = True
             self._start_others(batches)
@@ -110,14 +117,24 @@ class Ranks:
         if self.size == 1:
             return False
         shared = batches >= self.size
+        self._remove_old()
+        for index in range(1, self.size):  # of an earlier run under a launcher's name that comes again
+            self.done_path(index).unlink(missing_ok=True)
         self._write(self.new_path, files if shared else [])
         if shared:
             self._start_others(batches)
         return shared
 
-    def _write(self, path: Path, names: Sequence[str]) -> None:
-        _remove_old(path.parent)
+    @staticmethod
+    def _write(path: Path, names: Sequence[str]) -> None:
         write_text(path, json.dumps(list(names)))
+
+    def _remove_old(self) -> None:
+        """Remove what other launches have left."""
+        for path in self.plan_path.parent.glob("*.json"):
+            with suppress(FileNotFoundError):  # other processes do the same
+                if time.time() - path.stat().st_mtime > OLD_SECONDS and not path.name.startswith(self.launch):
+                    path.unlink()
 
     def _start_others(self, batches: int) -> None:
         if self.starts and not self.started:
@@ -159,9 +176,8 @@ class Ranks:
         self._wait_for(self.new_path)
 
     def _wait_for(self, path: Path) -> None:
-        parent = os.getppid()
         while self.index and not path.exists():
-            if os.getppid() != parent:
+            if os.getppid() != self.parent:
                 raise StoreError(f"process {self.index} of {self.size}: the program that started it is gone.")
             time.sleep(POLL_SECONDS)
 
@@ -172,26 +188,36 @@ class Ranks:
     def wait_for_shares(self, entries: Callable[[], int]) -> set[str]:
         """As process 0: wait until the others are done with their new pictures; the keys that they encoded.
 
-        entries(): how many there are in the store. Where nothing came for STALLED_SECONDS, or all ended, it waits no
-        more: what nobody has read is read later.
+        entries(): changes while they work. Those that ended without a word, or have brought nothing for
+        STALLED_SECONDS, are waited for no more: what nobody has read is read later.
         """
-        others, seen, last = [self.done_path(index) for index in range(1, self.size)], -1, time.monotonic()
-        while not (ended := self.all_ended()) and not all(path.exists() for path in others):
+        waiting, seen, last = set(range(1, self.size)), -1, time.monotonic()
+        while True:
+            ended = {index for index in waiting if self._has_ended(index)}  # before the look: what it told last is seen
+            waiting -= {index for index in waiting if self.done_path(index).exists()}
+            if waiting <= ended:
+                reason = "they ended"
+                break
             began, now = time.monotonic(), entries()
             if now != seen:
                 seen, last = now, began
             elif began - last > STALLED_SECONDS:
+                reason = f"nothing came for {STALLED_SECONDS:.0f} s"
                 break
             time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - began)))
-        if left := [path for path in others if not path.exists()]:
-            reason = "they ended" if ended else f"nothing came for {STALLED_SECONDS:.0f} s"
-            who = "1 other process has not done its" if len(left) == 1 else f"{len(left)} others have not done their"
+        if waiting:
+            who = "1 other process has not done its" if len(waiting) == 1 else f"{len(waiting)} have not done their"
             say(f"new pictures: {who} share ({reason}): it is done here")
-        return {key for path in others if path.exists() for key in json.loads(path.read_text("utf-8"))}
+        done = [self.done_path(index) for index in range(1, self.size) if index not in waiting]
+        return {key for path in done for key in json.loads(path.read_text("utf-8"))}
+
+    def _has_ended(self, index: int) -> bool:
+        """Whether a process that this one started is gone; of others nobody knows."""
+        return bool(self.started) and self.started[index - 1].poll() is not None
 
     def all_ended(self) -> bool:
         """Whether the processes that this one started have all ended."""
-        return bool(self.started) and all(process.poll() is not None for process in self.started)
+        return bool(self.started) and all(self._has_ended(index) for index in range(1, 1 + len(self.started)))
 
     def stop(self) -> None:
         """End the processes that this one started, where they still run."""
@@ -231,12 +257,6 @@ def _launch() -> str:
     began = stat.read_text("utf-8").rsplit(")", 1)[1].split()[19] if stat.exists() else ""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
     return digest_json([parent, began, *(os.environ.get(name, "") for name in names)])[:32]
-
-
-def _remove_old(folder: Path) -> None:
-    for path in folder.glob("*.json"):
-        if time.time() - path.stat().st_mtime > OLD_SECONDS:
-            path.unlink(missing_ok=True)
 
 
 def encode_together(

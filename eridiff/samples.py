@@ -62,6 +62,11 @@ def _geometry(bucket: Size, crop: Crop, flip: bool) -> Parts:
     return {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
 
 
+def geometry_text(bucket: Size, crop: Crop, flip: bool) -> str:
+    """A key's part `crop`, as it stands in the text that is digested."""
+    return canonical_json(_geometry(bucket, crop, flip))
+
+
 class KeyMaker:
     """`entry_key` of a sample's parts at a third of its time: what many samples share is made into text once."""
 
@@ -70,13 +75,9 @@ class KeyMaker:
         self._head, rest = text.split('"<crop>"')
         self._middle, self._tail = rest.split("<pixels>")
 
-    def start(self, bucket: Size, crop: Crop, flip: bool) -> str:
-        """What stands before the pixels' digest."""
-        return f"{self._head}{canonical_json(_geometry(bucket, crop, flip))}{self._middle}"
-
-    def key(self, start: str, pixel_digest: str) -> bytes:
-        """The key's bytes."""
-        return sha256(f"{start}{pixel_digest}{self._tail}".encode()).digest()
+    def key(self, geometry: str, pixel_digest: str) -> bytes:
+        """The key's bytes. geometry: of `geometry_text`."""
+        return sha256(f"{self._head}{geometry}{self._middle}{pixel_digest}{self._tail}".encode()).digest()
 
 
 class Samples(Sequence[Sample]):
@@ -95,14 +96,14 @@ class Samples(Sequence[Sample]):
     def add(self, row: Row, pixel_digest: str) -> None:
         """The variants of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
         numbers = NUMBERS(row)
-        sizes, starts = self._same.get(numbers) or self._same.setdefault(numbers, self._shared(numbers))
-        for flip, start in enumerate(starts):
-            self._add(self._maker.key(start, pixel_digest), 0, flip)
+        sizes, geometries = self._same.get(numbers) or self._same.setdefault(numbers, self._shared(numbers))
+        for flip, geometry in enumerate(geometries):
+            self._add(self._maker.key(geometry, pixel_digest), 0, flip)
         if self.params.crops > 1:
             original, bucket, first = sizes
             for variant, crop in enumerate(plan_crops(first, original, bucket, self.params, pixel_digest)[1:], 1):
-                for flip, start in enumerate(self._starts(bucket, crop)):
-                    self._add(self._maker.key(start, pixel_digest), variant, flip)
+                for flip, geometry in enumerate(self._geometries(bucket, crop)):
+                    self._add(self._maker.key(geometry, pixel_digest), variant, flip)
         self._paths.append(row["path"])
         self._sizes.append(sizes)
         self._files += bytes.fromhex(row["file_digest"])
@@ -115,14 +116,14 @@ class Samples(Sequence[Sample]):
         self._flips.append(flip)
 
     def _shared(self, numbers: tuple[int, ...]) -> "tuple[Sizes, list[str]]":
-        """What all pictures of some numbers share: their sizes, and the starts of the texts of their first keys."""
+        """What all pictures of some numbers share: their sizes, and their own crop as text."""
         original, bucket, resize, at = (numbers[place : place + 2] for place in range(0, 8, 2))
         first = Crop(resize, at)  # type: ignore[arg-type]  # pairs
-        return (original, bucket, first), self._starts(bucket, first)  # type: ignore[return-value, arg-type]
+        return (original, bucket, first), self._geometries(bucket, first)  # type: ignore[return-value, arg-type]
 
-    def _starts(self, bucket: Size, crop: Crop) -> list[str]:
+    def _geometries(self, bucket: Size, crop: Crop) -> list[str]:
         """Of a crop as it is, and mirrored where the params say so."""
-        return [self._maker.start(bucket, crop, flip) for flip in ((False, True) if self.params.flip else (False,))]
+        return [geometry_text(bucket, crop, flip) for flip in ((False, True) if self.params.flip else (False,))]
 
     @property
     def keys(self) -> Keys:

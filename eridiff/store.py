@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -176,11 +177,7 @@ class Store:
         try:
             for old in out.glob("shard-*.safetensors"):
                 old.unlink()
-            with ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="eridiff-shard") as pool:
-                names = deque(self._begin(pool, out, prefix, self._checksums(wanted[part])) for prefix, part in groups)
-                self.published = []
-                while names:  # one that fails is in no list then, which its traceback would keep alive, maps and all
-                    self.published.append(names.popleft()())
+            self.published = self._place_all(out, [(prefix, wanted[part]) for prefix, part in groups])
         except FileNotFoundError:  # gc took a shard between its look-up and its link
             self.look_again()
             raise EntryGone(f"a shard has vanished from the store {self.root}: run `dvc repro`.") from None
@@ -198,17 +195,33 @@ class Store:
             raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
         return table
 
+    def _place_all(self, out: Path, groups: Iterable[tuple[str, Keys]]) -> list[str]:
+        """Link the shard of each group of keys into `out`; their names in the store.
+
+        Shards that are there are linked at once, since threads would only wait for each other; others are written.
+        """
+        with ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="eridiff-shard") as pool:
+            begun: deque[Callable[[], str]] = deque()
+            names: list[str] = []
+            try:
+                for prefix, keys in groups:
+                    checksums = self._checksums(keys)
+                    if self._has_shard(self._shard_path(checksums)):
+                        begun.append(partial(str, self._place(out, prefix, checksums)))
+                    else:
+                        begun.append(pool.submit(self._write_and_place, out, prefix, keys).result)
+                while begun:  # one that fails is in no list then, which its traceback would keep alive, maps and all
+                    names.append(begun.popleft()())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return names
+
     def _checksums(self, keys: Keys) -> dict[str, str]:
         return dict(zip([key.decode() for key in keys], self._all_of(keys).checksums(keys), strict=True))
 
-    def _begin(
-        self, pool: ThreadPoolExecutor, out: Path, prefix: str, checksums: Mapping[str, str]
-    ) -> Callable[[], str]:
-        """Link a shard that is there at once, since threads would only wait for each other; have others written."""
-        if self._has_shard(self._shard_path(checksums)):
-            name = self._place(out, prefix, checksums)
-            return lambda: name
-        return pool.submit(self._place, out, prefix, checksums).result
+    def _write_and_place(self, out: Path, prefix: str, keys: Keys) -> str:
+        return self._place(out, prefix, self._checksums(keys))
 
     def _place(self, out: Path, prefix: str, checksums: Mapping[str, str]) -> str:
         """Link the shard of some keys into `out`; its name in the store."""

@@ -43,13 +43,15 @@ class Uploader:
 
     def upload(self, raw: RawTensor) -> Tensor:
         """A tensor with a copy of the data, on the device."""
-        tensor = torch.empty(raw.shape, dtype=getattr(torch, TORCH_NAMES[raw.dtype]), device=self.device)
+        on_cuda = self.device.type == "cuda"
+        dtype = getattr(torch, TORCH_NAMES[raw.dtype])
+        tensor = torch.empty(raw.shape, dtype=dtype, device=self.device if on_cuda else "cpu")
         if not raw.data:
-            return tensor
+            return tensor.to(self.device)
         source, target = np.frombuffer(raw.data, np.uint8), tensor.reshape(-1).view(torch.uint8)
-        if self.device.type != "cuda":
+        if not on_cuda:
             self._fill(target.numpy(), source)
-            return tensor
+            return tensor.to(self.device)
         for begin in range(0, len(source), BUFFER):
             piece = source[begin : begin + BUFFER]
             buffer = next(self._buffers)
@@ -80,4 +82,4 @@ class _PinnedBuffer:
     def send(self, target: Tensor) -> None:
         """Have the GPU fetch as many bytes as the target has."""
         target.copy_(self._memory[: len(target)], non_blocking=True)
-        self._sent.record()
+        self._sent.record(torch.cuda.current_stream(target.device))

@@ -82,10 +82,11 @@ def fill_cache(ranks: Ranks, workers: int | None) -> None:
     generation, before = generation_of(reference), load.seconds
     work = new.encode(common(generation), load, root, earlier, workers=workers, ranks=ranks)
     if ranks.index:
-        ranks.wait_for_plan()
-        pixels.look_again()
-        encoded = help_latents(plan(generation), params, load, root, pictures, ranks, workers=workers)
-        say(f"latents{ranks.label}: {work.encoded + encoded} encoded")
+        encoded = work.encoded
+        if ranks.read_plan():
+            pixels.look_again()
+            encoded += help_latents(plan(generation), params, load, root, pictures, ranks, workers=workers)
+        say(f"latents{ranks.label}: {encoded} encoded")
         return
     samples = plan(generation)
     index, counts = cache_latents(samples, params, load, root, earlier, pictures, out, workers=workers, ranks=ranks)

@@ -149,6 +149,45 @@ def test_a_helper_whose_launcher_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -
         Ranks(module="m", index=1, size=2, launch="x").wait_for_plan()
 
 
+def test_a_helper_whose_launcher_ended_while_it_worked_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([7, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    second = Ranks(module="m", index=1, size=2, launch="x")
+    with pytest.raises(StoreError, match="process 1 of 2: the program that started it is gone"):
+        second.wait_for_plan()
+
+
+def test_a_helper_that_is_gone_is_not_waited_for_where_another_lives(capsys: pytest.CaptureFixture[str]) -> None:
+    """One died without a word; another is done with its share and waits for the plan; a third still works."""
+    first = Ranks(module="m", size=4, launch="x")
+    assert first.announce_new(["a", "b", "c", "d"], 4)
+    died = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    lives = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
+    first.started = [died, *lives]
+    died.wait(timeout=30)
+    Ranks(module="m", index=2, size=4, launch="x").tell_done(["b"])
+    polls = iter(range(1000))
+
+    def entries() -> int:
+        if (poll := next(polls)) == 3:
+            Ranks(module="m", index=3, size=4, launch="x").tell_done(["c"])
+        return poll
+
+    with first:
+        assert first.wait_for_shares(entries) == {"b", "c"}
+        assert next(polls) >= 4
+        first.stop()
+    assert [process.poll() is not None for process in (died, *lives)] == [True, True, True]
+    assert "1 other process has not done its share (they ended)" in capsys.readouterr().out
+
+
+def test_the_words_of_an_earlier_run_under_the_same_name_do_not_count() -> None:
+    first = Ranks(module="m", size=2, launch="x")
+    Ranks(module="m", index=1, size=2, launch="x").tell_done(["old"])
+    first.announce_new(["a", "b"], 2)
+    assert not first.done_path(1).exists()
+
+
 def test_old_plans_are_removed(tmp_path: Path) -> None:
     first = Ranks(module="m", size=2, launch="new")
     first.plan_path.parent.mkdir(parents=True)

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -247,6 +249,24 @@ def test_parts_that_do_not_give_the_key_are_not_published(tmp_path: Path) -> Non
     path.write_bytes(data.replace(b"dddd", b"dddc", 1))
     with pytest.raises(StoreError, match=rf"{path.name} is damaged: entry {path.stem[:12]} has parts that"):
         Store(tmp_path, "latents").publish(KEYS[:2], tmp_path / "out")
+
+
+def test_an_error_of_one_shard_ends_the_others_that_were_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 1)
+    store = filled(tmp_path / "store", ENTRIES)
+    begun: list[str] = []
+
+    def failing(out: Path, prefix: str, keys: Any) -> str:
+        begun.append(prefix)
+        time.sleep(0.01)
+        raise StoreError("damaged")
+
+    monkeypatch.setattr(store, "_write_and_place", failing)
+    with pytest.raises(StoreError, match="damaged"):
+        store.publish(store.catalogue, tmp_path / "out")
+    assert 1 <= len(begun) < 15 < len(store.catalogue)
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:

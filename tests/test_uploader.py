@@ -47,3 +47,18 @@ def test_what_was_uploaded_is_a_copy(tmp_path: Path) -> None:
     with Uploader(torch.device("cpu")) as uploader:
         uploader.upload(file.raw("a")).zero_()
         assert uploader.upload(file.raw("a")).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one(tmp_path: Path) -> None:
+    """The buffer waits for the stream of the tensor's device, on which something long runs here."""
+    tensors = {f"{place}": torch.full((BUFFER,), place, dtype=torch.uint8) for place in range(8)}
+    file, other = mapped(tmp_path, tensors), torch.device("cuda", 1)
+    torch.cuda.set_device(0)
+    busy = torch.rand(8192, 8192, device=other)
+    for _ in range(20):
+        busy = (busy @ busy).tanh()
+    with Uploader(other) as uploader:
+        found = {name: uploader.upload(file.raw(name)) for name in file.names}
+    assert all(bool((found[name] == int(name)).all()) for name in tensors)
