@@ -53,7 +53,8 @@ Batches = Sequence[Sequence[SampleT]]
 class Ranks:
     """This process among those that run the stage `module` together: number `index` of `size`, all of one `launch`.
 
-    starts: whether process 0 starts the others; else a launcher has started them.
+    starts: whether process 0 starts the others; else a launcher has started them. parent: the process that started this
+    one, as found at once, since it may be gone by the first wait.
     """
 
     module: str = ""
@@ -63,9 +64,7 @@ class Ranks:
     starts: bool = False
     started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     planned: bool = False
-    parent: int = field(
-        default_factory=lambda: os.getppid()
-    )  # at the start: who starts it may be gone by the first wait
+    parent: int = field(default_factory=lambda: os.getppid())
 
     def __enter__(self) -> Self:
         """Return the place itself."""
