@@ -64,10 +64,14 @@ class Ranks:
     starts: bool = False
     started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     planned: bool = False
-    parent: int = field(default_factory=lambda: os.getppid())
+    parent: int = field(default_factory=lambda: int(os.environ.get("ERIDIFF_PARENT") or os.getppid()))
 
     def __enter__(self) -> Self:
-        """Return the place itself."""
+        """Return the place itself. As process 0: forget an earlier run, where a launcher's name comes again."""
+        if self.size > 1 and not self.index:
+            done = [self.done_path(index) for index in range(1, self.size)]
+            for path in (self.plan_path, self.new_path, *done):
+                path.unlink(missing_ok=True)
         return self
 
     def __exit__(
@@ -117,8 +121,6 @@ class Ranks:
             return False
         shared = batches >= self.size
         self._remove_old()
-        for index in range(1, self.size):  # of an earlier run under a launcher's name that comes again
-            self.done_path(index).unlink(missing_ok=True)
         self._write(self.new_path, files if shared else [])
         if shared:
             self._start_others(batches)
@@ -139,12 +141,13 @@ class Ranks:
         if self.starts and not self.started:
             self.size = max(1, min(self.size, batches))
             os.environ |= {"LOCAL_WORLD_SIZE": str(self.size), "LOCAL_RANK": "0"}
-            self.started = [self._start(index) for index in range(1, self.size)]
+            for index in range(1, self.size):  # one by one: all that run are to be stopped where the next cannot start
+                self.started.append(self._start(index))
 
     def _start(self, index: int) -> "subprocess.Popen[bytes]":
         place = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": self.size, "LOCAL_WORLD_SIZE": self.size}
         environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        environment["ERIDIFF_LAUNCH"] = self.launch
+        environment |= {"ERIDIFF_LAUNCH": self.launch, "ERIDIFF_PARENT": str(os.getpid())}
         return subprocess.Popen([sys.executable, "-m", self.module], env=environment)
 
     def read_plan(self) -> list[str]:
@@ -190,10 +193,12 @@ class Ranks:
         entries(): changes while they work. Those that ended without a word, or have brought nothing for
         STALLED_SECONDS, are waited for no more: what nobody has read is read later.
         """
-        waiting, seen, last = set(range(1, self.size)), -1, time.monotonic()
+        waiting, seen, last, keys = set(range(1, self.size)), -1, time.monotonic(), set[str]()
         while True:
             ended = {index for index in waiting if self._has_ended(index)}  # before the look: what it told last is seen
-            waiting -= {index for index in waiting if self.done_path(index).exists()}
+            done = {index for index in waiting if self.done_path(index).exists()}
+            keys.update(*(self._read(self.done_path(index)) for index in done))
+            waiting -= done
             if waiting <= ended:
                 reason = "they ended"
                 break
@@ -207,8 +212,7 @@ class Ranks:
         if waiting:
             who = "1 other process has not done its" if len(waiting) == 1 else f"{len(waiting)} have not done their"
             say(f"new pictures: {who} share ({reason}): it is done here")
-        done = [self.done_path(index) for index in range(1, self.size) if index not in waiting]
-        return {key for path in done for key in json.loads(path.read_text("utf-8"))}
+        return keys
 
     def _has_ended(self, index: int) -> bool:
         """Whether a process that this one started is gone; of others nobody knows."""
@@ -219,11 +223,16 @@ class Ranks:
         return bool(self.started) and all(self._has_ended(index) for index in range(1, 1 + len(self.started)))
 
     def stop(self) -> None:
-        """End the processes that this one started, where they still run."""
+        """End the processes that this one started, where they still run; those that hang are killed."""
         for process in self.started:
             process.terminate()
+        end = time.monotonic() + ENDING_SECONDS
         for process in self.started:
-            process.wait()
+            try:
+                process.wait(timeout=max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self.started = []
 
 

@@ -29,7 +29,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     """A cache folder of its own, no launcher, and the environment as it was at the end."""
     before = dict(os.environ)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ERIDIFF_LAUNCH"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ERIDIFF_LAUNCH", "ERIDIFF_PARENT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ranks, "POLL_SECONDS", 0.05)
     yield
@@ -159,13 +159,9 @@ def test_a_helper_whose_launcher_ended_while_it_worked_ends(monkeypatch: pytest.
 
 def test_a_helper_that_is_gone_is_not_waited_for_where_another_lives(capsys: pytest.CaptureFixture[str]) -> None:
     """One died without a word; another is done with its share and waits for the plan; a third still works."""
-    first = Ranks(module="m", size=4, launch="x")
-    assert first.announce_new(["a", "b", "c", "d"], 4)
     died = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
     lives = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
-    first.started = [died, *lives]
     died.wait(timeout=30)
-    Ranks(module="m", index=2, size=4, launch="x").tell_done(["b"])
     polls = iter(range(1000))
 
     def entries() -> int:
@@ -173,7 +169,9 @@ def test_a_helper_that_is_gone_is_not_waited_for_where_another_lives(capsys: pyt
             Ranks(module="m", index=3, size=4, launch="x").tell_done(["c"])
         return poll
 
-    with first:
+    with Ranks(module="m", size=4, launch="x", started=[died, *lives]) as first:
+        assert first.announce_new(["a", "b", "c", "d"], 4)
+        Ranks(module="m", index=2, size=4, launch="x").tell_done(["b"])
         assert first.wait_for_shares(entries) == {"b", "c"}
         assert next(polls) >= 4
         first.stop()
@@ -182,10 +180,40 @@ def test_a_helper_that_is_gone_is_not_waited_for_where_another_lives(capsys: pyt
 
 
 def test_the_words_of_an_earlier_run_under_the_same_name_do_not_count() -> None:
-    first = Ranks(module="m", size=2, launch="x")
-    Ranks(module="m", index=1, size=2, launch="x").tell_done(["old"])
-    first.announce_new(["a", "b"], 2)
-    assert not first.done_path(1).exists()
+    with Ranks(module="m", size=2, launch="x") as first:
+        first.announce_new(["a", "b"], 2)
+        Ranks(module="m", index=1, size=2, launch="x").tell_done(["old"])
+    paths = (first.plan_path, first.new_path, first.done_path(1))
+    assert [path.exists() for path in paths] == [True, True, True]
+    with Ranks(module="m", size=2, launch="x"):
+        assert [path.exists() for path in paths] == [False, False, False]
+
+
+def test_one_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "ENDING_SECONDS", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    hanging = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert hanging.stdout is not None
+    hanging.stdout.readline()
+    with Ranks(module="m", size=2, launch="x", started=[hanging]):
+        pass
+    hanging.stdout.close()
+    assert hanging.returncode == -9
+
+
+def test_those_that_run_are_stopped_where_another_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start(self: Ranks, index: int) -> "subprocess.Popen[bytes]":
+        if index == 2:
+            raise BlockingIOError("no more processes")
+        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return begun[-1]
+
+    monkeypatch.setattr(Ranks, "_start", start)
+    with pytest.raises(BlockingIOError), Ranks(module="m", size=3, launch="x", starts=True) as first:
+        first.announce(["a", "b", "c"], 3)
+    assert begun[0].returncode is not None
 
 
 def test_old_plans_are_removed(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_an_error_of_one_shard_ends_the_others_that_were_not_begun(
 
     def failing(out: Path, prefix: str, keys: Any) -> str:
         begun.append(prefix)
-        time.sleep(0.01)
+        time.sleep(0.2)
         raise StoreError("damaged")
 
     monkeypatch.setattr(store, "_write_and_place", failing)
