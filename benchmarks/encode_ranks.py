@@ -105,7 +105,7 @@ def vae_encode(bench: Bench, rows: list[dict[str, Any]], values: dict[str, Any])
             pixels = PixelDigests(root, {row["file_digest"] for row in rows})
             new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1, "")
             work = new.encode(common, load, root, list, ranks=ranks)
-            ranks.wait_for_plan()
+            ranks.wait_for(ranks.plan_path)
             pixels.look_again()
             samples = plan_samples(rows, params, IDENTITY, 1, 8, raw, pixels)
             if ranks.index:

@@ -102,7 +102,7 @@ class NewPictures:
         began, ranks = time.monotonic(), ranks or Ranks()
         store = Store(store_root, "latents")
         if ranks.index:
-            share = set(ranks.read_new()[ranks.index :: ranks.size])
+            share = set(ranks.read(ranks.new_path)[ranks.index :: ranks.size])
             encoded, _ = self._encode(share, common, load, store, ranks, workers) if share else (set(), [])
             ranks.tell_done(encoded)
             return Work(encoded=len(encoded), seconds=time.monotonic() - began)
@@ -132,7 +132,6 @@ class NewPictures:
         """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
         threads = min(shared_cores(), MAX_READERS) if workers is None else workers
         of_each = self.params.crops * (2 if self.params.flip else 1)
-        count = len(files)
 
         def read(rows: Sequence[Row]) -> Read | DataError:
             try:
@@ -147,7 +146,7 @@ class NewPictures:
             learn = stack.enter_context(self.pixels.learning())
             forming = FormingBatches(store, self.params, load, stack)
             wrong: list[str] = []
-            for picture in track(pictures, what=f"new pictures{ranks.label}", total=count, unit="pictures"):
+            for picture in track(pictures, what=f"new pictures{ranks.label}", total=len(files), unit="pictures"):
                 if isinstance(picture, DataError):
                     wrong.append(str(picture))
                     continue

@@ -71,9 +71,8 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
         raise DataError(_no_pictures(folder, ignored))
     captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths, problems)], folder, problems)
     repeats = _all_repeats(folder, paths, problems)
-    headers = _all_headers(
-        folder, paths, digests, problems
-    )  # before any digest: a damaged file is named within seconds
+    # before any digest: a damaged file is named within seconds
+    headers = _all_headers(folder, paths, digests, problems)
     if problems:
         raise DataError(all_of(problems))
     pictures = []

@@ -150,34 +150,20 @@ class Ranks:
         environment |= {"ERIDIFF_LAUNCH": self.launch, "ERIDIFF_PARENT": str(os.getpid())}
         return subprocess.Popen([sys.executable, "-m", self.module], env=environment)
 
-    def read_plan(self) -> list[str]:
-        """As another process than 0: the keys that process 0 found missing."""
-        return self._read(self.plan_path)
+    def read(self, path: Path) -> list[str]:
+        """As another process than 0: what process 0 has written to `new_path` or `plan_path`, once it is there.
 
-    def read_new(self) -> list[str]:
-        """As another process than 0: the new pictures."""
-        return self._read(self.new_path)
-
-    def _read(self, path: Path) -> list[str]:
-        self._wait_for(path)
+        Raises: as `wait_for`.
+        """
+        self.wait_for(path)
         names: list[str] = json.loads(path.read_text("utf-8"))
         return names
 
-    def wait_for_plan(self) -> None:
-        """As another process than 0: wait until that one has written the plan.
+    def wait_for(self, path: Path) -> None:
+        """As another process than 0: wait until that one has looked at everything and written a file.
 
-        Raises: StoreError where the launcher is gone meanwhile.
+        Raises: StoreError where who started this process is gone meanwhile.
         """
-        self._wait_for(self.plan_path)
-
-    def wait_for_new(self) -> None:
-        """As another process than 0: wait until that one has looked at everything and listed the new pictures.
-
-        Raises: as `wait_for_plan`.
-        """
-        self._wait_for(self.new_path)
-
-    def _wait_for(self, path: Path) -> None:
         while self.index and not path.exists():
             if os.getppid() != self.parent:
                 raise StoreError(f"process {self.index} of {self.size}: the program that started it is gone.")
@@ -197,7 +183,7 @@ class Ranks:
         while True:
             ended = {index for index in waiting if self._has_ended(index)}  # before the look: what it told last is seen
             done = {index for index in waiting if self.done_path(index).exists()}
-            keys.update(*(self._read(self.done_path(index)) for index in done))
+            keys.update(*(self.read(self.done_path(index)) for index in done))
             waiting -= done
             if waiting <= ended:
                 reason = "they ended"
@@ -280,7 +266,7 @@ def encode_together(
     form(keys) makes the batches; encode(batches) encodes and puts them.
     """
     if ranks.index:
-        batches = form(set(ranks.read_plan()))[ranks.index :: ranks.size]
+        batches = form(set(ranks.read(ranks.plan_path)))[ranks.index :: ranks.size]
         wanted = set(store.missing(sample.key for batch in batches for sample in batch))
         encode(_lacking(batches, wanted))
         return len(wanted)

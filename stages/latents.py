@@ -33,7 +33,7 @@ def main() -> None:
 
 def fill_cache(ranks: Ranks, workers: int | None) -> None:
     """As the first process, all of the stage; as another, a share of what has to be encoded."""
-    ranks.wait_for_new()
+    ranks.wait_for(ranks.new_path)
     model = load_section(ModelParams, "model")
     params = load_section(LatentParams, "latents")
     family = load_family(model.family)
@@ -83,7 +83,7 @@ def fill_cache(ranks: Ranks, workers: int | None) -> None:
     work = new.encode(common(generation), load, root, earlier, workers=workers, ranks=ranks)
     if ranks.index:
         encoded = work.encoded
-        if ranks.read_plan():
+        if ranks.read(ranks.plan_path):
             pixels.look_again()
             encoded += help_latents(plan(generation), params, load, root, pictures, ranks, workers=workers)
         say(f"latents{ranks.label}: {encoded} encoded")

@@ -27,7 +27,7 @@ def main() -> None:
 
 def fill_cache(ranks: Ranks) -> None:
     """As the first process, all of the stage; as another, a share of what has to be encoded."""
-    ranks.wait_for_plan()
+    ranks.wait_for(ranks.plan_path)
     model = load_section(ModelParams, "model")
     params = load_section(TextParams, "text")
     family = load_family(model.family)

@@ -145,8 +145,9 @@ def test_nothing_to_encode_lets_the_others_go(tmp_path: Path) -> None:
 def test_a_helper_whose_launcher_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = iter([7, 7, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    second = Ranks(module="m", index=1, size=2, launch="x")
     with pytest.raises(StoreError, match="process 1 of 2: the program that started it is gone"):
-        Ranks(module="m", index=1, size=2, launch="x").wait_for_plan()
+        second.wait_for(second.plan_path)
 
 
 def test_a_helper_whose_launcher_ended_while_it_worked_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +155,7 @@ def test_a_helper_whose_launcher_ended_while_it_worked_ends(monkeypatch: pytest.
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     second = Ranks(module="m", index=1, size=2, launch="x")
     with pytest.raises(StoreError, match="process 1 of 2: the program that started it is gone"):
-        second.wait_for_plan()
+        second.wait_for(second.plan_path)
 
 
 def test_a_helper_that_is_gone_is_not_waited_for_where_another_lives(capsys: pytest.CaptureFixture[str]) -> None:
