@@ -30,8 +30,10 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def check_params(path: Path) -> None:
+def check_params(path: Path) -> dict[str, Any]:
     """Check params.yaml as a whole: names and types, then the base's files, then what must fit together.
+
+    Returns its sections by name.
 
     Raises: ConfigError or BaseError that lists every mistake of the first kind found.
     """
@@ -42,6 +44,7 @@ def check_params(path: Path) -> None:
     pointers_of(model.base, PARTS, model.family)
     read_licences(model.base)  # it may be written by hand
     _collect([lambda rule=rule: rule(sections, family) for rule in RULES])
+    return sections
 
 
 def load_all(path: Path) -> dict[str, Any]:

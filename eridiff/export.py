@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from eridiff.comfyfiles import comfy_files
 from eridiff.config import Section
 from eridiff.errors import ExportError, did_you_mean
 from eridiff.families import Keys, Scene, family_names, load_family, load_keys, load_workflow
@@ -33,8 +34,9 @@ class ExportParams(Section):
 
     checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0)] = "last"
     """Which checkpoint: the last, the one with the lowest loss, or a step."""
-    ema: bool = False
-    """Export the moving average (train.ema_decay) instead of the adapters themselves."""
+    ema: bool | None = None
+    """Export the moving average (train.ema_decay) instead of the adapters themselves; null: as `sample.ema` says, so
+    that the file is the one in the pictures."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number format of the files. Training is fp32, so fp32 is exact and twice as large."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "lora"
@@ -234,9 +236,10 @@ def _write_texts(folder: Path, trained: Trained, params: ExportParams) -> None:
     dialects: tuple[Dialect, ...] = trained.keys.DIALECTS
     tags = sorted(lineage["tag_frequency"].items(), key=lambda item: (-item[1], item[0]))
     sizes = sorted(lineage["buckets"], key=lambda bucket: (-bucket[2], -bucket[0] * bucket[1], bucket))
+    comfy = comfy_files(lineage["base"], lineage["family"], lineage["denoiser_config"])
     scene = Scene(
         lora=dialects[0].file_name(params.name),
-        base=lineage["base"],
+        files=comfy.files,
         prompt=lineage.get("trigger") or (tags[0][0] if tags else ""),
         size=(sizes[0][0], sizes[0][1]) if sizes else (1024, 1024),
         denoiser_config=lineage["denoiser_config"],
@@ -245,5 +248,5 @@ def _write_texts(folder: Path, trained: Trained, params: ExportParams) -> None:
     graph = load_workflow(lineage["family"]).workflow(scene)
     write_text(folder / "workflow.json", json.dumps(graph, indent=2, ensure_ascii=False) + "\n")
     files = [(dialect.file_name(params.name), dialect.readers) for dialect in dialects]
-    card = model_card(params.title or params.name, files, lineage, params.stated(), trained.licences)
+    card = model_card(params.title or params.name, files, lineage, params.stated(), trained.licences, comfy)
     write_text(folder / "README.md", card)

@@ -1,9 +1,10 @@
 """The model card beside an export: what it is, how to use it, what it was trained on, what made it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eridiff.comfyfiles import ComfyFiles
 from eridiff.files import canonical_json
 from eridiff.licences import Licence, notices_of, unknown
 
@@ -14,10 +15,11 @@ def model_card(
     lineage: Mapping[str, Any],
     stated: Mapping[str, str | None],
     licences: tuple[Licence, ...],
+    comfy: ComfyFiles,
 ) -> str:
     """Markdown. `files` are (name, programs that read it); `stated` is what the user says of the LoRA.
 
-    licences: of the base.
+    licences: of the base. comfy: the files that the workflow loads the base from.
     """
     trigger, description = lineage.get("trigger"), stated.get("description")
     kind = "the moving average (EMA) of the adapters" if lineage.get("ema") else "the adapters"
@@ -28,8 +30,9 @@ def model_card(
     lines += [f"Trigger: `{trigger}`", ""] if trigger else []
     lines += ["## Files", "", *_table(("file", "for"), [(f"`{name}`", who) for name, who in files]), ""]
     lines += [
-        "`workflow.json` is a ComfyUI graph (API format) that loads the base and the LoRA and samples once;",
-        "put the names of your own files into its loaders. The trained strength is 1.0.",
+        "`workflow.json` is a ComfyUI graph (API format) that loads the base and the LoRA and samples once. It loads",
+        f"{_joined(dict.fromkeys(comfy.files.values()))} ({comfy.source});",
+        "where your files have other names, choose them in its loaders. The trained strength is 1.0.",
         "",
     ]
     lines += _data(lineage)
@@ -38,6 +41,10 @@ def model_card(
     lines += ["## Licence", "", f"Of this LoRA: {stated.get('license') or 'not stated'}.", ""]
     lines += _base_licence(lineage["base"], licences)
     return "\n".join(lines)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _front_matter(trigger: str | None, stated: Mapping[str, str | None]) -> list[str]:

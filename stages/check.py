@@ -3,14 +3,19 @@
 from pathlib import Path
 
 from eridiff.check import check_params
+from eridiff.choices import choices_text, differing_choices
 from eridiff.errors import run_main
 from eridiff.files import write_text
+from eridiff.progress import warn
 
 
 def main() -> None:
-    """Read params.yaml and the pointers of data/bases; write the constant data/check.txt."""
-    check_params(Path("params.yaml"))
+    """Read params.yaml and the pointers of data/bases; write the constant data/check.txt and data/choices.json."""
+    sections = check_params(Path("params.yaml"))
+    for line in differing_choices(sections):
+        warn(line)
     write_text(Path("data/check.txt"), "params.yaml is sound\n")
+    write_text(Path("data/choices.json"), choices_text(sections))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eridiff.choices import EXPORT_EMA, read_choice
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.export import ExportParams, export_checkpoint
@@ -10,6 +11,7 @@ from eridiff.export import ExportParams, export_checkpoint
 def main() -> None:
     """Run the stage."""
     params = load_section(ExportParams, "export")
+    params = params.model_copy(update={"ema": read_choice(Path("data/choices.json"), EXPORT_EMA)})
     export_checkpoint(Path("data/lora"), params, Path("data/export"))
 
 

@@ -171,6 +171,7 @@ def test_the_stage_starts_without_torch(tmp_path: Path) -> None:
     checkpoint(tmp_path / "data" / "lora", "sdxl")
     (tmp_path / "eridiff" / "families").mkdir(parents=True)  # a checkout, where bases are looked for
     (tmp_path / "params.yaml").write_text("export: {checkpoint: best, dtype: bf16}\n")
+    (tmp_path / "data" / "choices.json").write_text('{"export.ema": false}')
     heavy = "{'torch', 'diffusers', 'transformers', 'peft', 'prefect'} & set(sys.modules)"
     code = f"import sys; from stages.export import main; main(); assert not ({heavy}), {heavy}"
     path = {"PYTHONPATH": str(Path(__file__).parent.parent)}

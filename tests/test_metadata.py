@@ -85,8 +85,8 @@ def test_workflow(family: str, tmp_path: Path) -> None:
 
 
 def test_the_schnell_graph_has_no_guidance() -> None:
-    config = {"guidance_embeds": False}
-    scene = Scene(lora="l", base="b", prompt="p", size=(64, 64), denoiser_config=config, scheduler_config={})
+    config, files = {"guidance_embeds": False}, dict.fromkeys(load_keys("flux").COMPONENTS, "b.safetensors")
+    scene = Scene(lora="l", files=files, prompt="p", size=(64, 64), denoiser_config=config, scheduler_config={})
     classes = {node["class_type"] for node in load_workflow("flux").workflow(scene).values()}
     assert "FluxGuidance" not in classes and "ModelSamplingFlux" not in classes
 

@@ -151,6 +151,7 @@ class Published:
     variants: Mapping[str, Mapping[str, Any]]  # variant -> component -> config
     tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
     files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
+    comfyui: Mapping[str, Mapping[str, str]]  # variant -> component -> the makers' file that holds it in ComfyUI
     hub: Mapping[str, str]  # variant -> repository on the hub
     predecessor: Sequence[str]  # names of the family in configurations of this project's predecessor
 
@@ -163,6 +164,7 @@ def published(name: str) -> Published:
         variants={variant: record["common"] | own for variant, own in record.get("variants", {}).items()},
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
+        comfyui=record.get("comfyui", {}),
         hub=record.get("hub", {}),
         predecessor=record.get("predecessor", []),
     )
@@ -192,7 +194,7 @@ class Scene:
     """What a workflow shows: an exported LoRA on its base."""
 
     lora: str  # file name of the primary export
-    base: str  # name of the base
+    files: Mapping[str, str]  # component of the base -> name of the file that holds it in ComfyUI
     prompt: str
     size: tuple[int, int]  # (width, height)
     denoiser_config: Mapping[str, Any]

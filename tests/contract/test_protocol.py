@@ -100,7 +100,7 @@ def test_keys_and_workflow_answer(family: str) -> None:
     assert keys.canonical("nothing", "a.b.weight") == "a.b.weight"
     scene = Scene(
         lora="x.safetensors",
-        base="b",
+        files={component: f"{component}.safetensors" for component in keys.COMPONENTS},
         prompt="p",
         size=(64, 96),
         denoiser_config=config,

@@ -294,6 +294,9 @@ def test_sample_prompts(clone: Clone) -> None:
     edit = {"sample.prompts": [{"prompt": "[trigger], a boat"}]}
     change(clone, lambda: clone.params(edit), ["check", "sample"])
     change(clone, lambda: clone.params({"sample.scheduler": "ddim"}), ["check", "sample"])
+    clone.params({"train.ema_decay": 0.9})
+    clone.repro()
+    change(clone, lambda: clone.params({"sample.ema": True}), ["check", "sample", "export"])
 
 
 def test_export_title(clone: Clone) -> None:

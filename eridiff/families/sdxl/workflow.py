@@ -1,40 +1,33 @@
-"""A ComfyUI graph (API format) for SDXL: one checkpoint file holds UNet, text encoders and VAE."""
+"""A ComfyUI graph (API format) for SDXL, whose checkpoint holds UNet, text encoders and VAE."""
 
 from typing import Any
 
+from eridiff.comfygraph import load_base, node
 from eridiff.families import Scene
 
 
 def workflow(scene: Scene) -> dict[str, Any]:
     """Load base and LoRA, sample once."""
     width, height = scene.size
+    base = load_base(scene, "unet", ("text_encoder", "text_encoder_2"), "sdxl")
     return {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": f"{scene.base}.safetensors"}},
-        "2": {
-            "class_type": "LoraLoaderModelOnly",
-            "inputs": {"model": ["1", 0], "lora_name": scene.lora, "strength_model": 1.0},
-        },
-        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": scene.prompt}},
-        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
-        "5": {
-            "class_type": "EmptyLatentImage",
-            "inputs": {"width": width, "height": height, "batch_size": 1},
-        },
-        "6": {
-            "class_type": "KSampler",
-            "inputs": {
-                "model": ["2", 0],
-                "positive": ["3", 0],
-                "negative": ["4", 0],
-                "latent_image": ["5", 0],
-                "seed": 0,
-                "steps": 30,
-                "cfg": 6.0,
-                "sampler_name": "dpmpp_2m",
-                "scheduler": "karras",
-                "denoise": 1.0,
-            },
-        },
-        "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
-        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "eridiff"}},
+        **base.nodes,
+        "5": node("CLIPTextEncode", clip=base.clip, text=scene.prompt),
+        "6": node("CLIPTextEncode", clip=base.clip, text=""),
+        "7": node("EmptyLatentImage", width=width, height=height, batch_size=1),
+        "8": node(
+            "KSampler",
+            model=base.model,
+            positive=["5", 0],
+            negative=["6", 0],
+            latent_image=["7", 0],
+            seed=0,
+            steps=30,
+            cfg=6.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            denoise=1.0,
+        ),
+        "9": node("VAEDecode", samples=["8", 0], vae=base.vae),
+        "10": node("SaveImage", images=["9", 0], filename_prefix="eridiff"),
     }
