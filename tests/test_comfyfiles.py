@@ -51,11 +51,11 @@ def denoiser_config(family: str, variant: str) -> dict[str, Any]:
     return dict(published(family).variants[variant][load_family(family).DENOISER])
 
 
-def add_pointers(family: str, variant: str, files: dict[str, list[str]]) -> None:
+def add_pointers(family: str, variant: str, files: dict[str, tuple[str, ...]]) -> None:
     """Pointers of a base `mine` whose components lie in these files."""
     for part, names in load_family(family).PARTS.items():
         components = {
-            name: Component(name=name, config={}, files=dict.fromkeys(files.get(name, []), 1), digest="0")
+            name: Component(name=name, config={}, files=dict.fromkeys(files.get(name, ()), 1), digest="0")
             for name in names
         }
         pointer = Pointer(base="mine", family=family, part=part, components=components)
@@ -68,29 +68,31 @@ def loaders(family: str, variant: str, base: str = "mine") -> dict[str, Any]:
     files = comfy_files(base, family, config).files
     scene = Scene(lora="l", files=files, prompt="", size=(64, 64), denoiser_config=config, scheduler_config={})
     nodes = load_workflow(family).workflow(scene).values()
-    return {n["class_type"]: n["inputs"] for n in nodes if "Loader" in n["class_type"] and "Lora" not in n["class_type"]}
+    found = {node["class_type"]: node["inputs"] for node in nodes if "Loader" in node["class_type"]}
+    return {name: inputs for name, inputs in found.items() if "Lora" not in name}
 
 
 @pytest.mark.parametrize(("family", "variant"), PUBLISHED)
 def test_a_folder_is_loaded_from_the_makers_files(family: str, variant: str) -> None:
     assert loaders(family, variant) == MAKERS[variant]  # no pointer at all
     components = load_keys(family).COMPONENTS
-    add_pointers(family, variant, dict.fromkeys(components, ["model.fp16.safetensors"]))
+    add_pointers(family, variant, dict.fromkeys(components, ("model.fp16.safetensors",)))
     assert loaders(family, variant) == MAKERS[variant]
-    add_pointers(family, variant, dict.fromkeys(components, ["diffusion_pytorch_model-00001-of-00002.safetensors", "b"]))
+    shards = ("diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors")
+    add_pointers(family, variant, dict.fromkeys(components, shards))
     assert loaders(family, variant) == MAKERS[variant]
 
 
 @pytest.mark.parametrize(("family", "variant"), PUBLISHED)
 def test_one_file_with_all_in_it_is_a_checkpoint(family: str, variant: str) -> None:
-    add_pointers(family, variant, dict.fromkeys(load_keys(family).COMPONENTS, ["dream v2.safetensors"]))
+    add_pointers(family, variant, dict.fromkeys(load_keys(family).COMPONENTS, ("dream v2.safetensors",)))
     assert loaders(family, variant) == {"CheckpointLoaderSimple": {"ckpt_name": "dream v2.safetensors"}}
     assert comfy_files("mine", family, {}).source == "as base 'mine' was added"
 
 
 @pytest.mark.parametrize(("family", "variant"), PUBLISHED)
 def test_files_of_their_own_have_loaders_of_their_own(family: str, variant: str) -> None:
-    add_pointers(family, variant, {name: [f"my_{name}.safetensors"] for name in load_keys(family).COMPONENTS})
+    add_pointers(family, variant, {name: (f"my_{name}.safetensors",) for name in load_keys(family).COMPONENTS})
     found = loaders(family, variant)
     assert len(found) == 3 and found["VAELoader"] == {"vae_name": "my_vae.safetensors"}
     assert found["UNETLoader"]["unet_name"] == f"my_{load_family(family).DENOISER}.safetensors"
@@ -101,8 +103,8 @@ def test_files_of_their_own_have_loaders_of_their_own(family: str, variant: str)
 
 def test_a_checkpoint_without_text_encoders() -> None:
     """SD 3.5 as its makers have it: the encoders are added from ComfyUI's folder."""
-    files = dict.fromkeys(("transformer", "vae"), ["fine.safetensors"])
-    add_pointers("sd35", "sd35-medium", {**files, "text_encoder_3": ["t5xxl_fp8_e4m3fn.safetensors"]})
+    files = dict.fromkeys(("transformer", "vae"), ("fine.safetensors",))
+    add_pointers("sd35", "sd35-medium", {**files, "text_encoder_3": ("t5xxl_fp8_e4m3fn.safetensors",)})
     found = loaders("sd35", "sd35-medium")
     assert found["CheckpointLoaderSimple"] == {"ckpt_name": "fine.safetensors"}
     assert found["TripleCLIPLoader"] == {**CLIPS, "clip_name3": "t5xxl_fp8_e4m3fn.safetensors"}
