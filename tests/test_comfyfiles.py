@@ -78,7 +78,7 @@ def test_a_folder_is_loaded_from_the_makers_files(family: str, variant: str) -> 
     components = load_keys(family).COMPONENTS
     add_pointers(family, variant, dict.fromkeys(components, ("model.fp16.safetensors",)))
     assert loaders(family, variant) == MAKERS[variant]
-    shards = ("diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors")
+    shards = tuple(f"diffusion_pytorch_model-{part:05d}-of-00002.safetensors" for part in (1, 2))
     add_pointers(family, variant, dict.fromkeys(components, shards))
     assert loaders(family, variant) == MAKERS[variant]
 
