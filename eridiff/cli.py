@@ -84,7 +84,7 @@ def new(
     images: Annotated[Path, typer.Option(help="Folder of pictures, with captions beside them.")],
     trigger: Annotated[str | None, typer.Option(help="Word that will call what is trained, with --preset.")] = None,
     preset: Annotated[str | None, typer.Option(help="Name of a preset, such as those in presets/.")] = None,
-    params: Annotated[Path, typer.Option(help="Params file to copy as it is.")] = Path("params.yaml"),
+    params: Annotated[Path | None, typer.Option(help="Params file to copy as it is, in place of a preset.")] = None,
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
     from eridiff.errors import ConfigError
@@ -93,14 +93,16 @@ def new(
     from eridiff.projects import make_project
     from eridiff.starting import offer_presets, settle_base, start_project
 
-    if trigger is None and preset is not None:
-        raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
-    if preset is None and trigger is not None:
-        raise ConfigError(offer_presets(find_gpus()))
-    if trigger is None or preset is None:
+    if params is not None:
+        if preset or trigger:
+            raise ConfigError("--params copies a file as it is: leave --preset and --trigger out, or --params.")
         folder = make_project(name, images, params)
         typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
         return
+    if preset is None:
+        raise ConfigError(offer_presets(find_gpus()))
+    if trigger is None:
+        raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
     folder = start_project(name, images, trigger, find_preset(preset))
     typer.echo(settle_base(folder / "params.yaml"))
     typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")

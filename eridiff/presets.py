@@ -49,9 +49,17 @@ def find_preset(name: str) -> Path:
     aliases = dict(line.split() for line in lines if line and not line.startswith("#"))
     path = folder / f"{aliases.get(name, name)}.yaml"
     if not path.exists():
-        known = [path.stem for path in folder.glob("*.yaml")]
-        raise ConfigError(f"there is no preset '{name}'.{did_you_mean(name, [*known, *aliases])}")
+        known = [*(preset.name for preset in all_presets()), *aliases]
+        raise ConfigError(f"there is no preset '{name}'.{_meant(name) or did_you_mean(name, known)}")
     return path
+
+
+def _meant(name: str) -> str:
+    """Presets whose names hold a word, such as a family's: those of real models first. Empty where there are none."""
+    found = [preset for preset in all_presets() if name and name in preset.name]
+    found.sort(key=lambda preset: (preset.model.allow_cpu, not preset.name.startswith(name), -(preset.gigabytes or 0)))
+    *others, last = [f"'{preset.name}'" for preset in found] or [""]
+    return f" Did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
 
 
 def describe_gpus(preset: Preset, gpus: Sequence[Gpu]) -> list[str]:

@@ -21,6 +21,7 @@ from eridiff.project import bases_dir
 from eridiff.projects import make_project
 
 FITS, HERE = "fits", "here"
+PROMPTS = [{"prompt": "[trigger]"}, {"prompt": "[trigger], outdoors, evening light"}]  # true of any pictures
 README = """# {name}
 
 Pictures and captions: data/raw. What is trained, and how: params.yaml. Results: data/samples, data/lora, data/export.
@@ -38,7 +39,8 @@ def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
     """Make projects/NAME from a preset, with the trigger and the export's name filled in; returns its folder.
 
     Says first which GPUs there are, and whether the preset is meant for their memory. The preset's class word, its
-    licence and its folders of regularisation pictures that are not there are taken out.
+    licence, its subjects to draw and measure and its folders of regularisation pictures that are not there are taken
+    out.
 
     Raises: ConfigError for a wrong trigger, name or preset; DataError where there are no pictures.
     """
@@ -62,6 +64,8 @@ def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
         changes["captions"]["regularisation"] = there
     if record["export"].get("license"):
         changes["export"]["license"] = None
+    if record["sample"].get("measures"):  # of prompts whose subjects are among the preset's own pictures, or are not
+        changes["sample"] = {"prompts": PROMPTS, "measures": False}
     write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
     write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
     return folder
@@ -76,7 +80,10 @@ def offer_presets(gpus: Sequence[Gpu]) -> str:
     for preset, fit, base in described:
         size = f"{preset.gigabytes} GB" if preset.gigabytes else ""
         lines.append(f"  {preset.name:<18} {size:>5}  {fit + ',':<20} base {preset.model.base}: {base}")
-    head = "--preset is missing: which model is trained, and for how much memory. Choose one of these:"
+    head = (
+        "--preset is missing: which model is trained, and for how much memory. Choose one of these, and with --trigger "
+        "the word that will call what is trained, such as zwxcat:"
+    )
     return "\n       ".join([head, *lines])
 
 
@@ -100,7 +107,7 @@ def _base_state(preset: Preset) -> str:
 
 
 def filled(text: str, changes: Mapping[str, Mapping[str, Any]]) -> str:
-    """A params file with some keys changed, its comments kept."""
+    """A params file with some keys changed, its comments kept, but for those inside a list that is another now."""
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import RoundTripRepresenter
 
@@ -116,6 +123,8 @@ def filled(text: str, changes: Mapping[str, Mapping[str, Any]]) -> str:
     for section, values in changes.items():
         for key, value in values.items():
             record[section][key] = value
+            if isinstance(value, list):
+                record[section].ca.items.pop(key, None)
     buffer = io.StringIO()
     yaml.dump(record, buffer)
     return buffer.getvalue()

@@ -81,6 +81,11 @@ def test_old_names_lead_to_presets() -> None:
         assert find_preset(old) == find_preset(new) == ROOT / "presets" / f"{new}.yaml"
     with pytest.raises(ConfigError, match=r"there is no preset 'sdxl-24g'\. Did you mean 'sdxl-24gb'\?"):
         find_preset("sdxl-24g")
+    real_first = r"no preset 'sdxl'\. Did you mean 'sdxl-24gb', 'sdxl-12gb', 'example-sdxl' or 'tiny-sdxl'\?"
+    with pytest.raises(ConfigError, match=real_first):
+        find_preset("sdxl")
+    with pytest.raises(ConfigError, match=r"no preset 'sdlx-24gb'\. Did you mean 'sdxl-24gb'\? Known: "):
+        find_preset("sdlx-24gb")
 
 
 def test_each_choice_has_its_reason() -> None:

@@ -133,6 +133,9 @@ def test_what_a_preset_says_of_its_own_pictures_is_left_out(
     record = read_yaml(start_project("with", tmp_path / "raw", "zwxcat", preset) / "params.yaml")
     assert (record["captions"]["regularisation"], record["captions"]["class_word"]) == (["plain"], None)
     assert (record["export"]["license"], record["captions"]["trigger"]) == (None, "zwxcat")
+    assert not record["sample"]["measures"] and not any("group" in prompt for prompt in record["sample"]["prompts"])
+    words = (checkout / "projects/with/params.yaml").read_text()
+    assert not [word for word in ("fox", "penguin", "neon", "held-out", "glowing") if word in words]
     (tmp_path / "raw" / "plain").rmdir()
     record = read_yaml(start_project("without", tmp_path / "raw", "zwxcat", preset) / "params.yaml")
     assert record["captions"]["regularisation"] == []
@@ -145,6 +148,8 @@ def test_wrong_decisions(checkout: Path, tmp_path: Path) -> None:
         start_project("cats", tmp_path / "raw", "my, cat", preset)
     with pytest.raises(ConfigError, match="--trigger is missing: the word"):
         new(tmp_path, "--preset", "sdxl-24gb")
+    with pytest.raises(ConfigError, match="--params copies a file as it is: leave --preset and --trigger out"):
+        new(tmp_path, "--params", "params.yaml", "--trigger", "zwxcat")
     assert not (checkout / "projects").exists()
     assert read_yaml(preset)["captions"]["trigger"] == "mytrigger"
 
@@ -201,14 +206,15 @@ def test_without_a_preset_all_are_offered(
     folder = tmp_path / "ComfyUI" / "models" / "diffusion_models"
     dev = write_header(folder / "flux1-dev.safetensors", header("flux", "flux-dev", "transformer"))
 
-    def offered() -> list[str]:
+    def offered(*given: str) -> list[str]:
         with pytest.raises(ConfigError) as caught:
-            new(tmp_path, "--trigger", "zwxcat")
+            new(tmp_path, *given)
         first, *lines = str(caught.value).splitlines()
         assert first.startswith("--preset is missing: which model is trained, and for how much memory.")
         return [" ".join(line.split()) for line in lines]
 
     driver(RTX_4090)
+    assert offered() == offered("--trigger", "zwxcat")
     assert offered() == [
         "GPU 0: NVIDIA GeForce RTX 4090, 24.0 GB",
         "example-sdxl 24 GB fits, base sdxl: here",

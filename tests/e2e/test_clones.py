@@ -102,7 +102,8 @@ def test_an_experiment_imports_and_shares(first: Clone, folder: Path) -> None:
 
 def test_an_equal_project_encodes_nothing_and_a_second_runs_nothing(first: Clone, folder: Path) -> None:
     for name in ("one", "two"):
-        first.run(sys.executable, "-m", "eridiff", "new", name, "--images", str(first.root / "data/raw"))
+        given = ("--images", str(first.root / "data/raw"), "--params", str(first.root / "params.yaml"))
+        first.run(sys.executable, "-m", "eridiff", "new", name, *given)
     first.commit("projects")
     one, two = (Clone(first.root, first.store, first.cache, first.root / "projects" / name) for name in ("one", "two"))
     ran = one.repro()

@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(folder: Path) -> Clone:
     """A project that ran once, committed to git."""
     clone = make_clone(folder, "first")
-    clone.run(sys.executable, "-m", "eridiff", "new", "cats", "--images", str(clone.root / "data/raw"))
+    given = ("--images", str(clone.root / "data/raw"), "--params", str(clone.root / "params.yaml"))
+    clone.run(sys.executable, "-m", "eridiff", "new", "cats", *given)
     made = Clone(clone.root, clone.store, clone.cache, clone.root / "projects/cats")
     assert set(made.repro().stages) == ALL
     made.commit("ran")
