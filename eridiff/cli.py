@@ -170,6 +170,8 @@ def why(
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)
     typer.echo(prediction.to_json() if json_output else render(prediction))
+    if prediction.error:
+        raise typer.Exit(1)
 
 
 def main() -> None:
