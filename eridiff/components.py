@@ -69,8 +69,7 @@ def describe_folder(
     name: of the component, where the folder is called otherwise.
     Raises: BaseError where the folder is missing, has no valid config or holds no such weights.
     """
-    if not folder.is_dir():
-        raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
+    refuse_missing(folder)
     config_path = next((folder / file for file in CONFIG_FILES if (folder / file).exists()), None)
     config = read_config(config_path) if config_path else {}
     weights = _weights(folder, variant)
@@ -82,6 +81,12 @@ def describe_folder(
     return described(name, config, sizes, _content_digest(name, files, canonical, digests))
 
 
+def refuse_missing(folder: Path) -> None:
+    """Raises: BaseError where a component's folder is missing."""
+    if not folder.is_dir():
+        raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A component's config.
 
@@ -91,6 +96,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError:
         raise BaseError(f"{path} is no valid JSON: copy the model folder again.") from None
+    if not isinstance(config, dict):
+        raise BaseError(f"{path} holds no keys and values: copy the model folder again.")
     return config
 
 

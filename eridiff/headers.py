@@ -38,7 +38,7 @@ PREFIXES = {
 # Names that are no weights of a part: averages and tables that trainers leave behind.
 LEFTOVERS = re.compile(
     r"(model_ema|loss|lora_te|text_encoders\.[^.]+\.logit_scale|text_encoders\.[^.]+\.transformer\.logit_scale"
-    r"|v_pred|ztsnr|edm_vpred|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|global_step)(\..*)?"
+    r"|(model\.diffusion_model\.)?(v_pred|ztsnr|edm_vpred|edm_mean|edm_std)|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|global_step)(\..*)?"
 )
 SCALES = (".scale_weight", ".weight_scale")  # one number a matrix of fp8: ComfyUI's older and newer name
 SCALED_MARKS = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
@@ -224,11 +224,6 @@ def what_else(names: Iterable[str]) -> str:
         if any(re.fullmatch(pattern, name) for name in names):
             return what
     return ""
-
-
-def predicts_v(weights: Weights) -> bool:
-    """Whether a fine-tune says that it predicts v and not the noise."""
-    return any(name in weights.where for name in ("v_pred", "edm_vpred.sigma_max"))
 
 
 def model_files(folder: Path) -> Iterator[Path]:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from eridiff.components import read_config
 from eridiff.errors import BaseError, DataError
-from eridiff.families import family_names, load_keys, published
-from eridiff.headers import Found, Weights, find_parts, model_files, open_weights, predicts_v
+from eridiff.families import family_names, load_family, load_keys, published
+from eridiff.headers import Found, Weights, find_parts, model_files, open_weights
+from eridiff.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.partfiles import PartTensors, map_part, shorten
 
 GIB, MIB = 2**30, 2**20
@@ -44,8 +46,20 @@ def describe(weights: Weights) -> Iterator[str]:
         yield from (f"    {line}" for line in differences(part))
     if rest:
         yield f"  of no part: {len(rest)} tensors: {shorten(rest)}"
-    if predicts_v(weights):
-        yield "  it says that it predicts v: its scheduler needs prediction_type v_prediction"
+    yield from (f"  {line}" for part in parts if part.family for line in objective_of(part))
+
+
+def objective_of(part: Found) -> Iterator[str]:
+    """What a denoiser's marks, and a scheduler's config beside its file, say of the objective; none where none does."""
+    objective, path = load_family(part.family).OBJECTIVE, part.weights.paths[0]
+    marks, beside = denoiser_marks(part, objective), scheduler_beside(path)
+    if part.look.refusal or not (marks or beside):
+        return
+    try:
+        stated = read_config(beside) if beside else {}
+        yield from settle_scheduler(stated, marks, objective, path.name, beside.name if beside else "")[1]
+    except BaseError as error:
+        yield f"no base: {error}"
 
 
 def describe_part(part: Found) -> str:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from eridiff.components import Component, describe_folder, describe_part
 from eridiff.errors import BaseError, DataError, did_you_mean
-from eridiff.families import Keys, load_keys
+from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.headers import Weights, find_parts, open_weights
+from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
+from eridiff.progress import warn
 from eridiff.project import bases_dir
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
@@ -122,7 +124,22 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
                 folders[component.name] = place
             else:
                 parts[component.name] = place
+                _tell_unheeded(pointer, component, place)
     return ModelSource(pointers=found, folders=folders, parts=parts)
+
+
+def _tell_unheeded(pointer: Pointer, component: Component, place: PartTensors) -> None:
+    """Say where a denoiser's file marks an objective that its pointer does not have: `base add` was older."""
+    family = load_family(pointer.family)
+    if component.name != family.DENOISER:
+        return
+    scheduler = pointer.components["scheduler"].config if "scheduler" in pointer.components else {}
+    if names := unheeded(place.found, scheduler, family.OBJECTIVE):
+        warn(
+            f"{place.path} has the {' and '.join(names)}, of which the pointer of base '{pointer.base}' says nothing: "
+            "it is trained and drawn with another objective than its own. Add it again: "
+            f"`eridiff base add {pointer.base} {place.path}`."
+        )
 
 
 def find_component(pointer: Pointer, component: Component, digests: FileDigests) -> Path | PartTensors:

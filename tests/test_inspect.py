@@ -217,7 +217,9 @@ def test_a_folder_is_told_file_by_file(tmp_path: Path) -> None:
 
 def test_a_fine_tune_that_predicts_v_says_so(tmp_path: Path) -> None:
     text = told(tmp_path / "v.safetensors", {**sdxl(), "v_pred": ("F32", ()), "ztsnr": ("F32", ())})
-    assert text.endswith("its scheduler needs prediction_type v_prediction")
+    assert text.endswith(
+        "  objective: predicts v, zero terminal SNR, trailing timesteps, by tensor v_pred and tensor ztsnr"
+    )
     assert "of no part" not in text
 
 
