@@ -235,9 +235,7 @@ def test_a_folders_scheduler_is_honoured_or_refused(checkout: Path, tmp_path: Pa
     config = read_pointer("v", "denoiser").components["scheduler"].config
     assert {key: config[key] for key in V_ZERO_SNR} == V_ZERO_SNR
     path.write_text(json.dumps({**plain, "_class_name": "EDMDPMSolverMultistepScheduler"}))
-    with pytest.raises(
-        BaseError, match=r"m, by .*: its scheduler is a EDMDPMSolverMultistepScheduler"
-    ):
+    with pytest.raises(BaseError, match=r"m, by .*: its scheduler is a EDMDPMSolverMultistepScheduler"):
         add_base("w", [folder])
     path.unlink()
     with pytest.raises(BaseError, match=r"scheduler_config\.json is missing"):
