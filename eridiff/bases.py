@@ -14,6 +14,7 @@ from eridiff.components import (
     describe_scheduler,
     read_config,
     refuse_missing,
+    refuse_nonfinite,
 )
 from eridiff.config import read_yaml
 from eridiff.errors import BaseError, DataError
@@ -74,7 +75,9 @@ def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[P
         def describe(component: str) -> Component:
             if component == "scheduler":
                 return describe_scheduler(scheduler)
-            return describe_folder(folder / component, canonical, digests, variant)
+            described = describe_folder(folder / component, canonical, digests, variant)
+            refuse_nonfinite(folder / component, described, digests)
+            return described
 
         return _pointers(name, family, describe)
 
@@ -103,7 +106,9 @@ def point_to_files(name: str, collected: Collected) -> list[Pointer]:
 
         def describe(component: str) -> Component:
             if component in collected.parts:
-                return describe_part(collected.parts[component], collected.configs[component], digests)
+                described = describe_part(collected.parts[component], collected.configs[component], digests)
+                refuse_nonfinite(collected.parts[component], described, digests)
+                return described
             if component in collected.tokenizers:
                 return describe_folder(collected.tokenizers[component], canonical, digests, name=component)
             return describe_scheduler(collected.configs[component])

@@ -45,7 +45,7 @@ LAYERS = (
         "probe",
         "slots",
     ),
-    ("entries", "ownouts", "placement", "roots", "quantise", "uploader", "activations", "lossscale"),
+    ("entries", "ownouts", "nonfinite", "placement", "roots", "quantise", "uploader", "activations", "lossscale"),
     ("entrytable", "differences", "pixeldigests"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),

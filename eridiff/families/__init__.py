@@ -68,7 +68,10 @@ class Family(Protocol):
         vae: "nn.Module | None" = None,
         denoiser: "nn.Module | None" = None,
     ) -> "DiffusionPipeline":
-        """diffusers' pipeline of the parts that are there, with a scheduler of SCHEDULERS."""
+        """diffusers' pipeline of the parts that are there, with a scheduler of SCHEDULERS.
+
+        Its `components` name the models; one called `vae` has a `decoder`, whose pixels are checked.
+        """
 
     def embed_prompt(
         self, pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
