@@ -15,7 +15,6 @@ from eridiff.errors import BaseError
 from eridiff.families import family_names, load_keys
 from eridiff.partkeys import LOOKS
 from eridiff.pickles import PICKLE_SUFFIXES, PickleFile
-from eridiff.places import weight_files
 from eridiff.signatures import Look, Shape, first_look
 from eridiff.tensorfile import TORCH_NAMES, RawTensor, TensorFile
 
@@ -54,6 +53,7 @@ OTHERS = {
     ),
     r"(emb_params|string_to_param\..+)": "an embedding (textual inversion)",
 }
+MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
 TensorSource = TensorFile | PickleFile
 
 
@@ -227,7 +227,7 @@ def what_else(names: Iterable[str]) -> str:
 
 
 def model_files(folder: Path) -> Iterator[Path]:
-    """Weight files below a folder, each set of shards by its first."""
-    for path in weight_files(folder):
+    """Weight files below a folder, read or not, each set of shards by its first."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in MODEL_SUFFIXES and path.is_file()):
         if not re.search(r"-0*(?!1-)[1-9]\d*-of-\d+\.", path.name):
             yield path

@@ -73,7 +73,7 @@ LAYERS = (
     ("storerepair", "partkeys"),
     ("headers", "hub"),
     ("partfiles", "marks"),
-    ("components", "assemble"),
+    ("components", "assemble", "lorafiles"),
     ("pictures", "sources", "collecting", "trainparams", "gate"),
     ("captions", "keptbases", "objectives", "encodepipe", "ranks"),
     ("encoders", "earlyshards"),
