@@ -72,7 +72,7 @@ LAYERS = (
     ("storegc", "storecare", "storesize", "weighttables", "projects"),
     ("storerepair", "partkeys"),
     ("headers", "hub"),
-    ("partfiles", "marks"),
+    ("partfiles", "marks", "wanted"),
     ("components", "assemble", "lorafiles"),
     ("pictures", "sources", "collecting", "trainparams", "gate"),
     ("captions", "keptbases", "objectives", "encodepipe", "ranks"),

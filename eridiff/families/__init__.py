@@ -155,6 +155,7 @@ class Published:
     tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
     files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
     hub: Mapping[str, str]  # variant -> repository on the hub
+    gigabytes: Mapping[str, Mapping[str, float]]  # variant -> part -> size of its weights in 16 bits
     predecessor: Sequence[str]  # names of the family in configurations of this project's predecessor
 
 
@@ -167,6 +168,7 @@ def published(name: str) -> Published:
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
         hub=record.get("hub", {}),
+        gigabytes=record.get("gigabytes", {}),
         predecessor=record.get("predecessor", []),
     )
 
