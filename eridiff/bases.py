@@ -33,7 +33,7 @@ from eridiff.licences import (
     terms,
     unknown,
 )
-from eridiff.marks import find_marks, settle_scheduler
+from eridiff.marks import find_marks, refuse_normalised, settle_scheduler
 from eridiff.places import Places
 from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
@@ -117,10 +117,14 @@ def point_to_files(name: str, collected: Collected) -> list[Pointer]:
 
 
 def _pointers(name: str, family: str, describe: Any) -> list[Pointer]:
-    return [
+    pointers = [
         Pointer(base=name, family=family, part=part, components={c: describe(c) for c in components})
         for part, components in load_family(family).PARTS.items()
     ]
+    for pointer in pointers:
+        if vae := pointer.components.get("vae"):
+            refuse_normalised(vae.config, f"base '{name}'")
+    return pointers
 
 
 def add_base(

@@ -118,6 +118,19 @@ def _by(by: Mapping[str, str]) -> str:
     return f", by {' and '.join(names)}" if names else ""
 
 
+def refuse_normalised(vae: Config, where: str) -> None:
+    """Refuse a VAE whose latents are normalised channel by channel, since training scales all alike.
+
+    Raises: BaseError that names the key.
+    """
+    for key in ("latents_mean", "latents_std"):
+        if vae.get(key) is not None:
+            raise BaseError(
+                f"{where}: the VAE's config has {key} {str(vae[key])[:40]}: latents that are normalised channel by "
+                "channel, which eridiff does not train on. Take another model."
+            )
+
+
 def describe_schedule(config: Config) -> str:
     """What a diffusion model's scheduler says, in words."""
     words = ["predicts v" if config.get(PREDICTION) == "v_prediction" else "predicts the noise (epsilon)"]

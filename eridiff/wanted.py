@@ -69,7 +69,7 @@ def want_base(base: str) -> list[Path]:
 def _facts(base: str, family: str, part: str) -> dict[str, Any]:
     """What is known of a base without its files: none of it is compared with anything."""
     known = published(family)
-    facts = {"name": base, "hub": known.hub.get(base), "license": _licence_page(base, family)}
+    facts: dict[str, Any] = {"name": base, "hub": known.hub.get(base), "license": _licence_page(base, family)}
     facts["gigabytes"] = known.gigabytes.get(base, {}).get(part)
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -242,6 +242,16 @@ def test_a_folders_scheduler_is_honoured_or_refused(checkout: Path, tmp_path: Pa
         add_base("w", [folder])
 
 
+@pytest.mark.parametrize("key", ["latents_mean", "latents_std"])
+def test_a_vae_with_latents_of_other_scales_is_refused(key: str, checkout: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SMALL / "bases" / "tiny-sdxl", tmp_path / "m"))
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: [0.1, 0.2, 0.3, 0.4]}))
+    with pytest.raises(BaseError, match=rf"base 'b': the VAE's config has {key} \[0\.1, 0\.2"):
+        add_base("b", [folder])
+    assert not (checkout / "data" / "bases" / "b").exists()
+
+
 def test_marks_of_a_flow(checkout: Path, tmp_path: Path) -> None:
     """Metadata of flows name epsilon by habit; a tensor says that it is another model."""
     path = write_split(tmp_path)[0]
