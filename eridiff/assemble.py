@@ -7,8 +7,10 @@ nor on the device.
 from typing import TYPE_CHECKING, Any
 
 from eridiff.errors import BaseError
+from eridiff.nonfinite import find_broken
 from eridiff.partfiles import FolderTensors, PartTensors
 from eridiff.progress import track
+from eridiff.tensorfile import RawTensor
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +42,7 @@ def assemble(
             raw, scale = tensors.read(name)
             factor = uploader.upload(scale) if scale else None
             value = as_dtype(uploader.upload(raw), factor, _dtype_of(model, name, dtype))
-            _refuse_other(tensors, name, value, empty)
+            _refuse_other(tensors, name, value, empty, raw)
             _set(model, name, value)
             if storage:
                 storage.settle(model, name)
@@ -102,7 +104,7 @@ def _set(model: Any, name: str, value: "torch.Tensor") -> None:
 
 
 def _refuse_other(
-    tensors: PartTensors | FolderTensors, name: str, value: "torch.Tensor", empty: "torch.Tensor"
+    tensors: PartTensors | FolderTensors, name: str, value: "torch.Tensor", empty: "torch.Tensor", raw: RawTensor
 ) -> None:
     """Raises: BaseError where a tensor has another shape than the empty one, or numbers beyond the range of fp16."""
     import torch
@@ -113,6 +115,11 @@ def _refuse_other(
             f"config it must be {list(empty.shape)}."
         )
     if value.dtype == torch.float16 and not value.isfinite().all():
+        if broken := find_broken(name, raw):
+            raise BaseError(
+                f"{tensors.path}: {broken.described()} of {tensors.component} is not finite in the file itself. Fetch "
+                "it again, or take another base."
+            )
         raise BaseError(
             f"{tensors.path}: {name} of {tensors.component} has numbers beyond fp16's range: take bf16 or fp32."
         )

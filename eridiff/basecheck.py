@@ -20,6 +20,7 @@ from eridiff.data import TrainingSet, open_training_set
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Family, load_family
 from eridiff.noise import normal
+from eridiff.nonfinite import blame
 from eridiff.objectives import Ddpm
 from eridiff.precision import DTYPES, choose_device
 from eridiff.sources import ModelSource, candidates, find_source, pointers_of
@@ -118,8 +119,10 @@ def check_denoiser(run: Run, data: TrainingSet) -> str:
     Raises: BaseError where it does not beat the trivial predictor at every level.
     """
     levels = measure_denoiser(run, data)
-    if run.params.precision == "fp16" and not all(math.isfinite(level.loss) for level in levels):
-        raise BaseError(f"{describe_levels(levels)}: the denoiser overflows fp16. Take train.precision bf16 or fp32.")
+    if not all(math.isfinite(level.loss) for level in levels):
+        models, precision = {run.family.DENOISER: run.denoiser}, run.params.precision
+        why = blame(models, "train.precision", precision, lambda: measure_denoiser(run, data))
+        raise BaseError(f"{describe_levels(levels)}: the denoiser gives numbers that are not finite. {why}")
     if not all(level.is_beaten for level in levels):
         raise BaseError(f"{describe_levels(levels)}: the denoiser knows no more than how to scale noise. {WAY_OUT}")
     return describe_levels(levels)
@@ -138,6 +141,9 @@ def check_vae(source: ModelSource, family: Family, data: TrainingSet, device: to
     """
     vae = family.load_vae(source, torch.float32).to(device)
     share = measure_vae(vae, data, device)
+    if not math.isfinite(share):
+        why = blame({"vae": vae}, "its number format", "fp32", lambda: measure_vae(vae, data, device))
+        raise BaseError(f"base check: the VAE gives numbers that are not finite. {why}")
     line = f"base check: {share:.0%} of latents survive the VAE there and back"
     if not share >= VAE_SHARE:
         raise BaseError(f"{line}, and {VAE_SHARE:.0%} must. {WAY_OUT}")

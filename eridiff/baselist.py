@@ -1,17 +1,18 @@
 """`eridiff base list` and `eridiff base find`: which bases there are, and where their weights lie on this machine."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from eridiff.bases import known_bases, missing_components
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.headers import open_weights
+from eridiff.headers import model_files, open_weights
 from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
 from eridiff.places import Places
 from eridiff.project import bases_dir
-from eridiff.sources import find_component, pointers_of
+from eridiff.sources import candidates, find_component, pointers_of
 
 
 def list_bases() -> Iterator[str]:
@@ -46,10 +47,40 @@ def find_base(name: str) -> Iterator[str]:
                     yield f"{component.name}: {where}"
 
 
+def place_base(name: str, family: str) -> Iterator[str]:
+    """One base that has pointers: by names and sizes, unread, where its components lie."""
+    try:
+        pointers = pointers_of(name, load_family(family).PARTS, family)
+    except BaseError as error:
+        yield f"{name}: {error}"
+        return
+    places: dict[str, list[str]] = {}
+    for pointer in pointers.values():
+        for component in pointer.components.values():
+            if component.files:
+                place = next(candidates(pointer, component), None)
+                places.setdefault(_where(place), []).append(component.name)
+    yield f"{name}: {family}"
+    yield from (f"  {', '.join(components)}: {where}" for where, components in places.items())
+
+
+def _where(place: Path | PartTensors | None) -> str:
+    """A component's folder less its own name, or its files."""
+    if place is None:
+        return "not on this machine"
+    return str(place.parent if isinstance(place, Path) else place.found.weights.paths[0])
+
+
 def find_models() -> Iterator[str]:
-    """What every weight file in the named folders and in ComfyUI's is, then model folders of the hub's cache."""
+    """The bases that have pointers, and where they lie; then what every other weight file is in the named folders and
+    in ComfyUI's, and the model folders of the hub's cache.
+    """
     places, found = Places(), False
-    for path in places.files():
+    for name, family in known_bases().items():
+        found = True
+        yield from place_base(name, family)
+    folders = [*places.roots, *places.comfyui_folders]
+    for path in dict.fromkeys(path for folder in folders for path in model_files(folder)):
         found = True
         try:
             yield from describe(open_weights(path))

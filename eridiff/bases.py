@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.collecting import Collected, collect
-from eridiff.components import Component, describe_folder, describe_part, describe_scheduler
+from eridiff.components import (
+    Component,
+    describe_folder,
+    describe_part,
+    describe_scheduler,
+    read_config,
+    refuse_missing,
+    refuse_nonfinite,
+)
 from eridiff.config import read_yaml
 from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.files import write_text
-from eridiff.headers import Found, find_parts, open_weights
+from eridiff.headers import Found, Weights, find_parts, open_weights
 from eridiff.hub import REPOSITORY, fetch_snapshot, page_of
 from eridiff.licences import (
     Licence,
@@ -25,10 +33,12 @@ from eridiff.licences import (
     terms,
     unknown,
 )
+from eridiff.marks import find_marks, refuse_normalised, settle_scheduler
 from eridiff.places import Places
 from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
 from eridiff.sources import Pointer, candidates, pointer_text, pointers_of
+from eridiff.tensorfile import TensorFile
 
 
 def detect_family(folder: Path) -> str:
@@ -56,8 +66,36 @@ def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[P
     """
     family = detect_family(folder)
     canonical = load_keys(family).canonical
+    for component in (component for components in load_family(family).PARTS.values() for component in components):
+        refuse_missing(folder / component)  # before any weight is read
+    scheduler = _scheduler_of(folder, family)
+
     with FileDigests() as digests:
-        return _pointers(name, family, lambda c: describe_folder(folder / c, canonical, digests, variant))
+
+        def describe(component: str) -> Component:
+            if component == "scheduler":
+                return describe_scheduler(scheduler)
+            described = describe_folder(folder / component, canonical, digests, variant)
+            refuse_nonfinite(folder / component, described, digests)
+            return described
+
+        return _pointers(name, family, describe)
+
+
+def _scheduler_of(folder: Path, family: str) -> dict[str, Any]:
+    """The scheduler's config of a model folder, by the marks in the denoiser's files too; says what they made of it.
+
+    Raises: BaseError where it is missing, or names an objective that is not trained.
+    """
+    path, module = folder / "scheduler" / "scheduler_config.json", load_family(family)
+    if not path.exists():
+        raise BaseError(f"{path} is missing: a base in diffusers' layout has this file.")
+    files = sorted((folder / module.DENOISER).glob("*.safetensors"))
+    marks = find_marks(Weights(tuple(TensorFile(file) for file in files)), module.OBJECTIVE)
+    settled, lines = settle_scheduler(read_config(path), marks, module.OBJECTIVE, str(folder), str(path))
+    for line in lines:
+        say(line)
+    return settled
 
 
 def point_to_files(name: str, collected: Collected) -> list[Pointer]:
@@ -68,7 +106,9 @@ def point_to_files(name: str, collected: Collected) -> list[Pointer]:
 
         def describe(component: str) -> Component:
             if component in collected.parts:
-                return describe_part(collected.parts[component], collected.configs[component], digests)
+                described = describe_part(collected.parts[component], collected.configs[component], digests)
+                refuse_nonfinite(collected.parts[component], described, digests)
+                return described
             if component in collected.tokenizers:
                 return describe_folder(collected.tokenizers[component], canonical, digests, name=component)
             return describe_scheduler(collected.configs[component])
@@ -77,10 +117,14 @@ def point_to_files(name: str, collected: Collected) -> list[Pointer]:
 
 
 def _pointers(name: str, family: str, describe: Any) -> list[Pointer]:
-    return [
+    pointers = [
         Pointer(base=name, family=family, part=part, components={c: describe(c) for c in components})
         for part, components in load_family(family).PARTS.items()
     ]
+    for pointer in pointers:
+        if vae := pointer.components.get("vae"):
+            refuse_normalised(vae.config, f"base '{name}'")
+    return pointers
 
 
 def add_base(

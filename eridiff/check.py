@@ -13,10 +13,12 @@ from eridiff.export import ExportParams
 from eridiff.families import Family, load_family
 from eridiff.latents import LatentParams
 from eridiff.licences import read_licences
+from eridiff.progress import warn
 from eridiff.sample import SampleParams, check_measures
 from eridiff.sources import PARTS, pointers_of
 from eridiff.texts import TextParams, choose_max_tokens
 from eridiff.trainparams import TrainParams, kept_steps, refuse_other_objective
+from eridiff.wanted import how_to_add, is_awaited
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelParams,
@@ -41,10 +43,18 @@ def check_params(path: Path) -> dict[str, Any]:
     model = sections["model"]
     assert isinstance(model, ModelParams)
     family = load_family(model.family)
-    pointers_of(model.base, PARTS, model.family)
+    _check_base(model)
     read_licences(model.base)  # it may be written by hand
     _collect([lambda rule=rule: rule(sections, family) for rule in RULES])
     return sections
+
+
+def _check_base(model: ModelParams) -> None:
+    """A base that is wanted stops nothing yet: stages that need its weights say so when they start."""
+    if is_awaited(model.base):
+        warn(f"{how_to_add(model.base, model.family)} latents, text, train and sample wait for it; the rest runs.")
+    else:
+        pointers_of(model.base, PARTS, model.family)
 
 
 def load_all(path: Path) -> dict[str, Any]:

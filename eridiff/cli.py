@@ -38,6 +38,15 @@ def base_add(
         typer.echo(f"written: {path}")
 
 
+@base_app.command("want")
+def base_want(name: Annotated[str, typer.Argument(help="A published model, such as sdxl or flux-dev.")]) -> None:
+    """Name a base whose weights are not here yet: captions, buckets and plan run without them."""
+    from eridiff.wanted import want_base
+
+    for path in want_base(name):
+        typer.echo(f"written: {path}")
+
+
 @base_app.command("list")
 def base_list() -> None:
     """Every base, and whether its weights are on this machine."""

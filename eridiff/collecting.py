@@ -8,13 +8,15 @@ from typing import Any
 from eridiff.components import read_config
 from eridiff.errors import BaseError, DataError
 from eridiff.families import load_family, load_keys, published
-from eridiff.headers import Found, find_parts, open_weights, predicts_v
+from eridiff.headers import Found, find_parts, open_weights
+from eridiff.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.partfiles import PartTensors, as_kind, map_part
-from eridiff.places import Places, shared_t5
+from eridiff.places import Places, shared_t5, weight_files
 from eridiff.progress import say, warn
 from eridiff.project import bases_dir
 from eridiff.tokenizers import PADS, clip_tokenizer
 
+DECISIVE = ("prediction_type", "rescale_betas_zero_snr")  # keys of a scheduler's config that change the objective
 T5_URL = "https://github.com/comfyanonymous/ComfyUI/tree/master/comfy/text_encoders/t5_tokenizer"
 
 
@@ -45,6 +47,7 @@ def collect(paths: Sequence[Path], config: Path | None) -> Collected:
     denoiser = _denoiser(given, paths)
     family = denoiser.family
     configs = _configs(denoiser, config)
+    configs["scheduler"] = _scheduler(denoiser, configs["scheduler"], config, paths)
     keys, parts = load_keys(family), {}
     for component, part in keys.COMPONENTS.items():
         fitting = [as_kind(found, part.kind, configs[component]) for found in given]
@@ -113,9 +116,35 @@ def _configs(denoiser: Found, folder: Path | None) -> dict[str, dict[str, Any]]:
         if missing := [str(path) for path in wanted.values() if not path.exists()]:
             raise BaseError(f"--config {folder} lacks {', '.join(missing)}: it is no base of {denoiser.family}.")
         configs = {name: read_config(path) for name, path in wanted.items()}
-    if predicts_v(denoiser.weights) and "prediction_type" in configs["scheduler"]:
-        configs["scheduler"]["prediction_type"] = "v_prediction"
     return configs
+
+
+def _scheduler(
+    denoiser: Found, config: Mapping[str, Any], folder: Path | None, paths: Sequence[Path]
+) -> dict[str, Any]:
+    """The scheduler's config by the denoiser's marks, and by a scheduler's config beside its file.
+
+    Raises: BaseError where they name an objective that is not trained, or where a config may be another file's.
+    """
+    objective, path = load_family(denoiser.family).OBJECTIVE, denoiser.weights.paths[0]
+    marks, stated = denoiser_marks(denoiser, objective), str(folder or "")
+    beside = None if folder else scheduler_beside(path)
+    if beside:
+        stated, named = str(beside), read_config(beside)
+        given, _ = settle_scheduler(named, marks, objective, str(path), stated)
+        others = set(weight_files(path.parent)) - {*paths, *denoiser.weights.paths}
+        plain = settle_scheduler(config, marks, objective, str(path))[0] if others else {}
+        if others and any(given.get(key) != plain.get(key) for key in DECISIVE):
+            raise BaseError(
+                f"{beside} says other things of the objective than {path.name} does, and may belong to "
+                f"{min(others).name}, which lies there too. Put each model into a folder of its own, or name the "
+                "folder whose configs count: --config FOLDER."
+            )
+        config = named
+    settled, lines = settle_scheduler(config, marks, objective, str(path), stated)
+    for line in lines:
+        say(line)
+    return settled
 
 
 def _usual(family: str, component: str, kind: str, configs: Mapping[str, Mapping[str, Any]]) -> Found:

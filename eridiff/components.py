@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from typing import Any
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json, digest_file, digest_json
+from eridiff.headers import TensorSource
+from eridiff.nonfinite import read_scan, scan
 from eridiff.partfiles import Canonical, PartTensors
-from eridiff.tensorfile import TensorFile, digest_tensors
+from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors
+from eridiff.weighttables import table_version
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")
 # Keys of a config that say who wrote it, not what the model is.
@@ -69,8 +72,7 @@ def describe_folder(
     name: of the component, where the folder is called otherwise.
     Raises: BaseError where the folder is missing, has no valid config or holds no such weights.
     """
-    if not folder.is_dir():
-        raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
+    refuse_missing(folder)
     config_path = next((folder / file for file in CONFIG_FILES if (folder / file).exists()), None)
     config = read_config(config_path) if config_path else {}
     weights = _weights(folder, variant)
@@ -82,6 +84,49 @@ def describe_folder(
     return described(name, config, sizes, _content_digest(name, files, canonical, digests))
 
 
+def refuse_missing(folder: Path) -> None:
+    """Raises: BaseError where a component's folder is missing."""
+    if not folder.is_dir():
+        raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
+
+
+def refuse_nonfinite(place: Path | PartTensors, component: Component, digests: FileDigests) -> None:
+    """Refuse weights with numbers that are not finite; what was seen of a file is remembered as its digests are.
+
+    place: the component's folder, or its tensors in files. One tensor is in memory at a time.
+    Raises: BaseError that names file and tensors.
+    """
+    for file, names, what in _weights_of(place, component):
+        text = digests.remember(file.path, what, lambda file=file, names=names: scan(_raw(file, names)))  # type: ignore[misc]
+        if broken := read_scan(text):
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise BaseError(
+                f"{file.path}: weights of {component.name} are not finite: "
+                f"{', '.join(one.described() for one in broken[:3])}{more}. The file is damaged, or was saved from a "
+                "training or merge that failed: it draws black pictures and trains to nothing. Fetch it again, or take "
+                "another base."
+            )
+
+
+def _weights_of(place: Path | PartTensors, component: Component) -> Iterator[tuple[TensorSource, list[str], str]]:
+    """(file, tensors of the component in it, name of what is remembered) of every weight file."""
+    if isinstance(place, Path):
+        for name in sorted(name for name in component.files if name.endswith(".safetensors")):
+            file = TensorFile(place / name)
+            yield file, file.names, "finite"
+        return
+    prefix = place.found.prefix
+    wanted = {prefix + name for _, name in place.sources.values()}
+    wanted |= {scale for _, name in place.sources.values() if (scale := place.found.scale(name))}
+    for source in place.found.weights.files:
+        names = [name for name in source.names if name in wanted]
+        yield source, names, f"finite:{component.name}:{prefix}:{table_version(place.rows)}"
+
+
+def _raw(file: TensorSource, names: Iterable[str]) -> Iterator[tuple[str, RawTensor]]:
+    return ((name, file.raw(name)) for name in names)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A component's config.
 
@@ -91,6 +136,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError:
         raise BaseError(f"{path} is no valid JSON: copy the model folder again.") from None
+    if not isinstance(config, dict):
+        raise BaseError(f"{path} holds no keys and values: copy the model folder again.")
     return config
 
 

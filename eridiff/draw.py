@@ -1,6 +1,7 @@
 """One picture from a pipeline: prompt and seed in, image out. Used by the sample stage and by previews."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from pydantic import Field
 from eridiff.config import Quantised, Section
 from eridiff.errors import ConfigError, DataError, did_you_mean
 from eridiff.families import Family
+from eridiff.nonfinite import blame
 from eridiff.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -106,22 +108,52 @@ def draw(pipeline: Any, params: DrawParams, prompt: Prompt, embeds: Embeds, seed
     import torch
     from PIL import Image
 
-    with torch.inference_mode():
-        pixels_HWC = pipeline(
-            **embeds,
-            num_inference_steps=params.steps,
-            guidance_scale=params.guidance_scale,
-            width=params.size[0],
-            height=params.size[1],
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",  # [B, H, W, 3], 0..1
-        ).images[0]
-    if not np.isfinite(pixels_HWC).all():
+    def work() -> Any:
+        with torch.inference_mode():
+            return pipeline(
+                **embeds,
+                num_inference_steps=params.steps,
+                guidance_scale=params.guidance_scale,
+                width=params.size[0],
+                height=params.size[1],
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np",  # [B, H, W, 3], 0..1
+            ).images[0]
+
+    with decoded_finite(pipeline) as finite:
+        pixels_HWC = work()
+    if not (all(finite) and np.isfinite(pixels_HWC).all()):
         raise DataError(
-            f"the pipeline drew numbers that are not finite for {prompt.prompt!r}: try precision "
-            f"{'bf16 or fp32' if params.precision == 'fp16' else 'fp32'}."
+            f"the pipeline drew numbers that are not finite for {prompt.prompt!r}. "
+            f"{_why(pipeline, params, embeds, work)}"
         )
     return Image.fromarray((pixels_HWC * 255).round().astype("uint8"))
+
+
+@contextmanager
+def decoded_finite(pipeline: Any) -> "Iterator[list[Tensor]]":
+    """Whether what the VAE decodes is finite, call by call: the pipeline cuts to 0..1, where infinity looks sound."""
+    finite: list[Tensor] = []
+    vae = pipeline.components.get("vae")
+    hook = vae and vae.decoder.register_forward_hook(lambda _, given, pixels: finite.append(pixels.isfinite().all()))
+    try:
+        yield finite
+    finally:
+        if hook:
+            hook.remove()
+
+
+def _why(pipeline: Any, params: DrawParams, embeds: Embeds, work: Callable[[], Any]) -> str:
+    """Why a picture is not finite."""
+    from torch import nn
+
+    if any(not tensor.isfinite().all() for tensor in embeds.values()):
+        return (
+            "The text encoders gave such numbers for the prompt already: their weights, or the number format "
+            f"(precision is {params.precision}), are the cause. `eridiff base add` names weights that are not finite."
+        )
+    models = {name: model for name, model in pipeline.components.items() if isinstance(model, nn.Module)}
+    return blame(models, "precision", params.precision, work)
 
 
 def fill_trigger(prompts: tuple[Prompt, ...], trigger: str | None, where: str) -> tuple[Prompt, ...]:

@@ -15,7 +15,6 @@ from eridiff.errors import BaseError
 from eridiff.families import family_names, load_keys
 from eridiff.partkeys import LOOKS
 from eridiff.pickles import PICKLE_SUFFIXES, PickleFile
-from eridiff.places import weight_files
 from eridiff.signatures import Look, Shape, first_look
 from eridiff.tensorfile import TORCH_NAMES, RawTensor, TensorFile
 
@@ -38,7 +37,7 @@ PREFIXES = {
 # Names that are no weights of a part: averages and tables that trainers leave behind.
 LEFTOVERS = re.compile(
     r"(model_ema|loss|lora_te|text_encoders\.[^.]+\.logit_scale|text_encoders\.[^.]+\.transformer\.logit_scale"
-    r"|v_pred|ztsnr|edm_vpred|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|global_step)(\..*)?"
+    r"|(model\.diffusion_model\.)?(v_pred|ztsnr|edm_vpred|edm_mean|edm_std)|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|global_step)(\..*)?"
 )
 SCALES = (".scale_weight", ".weight_scale")  # one number a matrix of fp8: ComfyUI's older and newer name
 SCALED_MARKS = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
@@ -54,6 +53,7 @@ OTHERS = {
     ),
     r"(emb_params|string_to_param\..+)": "an embedding (textual inversion)",
 }
+MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
 TensorSource = TensorFile | PickleFile
 
 
@@ -226,13 +226,8 @@ def what_else(names: Iterable[str]) -> str:
     return ""
 
 
-def predicts_v(weights: Weights) -> bool:
-    """Whether a fine-tune says that it predicts v and not the noise."""
-    return any(name in weights.where for name in ("v_pred", "edm_vpred.sigma_max"))
-
-
 def model_files(folder: Path) -> Iterator[Path]:
-    """Weight files below a folder, each set of shards by its first."""
-    for path in weight_files(folder):
+    """Weight files below a folder, read or not, each set of shards by its first."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in MODEL_SUFFIXES and path.is_file()):
         if not re.search(r"-0*(?!1-)[1-9]\d*-of-\d+\.", path.name):
             yield path

@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from eridiff.components import read_config
 from eridiff.errors import BaseError, DataError
-from eridiff.families import family_names, load_keys, published
-from eridiff.headers import Found, Weights, find_parts, model_files, open_weights, predicts_v
+from eridiff.families import family_names, load_family, load_keys, published
+from eridiff.headers import MODEL_SUFFIXES, Found, Weights, find_parts, model_files, open_weights
+from eridiff.lorafiles import describe_lora, is_lora
+from eridiff.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.partfiles import PartTensors, map_part, shorten
 
 GIB, MIB = 2**30, 2**20
@@ -25,15 +28,19 @@ def inspect_path(path: Path) -> list[str]:
         except (BaseError, DataError) as error:  # the folder's other files are told all the same
             lines.append(f"{file.name}: {error}")
     if not lines:
-        raise BaseError(f"{path} holds no .safetensors file.")
+        raise BaseError(f"{path} holds no weight file: no {', '.join(MODEL_SUFFIXES)}.")
     return lines
 
 
 def describe(weights: Weights) -> Iterator[str]:
-    """What one file, or one set of shards, holds: a line a part, then what is missing or of no use."""
-    parts, rest = find_parts(weights)
+    """What one file, or one set of shards, holds: a line a part, then what is missing or of no use; or a LoRA."""
+    lora = is_lora(weights.where)
+    parts, rest = ([], []) if lora else find_parts(weights)
     shards = f" and {len(weights.paths) - 1} more shards" if len(weights.paths) > 1 else ""
     yield f"{weights.paths[0].name}{shards}: {len(weights.where)} tensors, {describe_size(sum_bytes(weights))}"
+    if lora:
+        yield from (f"  {line}" for line in describe_lora(weights))
+        return
     if not parts:
         yield f"  no part of a known model: {shorten(rest)}"
         return
@@ -44,8 +51,20 @@ def describe(weights: Weights) -> Iterator[str]:
         yield from (f"    {line}" for line in differences(part))
     if rest:
         yield f"  of no part: {len(rest)} tensors: {shorten(rest)}"
-    if predicts_v(weights):
-        yield "  it says that it predicts v: its scheduler needs prediction_type v_prediction"
+    yield from (f"  {line}" for part in parts if part.family for line in objective_of(part))
+
+
+def objective_of(part: Found) -> Iterator[str]:
+    """What a denoiser's marks, and a scheduler's config beside its file, say of the objective; none where none does."""
+    objective, path = load_family(part.family).OBJECTIVE, part.weights.paths[0]
+    marks, beside = denoiser_marks(part, objective), scheduler_beside(path)
+    if part.look.refusal or not (marks or beside):
+        return
+    try:
+        stated = read_config(beside) if beside else {}
+        yield from settle_scheduler(stated, marks, objective, path.name, beside.name if beside else "")[1]
+    except BaseError as error:
+        yield f"no base: {error}"
 
 
 def describe_part(part: Found) -> str:

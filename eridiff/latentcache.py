@@ -20,6 +20,7 @@ from eridiff.encodepipe import (
 from eridiff.errors import DataError
 from eridiff.images import crop_picture, load_pixels
 from eridiff.latents import LatentParams, batch_by_bucket, index_rows
+from eridiff.nonfinite import blame
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.samples import Sample, Samples
@@ -75,7 +76,11 @@ class BatchEncoder:
         posterior = encode(self._vae, pixels_from_bytes(self._moves.upload(bytes_BHWC)), self.params)
         arrived = self._moves.download(with_finite(posterior))
         for place, sample in enumerate(batch):
-            self._writer.submit(partial(put_sample, self.store, sample, place, arrived))
+            self._writer.submit(partial(put_sample, self.store, sample, place, arrived, self._why))
+
+    def _why(self) -> str:
+        """Why the VAE gave numbers that are not finite."""
+        return blame({"vae": self._vae}, "latents.dtype", self.params.dtype)
 
 
 def encode_batches(
@@ -126,8 +131,10 @@ def cut_sample(image: "Image", sample: Sample, params: LatentParams) -> "NDArray
     )
 
 
-def put_sample(store: Puts, sample: Sample, place: int, arrived: "Callable[[], dict[str, Tensor]]") -> None:
-    """Put one sample of an encoded batch.
+def put_sample(
+    store: Puts, sample: Sample, place: int, arrived: "Callable[[], dict[str, Tensor]]", why: Callable[[], str]
+) -> None:
+    """Put one sample of an encoded batch. why: says why numbers are not finite.
 
     Raises: DataError that names the picture where its numbers are not finite.
     """
@@ -135,10 +142,7 @@ def put_sample(store: Puts, sample: Sample, place: int, arrived: "Callable[[], d
 
     posterior = {name: tensor[place] for name, tensor in arrived().items()}
     if not posterior.pop("finite"):
-        raise DataError(
-            f"{sample.path}: the VAE gave numbers that are not finite. With latents.dtype fp16 some VAEs overflow: "
-            "use bf16 or fp32."
-        )
+        raise DataError(f"{sample.path}: the VAE gave numbers that are not finite. {why()}")
     store.put(sample.key, sample.parts, raw_tensors(posterior))
 
 

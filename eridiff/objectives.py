@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eridiff.errors import BaseError
+from eridiff.schedulers import refuse_schedule
 from eridiff.trainparams import DdpmParams, FlowParams
 
 
@@ -30,10 +31,9 @@ class Ddpm:
     """Denoising diffusion over the base's own noise schedule (Ho et al. 2020; Salimans and Ho 2022)."""
 
     def __init__(self, scheduler: Mapping[str, Any], params: DdpmParams) -> None:
+        refuse_schedule(scheduler, "ddpm", "the pointer denoiser.json of this base")
         self.params = params
         self.prediction_type = str(scheduler.get("prediction_type", "epsilon"))
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise BaseError(f"the base's scheduler predicts '{self.prediction_type}'. Known: epsilon, v_prediction.")
         self.alphas_cumprod = alphas_cumprod(scheduler)  # [1000] fp32
 
     def draw_level(self, uniform: Tensor, num_tokens: int) -> Tensor:

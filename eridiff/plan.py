@@ -13,18 +13,20 @@ import torch
 from torch import nn
 
 from eridiff.check import SECTIONS, load_all
+from eridiff.components import described
 from eridiff.config import Section, read_yaml, validate
 from eridiff.errors import ConfigError
 from eridiff.estimates import latents_footprint, made_up_batch, sample_footprint, text_footprint
-from eridiff.families import load_family
+from eridiff.families import load_family, published
 from eridiff.files import write_text
 from eridiff.footprint import CONTEXT, GIB, SPARE, Footprint, first_level
 from eridiff.precision import DTYPES
-from eridiff.sources import PARTS, ModelSource, empty_source, pointers_of
+from eridiff.sources import PARTS, ModelSource, Pointer, empty_source, pointers_of
 from eridiff.starting import filled
 from eridiff.tables import read_table
 from eridiff.tracing import trace
 from eridiff.trigger import PLACE
+from eridiff.wanted import has_pointers
 
 STAGES = ("latents", "text", "train", "sample")  # those that need a GPU
 Params = dict[str, Any]  # section -> its keys
@@ -73,7 +75,7 @@ class Planner:
         sections = load_all(folder / "params.yaml")
         model = sections["model"]
         self.family = load_family(model.family)
-        self.source: ModelSource = empty_source(pointers_of(model.base, PARTS, model.family).values())
+        self.source: ModelSource = empty_source(planned_pointers(model.base, model.family))
         buckets = sections["buckets"]
         self.size, self.pictures = self._pictures(max(buckets.resolution, *buckets.more_resolutions, 0))
 
@@ -162,6 +164,19 @@ class Planner:
         own = self.section(stage, self.params)
         dtype = DTYPES[getattr(own, "precision", None) or own.dtype]
         return units * seconds_of(found, EFFICIENCY[stage] * product_rate(dtype), seconds_of_a_call())
+
+
+def planned_pointers(base: str, family: str) -> list[Pointer]:
+    """Pointers of a base; of a published one that is not here yet, what its makers published of its shapes."""
+    configs = {} if has_pointers(base) else published(family).variants.get(base, {})
+    if not configs:
+        return list(pointers_of(base, PARTS, family).values())
+    return [
+        Pointer(
+            base=base, family=family, part=part, components={c: described(c, configs.get(c, {}), {}, "") for c in names}
+        )
+        for part, names in load_family(family).PARTS.items()
+    ]
 
 
 def ways(stage: str, params: Params) -> Iterator[Changes]:

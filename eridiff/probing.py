@@ -9,6 +9,7 @@ from eridiff.entrytable import sorted_keys
 from eridiff.errors import BaseError, ConfigError, DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.latents import LatentParams
+from eridiff.nonfinite import blame
 from eridiff.placement import Keys
 from eridiff.probe import (
     FIRST,
@@ -80,7 +81,11 @@ def probe_vae(params: LatentParams, vae: "nn.Module", device: "torch.device") ->
     params = params.model_copy(update={"compile": False, "keep": "mean_std"})
     vae = prepare_vae(vae, params, device)
     width = SIDE if params.tile is None else params.tile + params.tile // 2 // SIDE * SIDE + SIDE
-    return _values(encode(vae, probe_picture(width).to(device), params), "the VAE", "latents")
+
+    def work() -> "dict[str, Tensor]":
+        return encode(vae, probe_picture(width).to(device), params)
+
+    return _values(work, "the VAE", lambda: blame({"vae": vae}, "latents.dtype", params.dtype, work))
 
 
 def probe_picture(width: int) -> "Tensor":
@@ -106,23 +111,23 @@ def probe_text(params: TextParams, family: Family, encoders: TextEncoders, devic
     fix_threads(device)
     use_tf32(params.tf32)
     encoders.to(device)
-    with torch.inference_mode():
-        embeddings = family.encode_text(encoders, list(CAPTIONS), choose_max_tokens(params, family))
-    return _values(embeddings, "the text encoders", "text")
+
+    def work() -> "Mapping[str, Tensor]":
+        with torch.inference_mode():
+            return family.encode_text(encoders, list(CAPTIONS), choose_max_tokens(params, family))
+
+    return _values(work, "the text encoders", lambda: blame(encoders.encoders, "text.dtype", params.dtype, work))
 
 
-def _values(tensors: "Mapping[str, Tensor]", what: str, section: str) -> Values:
+def _values(work: "Callable[[], Mapping[str, Tensor]]", what: str, why: Callable[[], str]) -> Values:
     """NUM_VALUES of each tensor, evenly spread."""
     import torch
 
     values = {}
-    for name, tensor in tensors.items():
+    for name, tensor in work().items():
         flat = tensor.detach().flatten().float().cpu()
         if not flat.isfinite().all():
-            raise DataError(
-                f"{what} gave numbers that are not finite for a plain picture or caption. With {section}.dtype fp16 "
-                "some overflow: use bf16 or fp32."
-            )
+            raise DataError(f"{what} gave numbers that are not finite for a plain picture or caption. {why()}")
         places = torch.linspace(0, flat.numel() - 1, min(NUM_VALUES, flat.numel()), dtype=torch.float64).long()
         values[name] = [shorten(number) for number in flat[places].tolist()]
     return values

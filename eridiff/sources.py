@@ -5,6 +5,7 @@ with sizes, and a digest over their tensors under canonical names. A stage depen
 that it uses, so a clone whose weights lie elsewhere has nothing to rerun, and other weights are refused.
 """
 
+import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,20 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eridiff.components import Component, describe_folder, describe_part
-from eridiff.errors import BaseError, DataError, did_you_mean
-from eridiff.families import Keys, load_keys
+from eridiff.errors import BaseError, DataError
+from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.headers import Weights, find_parts, open_weights
+from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
+from eridiff.progress import warn
 from eridiff.project import bases_dir
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
+from eridiff.wanted import how_to_add, is_wanted, makers_family
 
 if TYPE_CHECKING:
     from eridiff.quantise import Storage
 
 PARTS = ("vae", "text", "denoiser")
+NEAR = 0.8  # of a name, to be taken for a misspelt one: 'my-sdxl' is none of 'tiny-sdxl'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +81,11 @@ def read_pointer(base: str, part: str) -> Pointer:
     """
     path = bases_dir() / base / f"{part}.json"
     if not path.exists():
-        known = sorted(p.parent.name for p in bases_dir().glob(f"*/{part}.json"))
-        raise BaseError(
-            f"base '{base}' has no pointer {path.name}.{did_you_mean(base, known)} `eridiff base add {base} SOURCE` "
-            "makes one from a model folder or its files."
-        )
+        raise BaseError(_no_pointer(base, path.name))
     try:
         record = json.loads(path.read_text("utf-8"))
+        if is_wanted(record):
+            raise BaseError(how_to_add(base, record["family"]))
         components = {
             name: Component(name=name, config=c["config"], files=c["files"], digest=c["digest"])
             for name, c in record["components"].items()
@@ -90,6 +93,22 @@ def read_pointer(base: str, part: str) -> Pointer:
         return Pointer(base=base, family=record["family"], part=record["part"], components=components)
     except (ValueError, KeyError, TypeError) as error:
         raise BaseError(f"{path} is no pointer ({error!r}): make it again with `eridiff base add`.") from None
+
+
+def _no_pointer(base: str, file: str) -> str:
+    """What to say where a base has no pointer. A published model is no misspelt one of the bases that are here."""
+    if family := makers_family(base):
+        return (
+            f"{how_to_add(base, family)} `eridiff base want {base}` lets all run meanwhile that needs no weights: "
+            "captions, buckets, `eridiff plan`."
+        )
+    known = sorted(path.parent.name for path in bases_dir().glob(f"*/{file}"))
+    nearest = difflib.get_close_matches(base, known, n=1, cutoff=NEAR)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return (
+        f"base '{base}' has no pointer {file}.{hint} Known: {', '.join(known) or '(none)'}. `eridiff base add {base} "
+        "SOURCE` makes one from a model folder or its files."
+    )
 
 
 def pointer_text(pointer: Pointer) -> str:
@@ -122,7 +141,22 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
                 folders[component.name] = place
             else:
                 parts[component.name] = place
+                _tell_unheeded(pointer, component, place)
     return ModelSource(pointers=found, folders=folders, parts=parts)
+
+
+def _tell_unheeded(pointer: Pointer, component: Component, place: PartTensors) -> None:
+    """Say where a denoiser's file marks an objective that its pointer does not have: `base add` was older."""
+    family = load_family(pointer.family)
+    if component.name != family.DENOISER:
+        return
+    scheduler = pointer.components["scheduler"].config if "scheduler" in pointer.components else {}
+    if names := unheeded(place.found, scheduler, family.OBJECTIVE):
+        warn(
+            f"{place.path} has the {' and '.join(names)}, of which the pointer of base '{pointer.base}' says nothing: "
+            "it is trained and drawn with another objective than its own. Add it again: "
+            f"`eridiff base add {pointer.base} {place.path}`."
+        )
 
 
 def find_component(pointer: Pointer, component: Component, digests: FileDigests) -> Path | PartTensors:

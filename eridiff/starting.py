@@ -17,8 +17,8 @@ from eridiff.hub import cached_snapshot
 from eridiff.places import Places
 from eridiff.presets import Preset, all_presets, describe_gpus, read_preset
 from eridiff.progress import say
-from eridiff.project import bases_dir
 from eridiff.projects import make_project
+from eridiff.wanted import has_pointers, how_to_add, write_wanted
 
 FITS, HERE = "fits", "here"
 PROMPTS = [{"prompt": "[trigger]"}, {"prompt": "[trigger], outdoors, evening light"}]  # true of any pictures
@@ -99,7 +99,7 @@ def _fit(preset: Preset, gpus: Sequence[Gpu]) -> str:
 def _base_state(preset: Preset) -> str:
     """Whether a preset's base is on this machine."""
     model = preset.model
-    if (bases_dir() / model.base / "denoiser.json").exists():
+    if has_pointers(model.base):
         missing = missing_components(model.base, model.family)
         return f"{', '.join(missing)} not on this machine" if missing else HERE
     found = find_published(model.family, model.base)
@@ -133,21 +133,21 @@ def filled(text: str, changes: Mapping[str, Mapping[str, Any]]) -> str:
 def settle_base(params: Path) -> str:
     """Make the pointers of a params file's base where there are none and its files are found; a line that says what is.
 
+    Where they are not found, wanted pointers are written, so that what needs no weights runs.
     The base of a preset is called as its makers' model, whose usual files are looked for.
     """
     model = load_section(ModelParams, "model", params)
-    if (bases_dir() / model.base / "denoiser.json").exists():
+    if has_pointers(model.base):
         return f"base: {model.base}"
     source = find_published(model.family, model.base)
     if source is None:
-        return (
-            f"base: '{model.base}' is not here yet. Add it with `eridiff base add {model.base} SOURCE`: a file of "
-            f"ComfyUI, a model folder, or {published(model.family).hub.get(model.base, 'OWNER/NAME of the hub')}"
-        )
+        write_wanted(model.base, model.family)
+        return f"{how_to_add(model.base, model.family)} Captions, buckets and `eridiff plan` run without it"
     say(f"base: {model.base} from {source}")
     try:
         add_base(model.base, [source])
     except BaseError as error:
+        write_wanted(model.base, model.family)
         return f"base: '{model.base}' could not be added from {source}: {error}"
     return f"base: {model.base}"
 

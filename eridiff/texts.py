@@ -17,6 +17,7 @@ from eridiff.encodepipe import BATCHES_BEHIND, Transfers, WriteBehind, with_fini
 from eridiff.entrytable import sorted_keys
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders
+from eridiff.nonfinite import blame
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
@@ -137,6 +138,10 @@ def encode_batches(
     prepare_encoders(encoders, params, device)
     max_tokens = choose_max_tokens(params, family)
     moves = Transfers(device)
+
+    def why() -> str:
+        return blame(encoders.encoders, "text.dtype", params.dtype)
+
     with WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size) as writer:
         for batch in track(batches, what=what, total=len(batches), unit="batches"):
             texts = [caption.text for caption in batch] + [""] * (params.batch_size - len(batch))
@@ -145,19 +150,26 @@ def encode_batches(
             arrived = moves.download(with_finite(embeddings))
             for place, caption in enumerate(batch):
                 lost = family.tokens_lost(encoders, caption.text, max_tokens)
-                writer.submit(partial(put_caption, store, caption, lost, place, arrived))
+                writer.submit(partial(put_caption, store, caption, lost, place, arrived, why))
 
 
 def put_caption(
-    store: Puts, caption: Caption, lost: int, place: int, arrived: "Callable[[], dict[str, Tensor]]"
+    store: Puts,
+    caption: Caption,
+    lost: int,
+    place: int,
+    arrived: "Callable[[], dict[str, Tensor]]",
+    why: Callable[[], str],
 ) -> None:
     """Put one caption of an encoded batch, with the count of its tokens that no encoder saw.
+
+    why: says why numbers are not finite.
 
     Raises: DataError that names the caption where its numbers are not finite.
     """
     embeddings = {name: tensor[place] for name, tensor in arrived().items()}
     if not embeddings.pop("finite"):
-        raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite.")
+        raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite. {why()}")
     tensors = raw_tensors(embeddings)
     tensors["tokens_lost"] = RawTensor("I32", (), lost.to_bytes(4, "little"))
     store.put(caption.key, caption.parts, tensors)

@@ -3,6 +3,7 @@
 Legend: B batch, C H W channels and sides of latents. Every draw is a function of (seed, step, index).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from eridiff.families import Family
 from eridiff.lora import add_adapter, target_modules
 from eridiff.lossscale import next_scale, unscale
 from eridiff.noise import normal, uniform
+from eridiff.nonfinite import blame, first_weight
 from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
 from eridiff.optim import MovingAverage, learning_rate, make_optimizer
 from eridiff.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
@@ -156,7 +158,7 @@ def train(
             average.update(run.adapters)
         for name, value in losses.items():
             table.setdefault(name, []).append(value)
-        _refuse_nonfinite(losses, step, params.precision)
+        _refuse_nonfinite(run, losses, step)
         if step % params.save_every == 0 or step == params.steps:
             _save_adapters(state, step, groups)
         if step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
@@ -250,13 +252,28 @@ def _keep_fewer_activations(run: Run, step: int) -> None:
     say(f"train: {run.device} has too little memory at step {step}: activations '{run.activations}' from here on")
 
 
-def _refuse_nonfinite(losses: dict[str, float], step: int, precision: str) -> None:
-    if not all(torch.isfinite(torch.tensor(value)) for value in losses.values()):
-        other = "train.precision bf16 or fp32, whose range is larger" if precision == "fp16" else "train.precision fp32"
-        raise TrainError(
-            f"step {step}: the loss is {losses['loss']} and the gradients' norm {losses['grad_norm']}. Nothing of "
-            f"this step is kept. Try a lower train.optimizer.lr, or {other}."
-        )
+def _refuse_nonfinite(run: Run, losses: dict[str, float], step: int) -> None:
+    """Raises: TrainError where a step's loss or gradients are not finite, with what may be the cause."""
+    if all(math.isfinite(value) for value in losses.values()):
+        return
+    raise TrainError(
+        f"step {step}: the loss is {losses['loss']} and the gradients' norm {losses['grad_norm']}. Nothing of "
+        f"this step is kept. {_why_nonfinite(run, step)}"
+    )
+
+
+def _why_nonfinite(run: Run, step: int) -> str:
+    """Weights first, since no setting helps there; at the first step adapters add nothing: the rate is no cause."""
+    precision, rate = run.params.precision, run.params.optimizer.lr
+    if first_weight(run.denoiser, but=".lora_"):
+        return blame({run.family.DENOISER: run.denoiser}, "train.precision", precision, but=".lora_")
+    ways = [] if step == 1 else [f"a lower train.optimizer.lr (it is {rate:g})"]
+    if precision != "fp32":
+        ways.append("train.precision bf16 or fp32" if precision == "fp16" else "train.precision fp32")
+    cause = "The base's weights are finite. "
+    if not ways:
+        return f"{cause}Nothing is trained yet and train.precision is fp32: this base does not bear these pictures."
+    return f"{cause}Try {', or '.join(ways)}."
 
 
 def checkpoint_path(state: Path, group: str, step: int) -> Path:

@@ -37,6 +37,7 @@ from eridiff.probe import Encoder, ProbeMemory, Reference, library_versions, ref
 from eridiff.probing import Probing, compare_with_output, foresee, generation_of
 from eridiff.project import store_root
 from eridiff.tables import Row, read_facts, read_table, table_bytes
+from eridiff.wanted import how_to_add, is_awaited
 
 PICTURES = "data/raw"
 NEW = "(new)"  # in place of a digest: only the run itself gives it, and it will be another
@@ -227,6 +228,9 @@ class _Predictor:
         index = self.graph.index_of(digest)
         facts = read_facts(index) if index else {}
         if not runs and not self._encoder_is_open(record.name, facts):
+            return {}
+        if is_awaited(self.setting.model.base):
+            self._note(f"{record.name} will stop: {how_to_add(self.setting.model.base, self.setting.model.family)}")
             return {}
         output: Table = read_table(index) if index else ([], {})
         cache = self.caches[record.name](record, output)

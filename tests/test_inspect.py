@@ -173,10 +173,6 @@ def test_what_is_taken_for_a_base(name: str, tmp_path: Path) -> None:
 
 
 OTHER = {
-    "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": "a LoRA",
-    "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": "a LoRA",
-    "transformer.transformer_blocks.0.attn.to_q.lora_A.default.weight": "a LoRA",
-    "lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": "a LoRA",
     "control_model.input_blocks.0.0.weight": "a ControlNet",
     "emb_params": "an embedding",
     "image_proj.proj.weight": "an IP-Adapter",
@@ -201,7 +197,7 @@ def test_files_that_are_nothing(tmp_path: Path) -> None:
     with pytest.raises(BaseError, match="is no file"):
         inspect_path(tmp_path / "missing.safetensors")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BaseError, match=r"holds no \.safetensors file"):
+    with pytest.raises(BaseError, match=r"holds no weight file: no \.safetensors, \.sft, \.gguf, \.ckpt"):
         inspect_path(tmp_path / "empty")
 
 
@@ -209,15 +205,24 @@ def test_a_folder_is_told_file_by_file(tmp_path: Path) -> None:
     write_header(tmp_path / "loras" / "mine.safetensors", {"a.lora_up.weight": ("F16", (4, 4))})
     write_header(tmp_path / "vae" / "ae.safetensors", header("flux", "flux-dev", "vae"))
     (tmp_path / "a.safetensors").write_bytes(b"cut")
-    cut, *lines = inspect_path(tmp_path)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "flux1-dev-Q4_K_S.gguf").write_bytes(b"GGUF" + bytes(20))
+    (tmp_path / "unet" / "old.CKPT").write_bytes(b"PK")
+    (tmp_path / "unet" / "notes.txt").write_text("x")
+    text = "\n".join(inspect_path(tmp_path))
+    cut, *lines = text.splitlines()
     assert cut.startswith("a.safetensors: ") and "is no whole safetensors file (3 bytes)" in cut
-    assert lines[0].startswith("mine.safetensors: ") and "is a LoRA" in lines[0]
-    assert lines[1].startswith("ae.safetensors: 244 tensors")
+    assert lines[:2] == ["mine.safetensors: 1 tensors, 0.00 MiB", "  LoRA: names without a prefix; F16 x 1"]
+    assert "\nae.safetensors: 244 tensors" in text and "notes" not in text
+    assert "\nflux1-dev-Q4_K_S.gguf: " in text and "Q4_K_S.gguf is a GGUF file" in text
+    assert "\nold.CKPT: " in text and "old.CKPT is a pickle" in text
 
 
 def test_a_fine_tune_that_predicts_v_says_so(tmp_path: Path) -> None:
     text = told(tmp_path / "v.safetensors", {**sdxl(), "v_pred": ("F32", ()), "ztsnr": ("F32", ())})
-    assert text.endswith("its scheduler needs prediction_type v_prediction")
+    assert text.endswith(
+        "  objective: predicts v, zero terminal SNR, trailing timesteps, by tensor v_pred and tensor ztsnr"
+    )
     assert "of no part" not in text
 
 

@@ -252,7 +252,10 @@ def test_numbers_that_are_not_finite_are_refused(pictures: Path) -> None:
             return encoded
 
     params = LatentParams(batch_size=2)
-    with pytest.raises(DataError, match=r"\d\.png: the VAE gave numbers that are not finite.*use bf16 or fp32"):
+    with pytest.raises(
+        DataError,
+        match=r"\d\.png: the VAE gave numbers .*All weights are finite\. latents\.dtype is fp32",
+    ):
         run(pictures, params, plan(pictures, params, [row(pictures, 0), row(pictures, 1)]), model=Overflowing())
     assert len(Store(pictures.parent / "store", "latents").catalogue) == 1  # the other sample of the batch is kept
 

@@ -42,6 +42,10 @@ X0, NOISE = normal(1, 6, 4, 8, 8), normal(2, 6, 4, 8, 8)
 )
 def test_ddpm_equals_diffusers(prediction: str, changes: dict[str, Any]) -> None:
     config = {**SDXL, "prediction_type": prediction, **changes}
+    if prediction == "epsilon" and "rescale_betas_zero_snr" in changes:
+        with pytest.raises(BaseError, match=r"zero terminal SNR .*'epsilon': .*predicts v"):
+            Ddpm(config, DdpmParams())
+        return
     theirs = DDPMScheduler.from_config(config)
     ours = Ddpm(config, DdpmParams()).mix(X0, NOISE, TIMES, ZERO, ZERO)
     assert (ours.noisy_latents - theirs.add_noise(X0, NOISE, TIMES)).abs().max() <= 1e-6
@@ -83,7 +87,9 @@ def test_min_snr(prediction: str, gamma: float) -> None:
 @pytest.mark.parametrize("weight", ["min_snr", "debiased"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_weights_are_finite_at_snr_zero(prediction: str, weight: Any) -> None:
-    config = {**SDXL, "rescale_betas_zero_snr": True, "prediction_type": prediction}
+    ends = {"trained_betas": [*np.linspace(1e-4, 0.03, 999).tolist(), 1.0]}  # betas of one's own, to pure noise
+    v = prediction == "v_prediction"
+    config = {**SDXL, **({"rescale_betas_zero_snr": True} if v else ends), "prediction_type": prediction}
     mixed = Ddpm(config, DdpmParams(loss_weight=weight)).mix(X0, NOISE, TIMES, ZERO, ZERO)
     assert mixed.loss_weight.isfinite().all()
     assert (mixed.loss_weight >= 0).all()

@@ -268,12 +268,16 @@ def test_draw_equals_the_pipelines_own_picture(family: str, negative: str | None
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    def broken(**_: Any) -> Any:
-        return type("Answer", (), {"images": np.full((1, 32, 64, 3), np.nan, dtype=np.float32)})
+    class Broken:
+        def __init__(self) -> None:
+            self.components: dict[str, Any] = {}
 
-    for precision, others in (("bf16", "fp32"), ("fp16", "bf16 or fp32")):
-        with pytest.raises(DataError, match=rf"that are not finite for 'a fox': try precision {others}\."):
-            draw(broken, DrawParams(precision=precision), Prompt(prompt="a fox"), {}, 0)
+        def __call__(self, **_: Any) -> Any:
+            return type("Answer", (), {"images": np.full((1, 32, 64, 3), np.nan, dtype=np.float32)})
+
+    for precision, others in (("bf16", "fp32 may do"), ("fp16", "take bf16 or fp32"), ("fp32", "take another base")):
+        with pytest.raises(DataError, match=rf"not finite for 'a fox'\. .*precision is {precision}.*{others}"):
+            draw(Broken(), DrawParams(precision=precision), Prompt(prompt="a fox"), {}, 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

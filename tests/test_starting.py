@@ -103,8 +103,9 @@ def test_the_hubs_cache_is_looked_at_too(checkout: Path, tmp_path: Path, monkeyp
 def test_a_base_that_is_nowhere_is_asked_for(checkout: Path, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("model: {family: flux, base: flux-dev}\n")
-    line = settle_base(path)
-    assert "`eridiff base add flux-dev SOURCE`" in line and "black-forest-labs/FLUX.1-dev" in line
+    for _ in range(2):  # wanted pointers are none yet
+        line = settle_base(path)
+        assert "`eridiff base add flux-dev SOURCE`" in line and "black-forest-labs/FLUX.1-dev" in line
     add_base("flux-dev", [SMALL / "bases" / "tiny-flux"])
     assert settle_base(path) == "base: flux-dev"
 

@@ -182,7 +182,9 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         return answer
 
     module.encode_text = overflow
-    with pytest.raises(DataError, match=r"caption '.*': the text encoders gave numbers that are not finite"):
+    with pytest.raises(
+        DataError, match=r"caption '.*': the text encoders gave numbers that are not finite\. All weights are finite"
+    ):
         run(plan(), tmp_path, family=module)  # type: ignore[arg-type]
     assert batch_by_key(plan(), 4)[0][0].key not in Store(tmp_path / "store", "texts").catalogue
 

@@ -68,7 +68,10 @@ class Family(Protocol):
         vae: "nn.Module | None" = None,
         denoiser: "nn.Module | None" = None,
     ) -> "DiffusionPipeline":
-        """diffusers' pipeline of the parts that are there, with a scheduler of SCHEDULERS."""
+        """diffusers' pipeline of the parts that are there, with a scheduler of SCHEDULERS.
+
+        Its `components` name the models; one called `vae` has a `decoder`, whose pixels are checked.
+        """
 
     def embed_prompt(
         self, pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
@@ -153,6 +156,7 @@ class Published:
     files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
     comfyui: Mapping[str, Mapping[str, str]]  # variant -> component -> the makers' file that holds it in ComfyUI
     hub: Mapping[str, str]  # variant -> repository on the hub
+    gigabytes: Mapping[str, Mapping[str, float]]  # variant -> part -> size of its weights in 16 bits
     predecessor: Sequence[str]  # names of the family in configurations of this project's predecessor
 
 
@@ -166,6 +170,7 @@ def published(name: str) -> Published:
         files=record.get("files", {}),
         comfyui=record.get("comfyui", {}),
         hub=record.get("hub", {}),
+        gigabytes=record.get("gigabytes", {}),
         predecessor=record.get("predecessor", []),
     )
 

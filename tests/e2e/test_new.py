@@ -1,6 +1,7 @@
 """`eridiff new` with a folder, a trigger and a preset: the project that it makes just runs."""
 
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -11,6 +12,24 @@ from eridiff.config import read_yaml
 from tests.e2e.harness import make_clone
 
 pytestmark = pytest.mark.e2e
+
+
+def test_without_its_base_all_runs_that_needs_no_weights(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path, "clone")
+    text = (clone.root / "params.yaml").read_text()
+    (clone.root / "presets" / "real.yaml").write_text(re.sub(r"base: tiny-\w+", "base: sdxl", text))
+    made = clone.run(
+        *("eridiff", "new", "cats", "--images", str(clone.root / "data/raw"), "--trigger", "zwxcat", "--preset", "real")
+    )
+    sentence = "base 'sdxl' is not here yet: add it with `eridiff base add sdxl SOURCE`, where SOURCE is"
+    assert sentence in made.stdout
+    clone.place = clone.root / "projects" / "cats"
+    ran = clone.run("dvc", "repro", check=False)
+    assert ran.returncode and ran.stdout.count(f"warning: {sentence}") == 1 and f"error: {sentence}" in ran.stdout
+    assert "Errno 2" not in ran.stdout and "tiny-sdxl" not in ran.stdout
+    assert (clone.place / "data/buckets/buckets.parquet").exists()
+    said = clone.run("eridiff", "why").stdout
+    assert f"note: latents will stop: {sentence}" in said
 
 
 def test_three_decisions_and_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ class Pipeline:
 
     def __init__(self, denoiser: Any, scheduler: Any, text: TextEncoders | None) -> None:
         self.denoiser, self.scheduler, self.text = denoiser, scheduler, text
+        self.components = {"denoiser": denoiser, "scheduler": scheduler}
 
     def __call__(
         self, prompt_embeds: Any, num_inference_steps: int, width: int, height: int, generator: Any, **_: Any
