@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from eridiff.errors import run_main
+from eridiff.progress import say
 from eridiff.storecommands import store_app
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ def base_add(
     from eridiff.bases import add_base
 
     for path in add_base(name, sources, config, variant):
-        typer.echo(f"written: {path}")
+        say(f"written: {path}")
 
 
 @base_app.command("list")
@@ -44,7 +45,7 @@ def base_list() -> None:
     from eridiff.baselist import list_bases
 
     for line in list_bases():
-        typer.echo(line)
+        say(line)
 
 
 @base_app.command("find")
@@ -55,7 +56,7 @@ def base_find(
     from eridiff.baselist import find_base, find_models
 
     for line in find_base(name) if name else find_models():
-        typer.echo(line)
+        say(line)
 
 
 @base_app.command("verify")
@@ -64,7 +65,7 @@ def base_verify() -> None:
     from eridiff.basecheck import verify_project
 
     for line in verify_project():
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -75,7 +76,7 @@ def inspect(
     from eridiff.inspect import inspect_path
 
     for line in inspect_path(path):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -99,11 +100,11 @@ def new(
         raise ConfigError(offer_presets(find_gpus()))
     if trigger is None or preset is None:
         folder = make_project(name, images, params)
-        typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+        say(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
         return
     folder = start_project(name, images, trigger, find_preset(preset))
-    typer.echo(settle_base(folder / "params.yaml"))
-    typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+    say(settle_base(folder / "params.yaml"))
+    say(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
 
 
 @app.command("import-config")
@@ -117,16 +118,16 @@ def import_config(
 
     imported = write_imported(path, out, images)
     for line in imported.lines:
-        typer.echo(f"  {line}")
-    typer.echo(f"written: {out}. Next:")
+        say(f"  {line}")
+    say(f"written: {out}. Next:")
     for line in imported.next_steps:
-        typer.echo(f"  {line.replace('PARAMS', str(out))}")
+        say(f"  {line.replace('PARAMS', str(out))}")
 
 
 @app.command()
 def plan(
     memory: Annotated[
-        float | None, typer.Option(min=1, help="Plan for a card of so many GiB instead of this machine's.")
+        float | None, typer.Option(min=1, max=100_000, help="Plan for a card of so many GiB instead of this machine's.")
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the changes that make it fit into params.yaml.")] = False,
 ) -> None:
@@ -134,7 +135,7 @@ def plan(
     from eridiff.plan import plan_project
 
     for line in plan_project(Path.cwd(), memory, write=write):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -143,9 +144,7 @@ def renew() -> None:
     from eridiff.projects import renew_project
 
     changed = renew_project(Path.cwd())
-    typer.echo(
-        "dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already"
-    )
+    say("dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already")
 
 
 @app.command()
@@ -167,7 +166,8 @@ def why(
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)
-    typer.echo(prediction.to_json() if json_output else render(prediction))
+    for line in [prediction.to_json()] if json_output else render(prediction):
+        say(line)
 
 
 def main() -> None:

@@ -5,11 +5,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json, digest_file, digest_json
+from eridiff.jsonfiles import Record, read_json
 from eridiff.partfiles import Canonical, PartTensors
 from eridiff.tensorfile import TensorFile, digest_tensors
 
@@ -35,6 +38,14 @@ class Component:
     def variant(self) -> str | None:
         """The variant of its weights, such as `fp16`; None for plain ones."""
         return next((found for name in self.files if (found := variant_of(name))), None)
+
+
+class ComponentRecord(Record):
+    """A component as a pointer has it."""
+
+    config: dict[str, Any]
+    files: dict[Annotated[str, Field(pattern="^[^/]+$")], Annotated[int, Field(ge=0, lt=1 << 63)]]
+    digest: str
 
 
 def variant_of(name: str) -> str | None:
@@ -85,13 +96,12 @@ def describe_folder(
 def read_config(path: Path) -> dict[str, Any]:
     """A component's config.
 
-    Raises: BaseError where it is no valid JSON.
+    Raises: BaseError where it is no valid JSON, or no object.
     """
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise BaseError(f"{path} is no valid JSON: copy the model folder again.") from None
-    return config
+        return read_json(path)
+    except ValueError as error:
+        raise BaseError(f"{path} is no valid JSON ({error}): copy the model folder again.") from None
 
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:

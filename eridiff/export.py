@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from eridiff.config import Section
+from eridiff.config import MAX_STEPS, Section
 from eridiff.errors import ExportError, did_you_mean
 from eridiff.families import Keys, Scene, family_names, load_family, load_keys, load_workflow
 from eridiff.files import canonical_json, write_text
@@ -31,7 +31,7 @@ from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 class ExportParams(Section):
     """What is exported, and what the files say of it."""
 
-    checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0)] = "last"
+    checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0, le=MAX_STEPS)] = "last"
     """Which checkpoint: the last, the one with the lowest loss, or a step."""
     ema: bool = False
     """Export the moving average (train.ema_decay) instead of the adapters themselves."""
@@ -47,7 +47,7 @@ class ExportParams(Section):
     """Licence of the LoRA, such as `apache-2.0`."""
     description: str | None = None
     """What it does, in a few words."""
-    tags: tuple[str, ...] = ()
+    tags: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     """Search words for managers and hubs."""
     date: str | None = None
     """Date in ISO 8601 and in quotes, such as "2024-06-01"; null: none. A clock is never read."""

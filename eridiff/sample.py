@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from eridiff.config import MAX_STEPS, Seed
 from eridiff.draw import DrawParams, Prompt, check_draw, draw, embed_prompts, fill_trigger
 from eridiff.errors import ConfigError
 from eridiff.families import Family
@@ -27,13 +28,17 @@ if TYPE_CHECKING:
 class SampleParams(DrawParams):
     """Which pictures show what the LoRA learned."""
 
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1000)]
     """Prompts to draw."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0,)
     """Seeds of the first noise; every prompt is drawn with each."""
-    checkpoints: Annotated[tuple[Literal["last"] | int, ...], Field(min_length=1)] = ("last",)
+    checkpoints: Annotated[
+        tuple[Literal["last"] | Annotated[int, Field(ge=0, le=MAX_STEPS)], ...], Field(min_length=1, max_length=1000)
+    ] = ("last",)
     """Checkpoints by step, or `last`."""
-    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    strengths: Annotated[
+        tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=100)
+    ] = (1.0,)
     """Strengths of the LoRA; the base without it is always drawn."""
     ema: bool = False
     """Draw with the moving average of the adapters (train.ema_decay)."""

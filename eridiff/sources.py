@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eridiff.components import Component, describe_folder, describe_part
+from eridiff.components import Component, ComponentRecord, describe_folder, describe_part
 from eridiff.errors import BaseError, DataError, did_you_mean
 from eridiff.families import Keys, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.headers import Weights, find_parts, open_weights
+from eridiff.jsonfiles import Record, read_record
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
 from eridiff.project import bases_dir
@@ -40,6 +41,14 @@ class Pointer:
     def identity(self) -> dict[str, dict[str, str]]:
         """Component name -> its digests."""
         return {name: component.identity() for name, component in sorted(self.components.items())}
+
+
+class PointerRecord(Record):
+    """A pointer as its file has it."""
+
+    family: str
+    part: str
+    components: dict[str, ComponentRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +91,14 @@ def read_pointer(base: str, part: str) -> Pointer:
             "makes one from a model folder or its files."
         )
     try:
-        record = json.loads(path.read_text("utf-8"))
-        components = {
-            name: Component(name=name, config=c["config"], files=c["files"], digest=c["digest"])
-            for name, c in record["components"].items()
-        }
-        return Pointer(base=base, family=record["family"], part=record["part"], components=components)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BaseError(f"{path} is no pointer ({error!r}): make it again with `eridiff base add`.") from None
+        record = read_record(path, PointerRecord)
+    except ValueError as error:
+        raise BaseError(f"{path} is no pointer ({error}): make it again with `eridiff base add`.") from None
+    components = {
+        name: Component(name=name, config=c.config, files=c.files, digest=c.digest)
+        for name, c in record.components.items()
+    }
+    return Pointer(base=base, family=record.family, part=record.part, components=components)
 
 
 def pointer_text(pointer: Pointer) -> str:
