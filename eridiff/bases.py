@@ -1,7 +1,7 @@
 """`eridiff base add`: pointers for a model folder or for single files, and where they lie on this machine."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from eridiff.licences import (
 from eridiff.places import Places
 from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
-from eridiff.sources import Pointer, candidates, pointer_text, pointers_of, read_pointer
+from eridiff.sources import Pointer, candidates, pointer_text, pointers_of
 
 
 def detect_family(folder: Path) -> str:
@@ -194,10 +194,6 @@ def missing_components(name: str, family: str) -> list[str]:
     ]
 
 
-def known_bases() -> Mapping[str, str]:
-    """Name -> family of every base that has pointers.
-
-    Raises: BaseError where one cannot be read.
-    """
-    names = sorted(path.parent.name for path in bases_dir().glob("*/denoiser.json"))
-    return {name: read_pointer(name, "denoiser").family for name in names}
+def base_names() -> list[str]:
+    """Every base that has pointers, whether or not they can be read."""
+    return sorted(path.parent.name for path in bases_dir().glob("*/denoiser.json"))

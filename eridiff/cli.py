@@ -1,11 +1,13 @@
 """The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff inspect`, `eridiff store`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eridiff.errors import run_main
+from eridiff.errors import ConfigError, run_main
+from eridiff.printable import printable
 from eridiff.progress import say
 from eridiff.storecommands import store_app
 
@@ -88,7 +90,6 @@ def new(
     params: Annotated[Path, typer.Option(help="Params file to copy as it is.")] = Path("params.yaml"),
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
-    from eridiff.errors import ConfigError
     from eridiff.gpus import find_gpus
     from eridiff.presets import find_preset
     from eridiff.projects import make_project
@@ -127,7 +128,8 @@ def import_config(
 @app.command()
 def plan(
     memory: Annotated[
-        float | None, typer.Option(min=1, max=100_000, help="Plan for a card of so many GiB instead of this machine's.")
+        float | None,
+        typer.Option(min=1, max=100_000, help="Plan for a card of so many GiB instead of this machine's."),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the changes that make it fit into params.yaml.")] = False,
 ) -> None:
@@ -154,7 +156,6 @@ def why(
 ) -> None:
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
     import contextlib
-    import sys
 
     from eridiff.prediction import render
     from eridiff.progress import warn
@@ -172,4 +173,19 @@ def why(
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 1."""
-    run_main(lambda: app(standalone_mode=True))
+
+    def run() -> None:
+        refuse_bytes(sys.argv[1:])
+        app(standalone_mode=True)
+
+    run_main(run)
+
+
+def refuse_bytes(arguments: list[str]) -> None:
+    """Refuse arguments that are no UTF-8: names in params, pointers and messages are texts.
+
+    `inspect` writes nothing, and takes any path. Raises: ConfigError that names the argument.
+    """
+    for argument in arguments if arguments[:1] != ["inspect"] else ():
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ConfigError(f"{printable(argument)} is no UTF-8: rename that file or folder.")

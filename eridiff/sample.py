@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eridiff.config import MAX_STEPS, Seed
 from eridiff.draw import DrawParams, Prompt, check_draw, draw, embed_prompts, fill_trigger
@@ -23,6 +23,8 @@ from eridiff.trigger import PLACE, without_trigger
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+MAX_PICTURES = 100_000
 
 
 class SampleParams(DrawParams):
@@ -45,6 +47,16 @@ class SampleParams(DrawParams):
     measures: bool = False
     """Measure what was learned (docs/sampling.md): prompts with `[trigger]` are also drawn without it, and compared
     with the pictures whose caption holds the trigger. About twice the time."""
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        count = len(self.prompts) * len(self.seeds) * (1 + len(self.checkpoints) * len(self.strengths))
+        if count > MAX_PICTURES:
+            raise ValueError(
+                f"{len(self.prompts)} prompts, {len(self.seeds)} seeds, {len(self.checkpoints)} checkpoints and "
+                f"{len(self.strengths)} strengths make {count} pictures, more than {MAX_PICTURES}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

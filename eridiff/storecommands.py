@@ -29,7 +29,8 @@ PROJECT_COPIES = {
     "copy": "this file system has no links of any kind, so each keeps its own",
 }
 Days = Annotated[
-    float, typer.Option(min=0, max=36500, help="Lease: what is younger stays. Less than a day only if nothing runs.")
+    float,
+    typer.Option(min=0, max=36500, help="Lease: what is younger stays. Less than a day only if nothing runs."),
 ]
 
 

@@ -21,7 +21,7 @@ from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
 from eridiff.tables import ColumnRows, Row
-from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors
+from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile, raw_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -219,7 +219,9 @@ def _index(captions: Sequence[Caption], shards: Mapping[str, str], out: Path) ->
     """Rows of the index; the count of lost tokens stands in each entry, so that reuse reports it too."""
     lost: dict[str, int] = {}  # where it is not 0
     for name, members in groupby(sorted(caption.key for caption in captions), key=lambda key: shards[key]):
-        file = TensorFile(out / name)  # keys of one shard have one prefix, so they stand together
+        file = TensorFile(
+            out / name, max_header=MAX_SHARD_HEADER_BYTES
+        )  # keys of one shard have one prefix, so they stand together
         for key in members:
             if count := int.from_bytes(bytes(file.raw(f"{key}.tokens_lost").data), "little"):
                 lost[key] = count
