@@ -1,5 +1,6 @@
 """The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff inspect`, `eridiff store`."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -122,7 +123,7 @@ def import_config(
         say(f"  {line}")
     say(f"written: {out}. Next:")
     for line in imported.next_steps:
-        say(f"  {line.replace('PARAMS', str(out))}")
+        say(f"  {line.replace('PARAMS', shlex.quote(str(out)))}")
 
 
 @app.command()
