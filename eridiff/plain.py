@@ -10,7 +10,7 @@ from typing import Any
 from eridiff.printable import UNSAFE, printable
 
 MAX_DEPTH = 32  # levels of lists and sections; params.yaml has 5
-MAX_VALUES = 20_000  # of one YAML file, aliases counted as what they stand for; dvc.lock of the demo has 2,500
+MAX_VALUES = 10_000  # of one YAML file, aliases counted as what they stand for; dvc.lock of the demo has 2,500
 MAX_LETTERS = 20_000  # of one text in a section; what else stands in files may have more
 MAX_TEXT = 1 << 18
 MAX_SHOWN = 120  # letters of a value in a message

@@ -20,7 +20,7 @@ PARAMS_HEAD = """# params.yaml
 What is trained, and how: everything that can change a byte of a result, and nothing else. Unknown keys are refused,
 with the nearest known name; types are strict (`1` is no string, `"1"` no number; `1e-4` is a number). Every number has
 bounds, every list a length; a text has at most 20,000 letters and no control characters. A file has at most 256 KiB,
-20,000 values (an alias counts as what it stands for) and 32 levels.
+10,000 values (an alias counts as what it stands for) and 32 levels.
 Keys without a default must be written. This page is generated: `python -m eridiff.reference`.
 """
 LOCAL_HEAD = """# local.yaml
