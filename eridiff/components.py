@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
@@ -17,6 +17,9 @@ from eridiff.partfiles import Canonical, PartTensors
 from eridiff.tensorfile import TensorFile, digest_tensors
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")
+# Keys of a config that count what is made one by one, and how many of it a model may have.
+COUNTS = {"layer|block": 1000, "timesteps": 100_000}
+MAX_BLOCKS = 100
 # Keys of a config that say who wrote it, not what the model is.
 NEUTRAL_CONFIG_KEYS = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
@@ -40,10 +43,26 @@ class Component:
         return next((found for name in self.files if (found := variant_of(name))), None)
 
 
+def sound_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose counts are those of a model: of each layer or block something is made.
+
+    Raises: ValueError that names the key.
+    """
+    for key, value in config.items():
+        for pattern, most in COUNTS.items():
+            values = value if isinstance(value, list) else [value]
+            if re.search(pattern, key):
+                if len(values) > MAX_BLOCKS:
+                    raise ValueError(f"{key} has {len(values)} values, more than {MAX_BLOCKS}")
+                if large := [one for one in values if isinstance(one, int | float) and one > most]:
+                    raise ValueError(f"{key} is {large[0]}, more than {most}")
+    return config
+
+
 class ComponentRecord(Record):
     """A component as a pointer has it."""
 
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(sound_config)]
     files: dict[Annotated[str, Field(pattern="^[^/]+$")], Annotated[int, Field(ge=0, lt=1 << 63)]]
     digest: str
 
@@ -99,9 +118,9 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: BaseError where it is no valid JSON, or no object.
     """
     try:
-        return read_json(path)
+        return sound_config(read_json(path))
     except ValueError as error:
-        raise BaseError(f"{path} is no valid JSON ({error}): copy the model folder again.") from None
+        raise BaseError(f"{path} is no valid JSON of a model ({error}): copy the model folder again.") from None
 
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:

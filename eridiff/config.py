@@ -90,7 +90,7 @@ def parse_yaml(text: str, where: str) -> Any:
         value = _bounded_yaml().load(text)
     except YAMLError as error:
         raise ConfigError(f"{where} is no valid YAML: {str(error)[:MAX_MESSAGE]}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # of what follows a tag
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # of what follows a tag
         text = str(error)[:MAX_MESSAGE]
         raise ConfigError(
             f"{where} is no valid YAML: a number, or what follows a tag, cannot be read: {text}"

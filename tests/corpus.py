@@ -29,6 +29,8 @@ YAML: dict[str, tuple[str, str]] = {
     "5,000 hex digits": ("a: 0x" + "f" * 5000, "a: a number of 20000 bits, and none has more than 64"),
     "a number as a key": (f"a: {{{2**70}: 1}}", "a key of a: a number of 71 bits"),
     "an int that is none": ("a: !!int foo", "what follows a tag"),
+    "an int of nothing": ("a: !!int ", "what follows a tag"),
+    "a float of nothing": ("a: !!float ", "what follows a tag"),
     "a bool that is none": ("a: !!bool foo", "what follows a tag"),
     "a day that is none": ("a: 2024-13-45", "what follows a tag"),
     "no letter": ('a: "\\U7fffffff"', "what follows a tag"),
