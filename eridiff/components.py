@@ -18,7 +18,8 @@ from eridiff.tensorfile import TensorFile, digest_tensors
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")
 # Keys of a config that count what is made one by one, and how many of it a model may have.
-COUNTS = {"layer|block": 1000, "timesteps": 100_000}
+COUNTS = {"layers": 1000, "timesteps": 100_000}
+BLOCKS = re.compile("layers|block")  # lists with a value for each block
 MAX_BLOCKS = 100
 # Keys of a config that say who wrote it, not what the model is.
 NEUTRAL_CONFIG_KEYS = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
@@ -49,13 +50,13 @@ def sound_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises: ValueError that names the key.
     """
     for key, value in config.items():
-        for pattern, most in COUNTS.items():
-            values = value if isinstance(value, list) else [value]
-            if re.search(pattern, key):
-                if len(values) > MAX_BLOCKS:
-                    raise ValueError(f"{key} has {len(values)} values, more than {MAX_BLOCKS}")
-                if large := [one for one in values if isinstance(one, int | float) and one > most]:
-                    raise ValueError(f"{key} is {large[0]}, more than {most}")
+        values = value if isinstance(value, list) else [value]
+        if BLOCKS.search(key) and len(values) > MAX_BLOCKS:
+            raise ValueError(f"{key} has {len(values)} values, more than {MAX_BLOCKS}")
+        most = next((most for word, most in COUNTS.items() if word in key), None)
+        large = [one for one in values if most is not None and isinstance(one, int | float) and one > most]
+        if large:
+            raise ValueError(f"{key} is {large[0]}, more than {most}")
     return config
 
 

@@ -207,8 +207,9 @@ def _read_header(file: BinaryIO, path: Path, size: int, limit: int) -> tuple[dic
         raise DataError(f"{path} is no whole safetensors file ({size} bytes): {_what_else(first)}.")
     text = file.read(length)
     try:
-        lists = text.count(b"[") + text.count(b"{")
-        header = json.loads(text.decode("utf-8")) if lists * MIN_LETTERS <= length + 64 else None
+        if (text.count(b"[") + text.count(b"{")) * MIN_LETTERS > length + 64:
+            raise ValueError("too many lists")
+        header: dict[str, Any] = json.loads(text.decode("utf-8"))
         sound = all(_is_sound(name, info) for name, info in header.items()) and _is_gapless(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False

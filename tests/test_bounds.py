@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from stages.check import main as check_stage
 from tests.checkouts import SMALL, link_bases
 from tests.conftest import ROOT
 from tests.corpus import HEADERS, NUMBERS, OVERRIDES, POINTERS, YAML, header_file, tensor
+from tests.originals import write_split
 
 PARAMS = SMALL / "params" / "tiny-sdxl.yaml"
 
@@ -326,6 +328,53 @@ def test_configs_that_are_none(text: str, tmp_path: Path) -> None:
         read_config(tmp_path / "scheduler" / "scheduler_config.json")
     with pytest.raises(BaseError, match=r"model_index\.json is no valid JSON"):
         add_base("odd", [tmp_path])
+
+
+COUNTED = {
+    "num_layers": (10**15, "num_layers is 1000000000000000, more than 1000"),
+    "transformer_layers_per_block": ([1, 10**9], "transformer_layers_per_block is 1000000000, more than 1000"),
+    "block_out_channels": ([320] * 101, "block_out_channels has 101 values, more than 100"),
+    "num_train_timesteps": (1e9, "num_train_timesteps is 1000000000.0, more than 100000"),
+}
+
+
+@pytest.mark.parametrize("key", COUNTED)
+def test_configs_that_count_to_no_end(key: str, checkout: Path) -> None:
+    from eridiff.components import read_config
+
+    value, says = COUNTED[key]
+    write(checkout / "config.json", {key: value})
+    with pytest.raises(BaseError, match=says):
+        read_config(checkout / "config.json")
+    components = {"vae": {"config": {key: value}, "files": {}, "digest": ""}}
+    write(bases_dir() / "odd" / "vae.json", {"family": "sdxl", "part": "vae", "components": components})
+    with pytest.raises(BaseError, match=says):
+        read_pointer("odd", "vae")
+
+
+def test_every_published_config_is_within_bounds() -> None:
+    from eridiff.components import sound_config
+    from eridiff.families import family_names, published
+
+    configs = [c for name in family_names() for variant in published(name).variants.values() for c in variant.values()]
+    assert len(configs) > 20
+    for config in configs:
+        assert sound_config(config) == config and not find_fault(config)
+
+
+@pytest.mark.parametrize("change", [{"num_layers": None}, {"num_layers": []}, {"num_single_layers": "x"}, None])
+def test_a_config_of_another_kind_is_named(change: dict[str, Any] | None, checkout: Path) -> None:
+    from eridiff.bases import add_base
+
+    files = write_split(checkout / "files")
+    config = checkout / "config"
+    shutil.copytree(SMALL / "bases" / "tiny-flux", config)
+    path = config / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change} if change else {"a": 1}))
+    with pytest.raises(
+        BaseError, match=r"the config of transformer is none of its kind \((Type|Key)Error: .*copy"
+    ):
+        add_base("odd", files, config)
 
 
 def test_a_pipeline_that_is_a_list(tmp_path: Path) -> None:
