@@ -147,7 +147,8 @@ def shards_of(path: Path) -> list[Path]:
     stem, number, count, end = found.groups()
     wanted = (path.with_name(f"{stem}-{i:0{len(number)}}-of-{count}{end}") for i in range(1, int(count) + 1))
     # The name may claim any number: no more are looked for than until a few are missing.
-    shards, missing = [], []
+    shards: list[Path] = []
+    missing: list[Path] = []
     for shard in wanted:
         (shards if shard.is_file() else missing).append(shard)
         if len(missing) > MAX_MISSING:

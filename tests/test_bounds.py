@@ -371,9 +371,7 @@ def test_a_config_of_another_kind_is_named(change: dict[str, Any] | None, checko
     shutil.copytree(SMALL / "bases" / "tiny-flux", config)
     path = config / "transformer" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change} if change else {"a": 1}))
-    with pytest.raises(
-        BaseError, match=r"the config of transformer is none of its kind \((Type|Key)Error: .*copy"
-    ):
+    with pytest.raises(BaseError, match=r"the config of transformer is none of its kind \((Type|Key)Error: .*copy"):
         add_base("odd", files, config)
 
 
