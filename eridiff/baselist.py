@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from eridiff.bases import known_bases, missing_components
+from eridiff.bases import base_names, missing_components
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
@@ -12,16 +12,17 @@ from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
 from eridiff.places import Places
 from eridiff.project import bases_dir
-from eridiff.sources import candidates, find_component, pointers_of
+from eridiff.sources import candidates, find_component, pointers_of, read_pointer
 
 
 def list_bases() -> Iterator[str]:
     """A line a base: its family, and the components that are not found here by name and size."""
-    bases = known_bases()
-    if not bases:
+    names = base_names()
+    if not names:
         yield f"no bases in {bases_dir()}: `eridiff base add NAME SOURCE` makes one"
-    for name, family in bases.items():
+    for name in names:
         try:
+            family = read_pointer(name, "denoiser").family
             missing = missing_components(name, family)
         except EridiffError as error:
             yield f"{name}: {error}"
@@ -34,10 +35,11 @@ def find_base(name: str) -> Iterator[str]:
 
     Raises: BaseError where one is nowhere, or is another.
     """
-    bases = known_bases()
-    if name not in bases:
-        raise BaseError(f"there is no base '{name}'. Known: {', '.join(bases) or '(none)'}.")
-    pointers = pointers_of(name, load_family(bases[name]).PARTS, bases[name])
+    names = base_names()
+    if name not in names:
+        raise BaseError(f"there is no base '{name}'. Known: {', '.join(names) or '(none)'}.")
+    family = read_pointer(name, "denoiser").family
+    pointers = pointers_of(name, load_family(family).PARTS, family)
     with FileDigests() as digests:
         for pointer in pointers.values():
             for component in pointer.components.values():

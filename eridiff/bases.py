@@ -1,8 +1,7 @@
 """`eridiff base add`: pointers for a model folder or for single files, and where they lie on this machine."""
 
 import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from eridiff.filedigests import FileDigests
 from eridiff.files import write_text
 from eridiff.headers import Found, Weights, find_parts, open_weights
 from eridiff.hub import REPOSITORY, fetch_snapshot, page_of
+from eridiff.jsonfiles import read_json
 from eridiff.licences import (
     Licence,
     licence_path,
@@ -50,9 +50,9 @@ def detect_family(folder: Path) -> str:
     if not index.exists():
         raise BaseError(f"{folder} is no model folder in diffusers' layout: it has no model_index.json.")
     try:
-        pipeline = json.loads(index.read_text("utf-8")).get("_class_name")
-    except ValueError:
-        raise BaseError(f"{index} is no valid JSON: copy the model folder again.") from None
+        pipeline = str(read_json(index).get("_class_name"))
+    except ValueError as error:
+        raise BaseError(f"{index} is no valid JSON ({error}): copy the model folder again.") from None
     known = {load_family(name).PIPELINE: name for name in family_names()}
     if pipeline not in known:
         raise BaseError(f"{folder} is a '{pipeline}', which no family trains. Known: {', '.join(sorted(known))}.")
@@ -238,9 +238,6 @@ def missing_components(name: str, family: str) -> list[str]:
     ]
 
 
-def known_bases() -> Mapping[str, str]:
-    """Name -> family of every base that has pointers."""
-    found = {}
-    for path in sorted(bases_dir().glob("*/denoiser.json")):
-        found[path.parent.name] = str(json.loads(path.read_text("utf-8"))["family"])
-    return found
+def base_names() -> list[str]:
+    """Every base that has pointers, whether or not they can be read."""
+    return sorted(path.parent.name for path in bases_dir().glob("*/denoiser.json"))

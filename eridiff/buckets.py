@@ -31,11 +31,11 @@ LeftOut = tuple[str, str]  # path, reason
 class BucketParams(Section):
     """Which sizes pictures are trained at."""
 
-    resolution: Annotated[int, Field(ge=64)]
+    resolution: Annotated[int, Field(ge=64, le=8192)]
     """Square root of the largest area of a bucket in pixels: 1024 permits 1024x1024, 832x1216..."""
-    more_resolutions: tuple[Annotated[int, Field(ge=64)], ...] = ()
+    more_resolutions: Annotated[tuple[Annotated[int, Field(ge=64, le=8192)], ...], Field(max_length=16)] = ()
     """Further resolutions: every picture is also put into a bucket of each of them, and trained at all."""
-    step: Annotated[int, Field(ge=8, multiple_of=8, validate_default=True)] = 64
+    step: Annotated[int, Field(ge=8, le=8192, multiple_of=8, validate_default=True)] = 64
     """Sides are multiples of this."""
     max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
     """The longest bucket's long side over its short side. Longer pictures are cropped to that shape."""

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from eridiff.captionrules import RULES, RuleName
-from eridiff.config import Section
+from eridiff.config import Section, Seed
 from eridiff.errors import DataError, all_of, listing
 from eridiff.files import digest_json
 from eridiff.pictures import Ignored, Picture
@@ -63,7 +63,7 @@ class CaptionParams(Section):
     """Text in front of each caption, as it stands: write the space or comma at its end."""
     suffix: str = ""
     """Text after each caption, as it stands: write the space or comma at its start."""
-    rules: tuple[RuleName, ...] = HARMLESS
+    rules: Annotated[tuple[RuleName, ...], Field(max_length=100)] = HARMLESS
     """Clean-up rules. They run in this order, whatever their order here: html_tags (removed), html_entities
     (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
     not in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace
@@ -74,11 +74,11 @@ class CaptionParams(Section):
     """Versions of each caption, among which training draws. Each is encoded once."""
     shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
     """Put the comma-separated tags of each version in another order. Needed for more than one version."""
-    keep_tokens: Annotated[int, Field(ge=0)] = 0
+    keep_tokens: Annotated[int, Field(ge=0, le=1000)] = 0
     """Tags at the start that are not shuffled; the trigger counts as one where it stands in front."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the orders."""
-    regularisation: tuple[FolderPath, ...] = ()
+    regularisation: Annotated[tuple[FolderPath, ...], Field(max_length=1000)] = ()
     """Folders below data/raw whose pictures show what the LoRA must leave alone: their captions get neither the
     trigger nor the class word."""
 

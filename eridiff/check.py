@@ -138,10 +138,16 @@ def _check_checkpoints(sections: Mapping[str, Any], family: Family) -> None:
         if isinstance(step, int) and step not in kept:
             raise ConfigError(
                 f"params.yaml: {key} is {step}, but with train.steps {train.steps}, save_every {train.save_every} and "
-                f"keep {train.keep} the kept checkpoints are {', '.join(map(str, kept))}."
+                f"keep {train.keep} the kept checkpoints are {_enumerated(kept)}."
             )
     if export.ema and train.ema_decay is None:
         raise ConfigError("params.yaml: export.ema is true, but train.ema_decay is null: no average is trained.")
+
+
+def _enumerated(steps: list[int]) -> str:
+    """All steps, or the first and the last of many."""
+    few = [*steps[:10], "...", *steps[-10:]] if len(steps) > 30 else steps
+    return ", ".join(map(str, few))
 
 
 RULES = (

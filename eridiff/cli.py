@@ -1,11 +1,15 @@
 """The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff inspect`, `eridiff store`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eridiff.errors import run_main
+from eridiff.errors import ConfigError, run_main
+from eridiff.printable import printable
+from eridiff.progress import say
 from eridiff.storecommands import store_app
 
 app = typer.Typer(
@@ -35,7 +39,7 @@ def base_add(
     from eridiff.bases import add_base
 
     for path in add_base(name, sources, config, variant):
-        typer.echo(f"written: {path}")
+        say(f"written: {path}")
 
 
 @base_app.command("want")
@@ -44,7 +48,7 @@ def base_want(name: Annotated[str, typer.Argument(help="A published model, such 
     from eridiff.wanted import want_base
 
     for path in want_base(name):
-        typer.echo(f"written: {path}")
+        say(f"written: {path}")
 
 
 @base_app.command("list")
@@ -53,7 +57,7 @@ def base_list() -> None:
     from eridiff.baselist import list_bases
 
     for line in list_bases():
-        typer.echo(line)
+        say(line)
 
 
 @base_app.command("find")
@@ -64,7 +68,7 @@ def base_find(
     from eridiff.baselist import find_base, find_models
 
     for line in find_base(name) if name else find_models():
-        typer.echo(line)
+        say(line)
 
 
 @base_app.command("verify")
@@ -73,7 +77,7 @@ def base_verify() -> None:
     from eridiff.basecheck import verify_project
 
     for line in verify_project():
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -84,7 +88,7 @@ def inspect(
     from eridiff.inspect import inspect_path
 
     for line in inspect_path(path):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -96,7 +100,6 @@ def new(
     params: Annotated[Path | None, typer.Option(help="Params file to copy as it is, in place of a preset.")] = None,
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
-    from eridiff.errors import ConfigError
     from eridiff.gpus import find_gpus
     from eridiff.presets import find_preset
     from eridiff.projects import make_project
@@ -106,15 +109,15 @@ def new(
         if preset or trigger:
             raise ConfigError("--params copies a file as it is: leave --preset and --trigger out, or --params.")
         folder = make_project(name, images, params)
-        typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+        say(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
         return
     if preset is None:
         raise ConfigError(offer_presets(find_gpus()))
     if trigger is None:
         raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
     folder = start_project(name, images, trigger, find_preset(preset))
-    typer.echo(settle_base(folder / "params.yaml"))
-    typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+    say(settle_base(folder / "params.yaml"))
+    say(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
 
 
 @app.command("import-config")
@@ -128,16 +131,17 @@ def import_config(
 
     imported = write_imported(path, out, images)
     for line in imported.lines:
-        typer.echo(f"  {line}")
-    typer.echo(f"written: {out}. Next:")
+        say(f"  {line}")
+    say(f"written: {out}. Next:")
     for line in imported.next_steps:
-        typer.echo(f"  {line.replace('PARAMS', str(out))}")
+        say(f"  {line.replace('PARAMS', shlex.quote(str(out)))}")
 
 
 @app.command()
 def plan(
     memory: Annotated[
-        float | None, typer.Option(min=1, help="Plan for a card of so many GiB instead of this machine's.")
+        float | None,
+        typer.Option(min=1, max=100_000, help="Plan for a card of so many GiB instead of this machine's."),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the changes that make it fit into params.yaml.")] = False,
 ) -> None:
@@ -145,7 +149,7 @@ def plan(
     from eridiff.plan import plan_project
 
     for line in plan_project(Path.cwd(), memory, write=write):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -154,9 +158,7 @@ def renew() -> None:
     from eridiff.projects import renew_project
 
     changed = renew_project(Path.cwd())
-    typer.echo(
-        "dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already"
-    )
+    say("dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already")
 
 
 @app.command()
@@ -166,7 +168,6 @@ def why(
 ) -> None:
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
     import contextlib
-    import sys
 
     from eridiff.prediction import render
     from eridiff.progress import warn
@@ -178,11 +179,27 @@ def why(
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)
-    typer.echo(prediction.to_json() if json_output else render(prediction))
+    for line in [prediction.to_json()] if json_output else render(prediction):
+        say(line)
     if prediction.error:
         raise typer.Exit(1)
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 1."""
-    run_main(lambda: app(standalone_mode=True))
+
+    def run() -> None:
+        refuse_bytes(sys.argv[1:])
+        app(standalone_mode=True)
+
+    run_main(run)
+
+
+def refuse_bytes(arguments: list[str]) -> None:
+    """Refuse arguments that are no UTF-8: names in params, pointers and messages are texts.
+
+    `inspect` writes nothing, and takes any path. Raises: ConfigError that names the argument.
+    """
+    for argument in arguments if arguments[:1] != ["inspect"] else ():
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ConfigError(f"{printable(argument)} is no UTF-8: rename that file or folder.")

@@ -5,18 +5,25 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json, digest_file, digest_json
 from eridiff.headers import TensorSource
+from eridiff.jsonfiles import Record, read_json
 from eridiff.nonfinite import read_scan, scan
 from eridiff.partfiles import Canonical, PartTensors
 from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors
 from eridiff.weighttables import table_version
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")
+# Keys of a config that count what is made one by one, and how many of it a model may have.
+COUNTS = {"layers": 1000, "timesteps": 100_000}
+BLOCKS = re.compile("layers|block")  # lists with a value for each block
+MAX_BLOCKS = 100
 # Keys of a config that say who wrote it, not what the model is.
 NEUTRAL_CONFIG_KEYS = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
@@ -38,6 +45,30 @@ class Component:
     def variant(self) -> str | None:
         """The variant of its weights, such as `fp16`; None for plain ones."""
         return next((found for name in self.files if (found := variant_of(name))), None)
+
+
+def sound_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose counts are those of a model: of each layer or block something is made.
+
+    Raises: ValueError that names the key.
+    """
+    for key, value in config.items():
+        values = value if isinstance(value, list) else [value]
+        if BLOCKS.search(key) and len(values) > MAX_BLOCKS:
+            raise ValueError(f"{key} has {len(values)} values, more than {MAX_BLOCKS}")
+        most = next((most for word, most in COUNTS.items() if word in key), None)
+        large = [one for one in values if most is not None and isinstance(one, int | float) and one > most]
+        if large:
+            raise ValueError(f"{key} is {large[0]}, more than {most}")
+    return config
+
+
+class ComponentRecord(Record):
+    """A component as a pointer has it."""
+
+    config: Annotated[dict[str, Any], AfterValidator(sound_config)]
+    files: dict[Annotated[str, Field(pattern="^[^/]+$")], Annotated[int, Field(ge=0, lt=1 << 63)]]
+    digest: str
 
 
 def variant_of(name: str) -> str | None:
@@ -130,15 +161,12 @@ def _raw(file: TensorSource, names: Iterable[str]) -> Iterator[tuple[str, RawTen
 def read_config(path: Path) -> dict[str, Any]:
     """A component's config.
 
-    Raises: BaseError where it is no valid JSON.
+    Raises: BaseError where it is no valid JSON, or no object.
     """
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise BaseError(f"{path} is no valid JSON: copy the model folder again.") from None
-    if not isinstance(config, dict):
-        raise BaseError(f"{path} holds no keys and values: copy the model folder again.")
-    return config
+        return sound_config(read_json(path))
+    except ValueError as error:
+        raise BaseError(f"{path} is no valid JSON of a model ({error}): copy the model folder again.") from None
 
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:

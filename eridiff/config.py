@@ -2,23 +2,38 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eridiff.errors import ConfigError, did_you_mean
+from eridiff.plain import MAX_DEPTH, MAX_LETTERS, MAX_VALUES, find_fault, shown
+
+MAX_YAML_BYTES = 1 << 18  # of one file; the largest preset has 4,000, the demo's dvc.lock 30,000
+MAX_MESSAGE = 600  # letters of the parser's own words
 
 
 class Section(BaseModel):
-    """One section of a configuration file: frozen, unknown keys refused, no conversion of types."""
+    """One section of a configuration file: frozen, unknown keys refused, no conversion of types.
+
+    Every number in it has two bounds and every list a length (a test walks all models); texts have one rule.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        str_max_length=MAX_LETTERS,
     )
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+MAX_STEPS = 10_000_000  # optimizer steps, and whatever counts them
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]  # what torch's generators take
 Quantised = Literal["fp8", "int8", "nf4"]  # storage of a frozen model's layers (eridiff/quantise.py)
 Activations = Literal["keep", "selective", "recompute", "offload"]  # until the backward pass (eridiff/activations.py)
 
@@ -46,17 +61,93 @@ def _way_to(path: Path) -> str:
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file as DVC does.
 
-    Raises: ConfigError for a missing file, a syntax error or a duplicate key, with the line.
+    Raises: ConfigError for a missing file, a syntax error or a duplicate key, with the line; and for one that is out of
+    bounds (parse_yaml).
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        if not path.is_file() and path.exists():
+            raise ConfigError(f"{path} is no file.")
+        with open(path, "rb") as file:
+            start = file.read(MAX_YAML_BYTES + 1)
+        text = start.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing. {_way_to(path)}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse a YAML text as DVC does, within bounds of size, depth and number (eridiff/plain.py).
+
+    Raises: ConfigError that begins with `where`.
+    """
+    from ruamel.yaml.error import YAMLError
+
+    if len(text.encode("utf-8", "replace")) > MAX_YAML_BYTES:
+        raise ConfigError(f"{where} has more than {MAX_YAML_BYTES} bytes: it is no file of settings.")
+    try:
+        value = _bounded_yaml().load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{where} is no valid YAML: {str(error)[:MAX_MESSAGE]}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # of what follows a tag
+        text = str(error)[:MAX_MESSAGE]
+        raise ConfigError(
+            f"{where} is no valid YAML: a number, or what follows a tag, cannot be read: {text}"
+        ) from None
+    if fault := find_fault(value):
+        raise ConfigError(f"{where}: {fault}.")
+    return value
+
+
+def _bounded_yaml() -> Any:
+    """ruamel's safe loader, which counts as it parses: levels, and values with aliases as what they stand for."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Parser = _bounded_parser()
+    return yaml
+
+
+@cache
+def _bounded_parser() -> Any:
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+    from ruamel.yaml.parser import Parser
+
+    class BoundedParser(Parser):  # type: ignore[misc, unused-ignore]
+        """Refuses a bomb before anything is built of it."""
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.open: list[
+                tuple[str | None, int]
+            ] = []  # anchors of what is not closed yet, and the count at its start
+            self.sizes: dict[str, int] = {}  # anchor -> values
+            self.count = 0
+
+        def get_event(self) -> Any:
+            event = super().get_event()
+            if isinstance(event, AliasEvent):
+                if event.anchor in (anchor for anchor, _ in self.open):
+                    raise YAMLError(f"*{event.anchor} stands inside what it names")
+                self.count += self.sizes.get(event.anchor, 1)
+            elif isinstance(event, CollectionStartEvent):
+                self.open.append((event.anchor, self.count))
+                self.count += 1
+            elif isinstance(event, CollectionEndEvent):
+                anchor, before = self.open.pop()
+                if anchor:
+                    self.sizes[anchor] = self.count - before
+            elif isinstance(event, ScalarEvent):
+                self.count += 1
+            if len(self.open) > MAX_DEPTH:
+                raise YAMLError(f"more than {MAX_DEPTH} levels of lists and sections")
+            if self.count > MAX_VALUES:
+                raise YAMLError(f"more than {MAX_VALUES} values, aliases counted as what they stand for")
+            return event
+
+    return BoundedParser
 
 
 def load_section(model: type[SectionT], name: str, path: Path = Path("params.yaml")) -> SectionT:
@@ -72,6 +163,8 @@ def load_section(model: type[SectionT], name: str, path: Path = Path("params.yam
 
 def validate(model: type[SectionT], data: object, *, where: str, prefix: str) -> SectionT:
     """Check plain data against a section's model; `prefix` is the key path of the section in its file."""
+    if fault := find_fault(data):
+        raise ConfigError(f"{where}: {f'{prefix}.' if prefix else ''}{fault}.")
     try:
         text = json.dumps(data)
     except (TypeError, ValueError) as error:
@@ -124,18 +217,18 @@ def _explain(model: type[Section], problem: dict[str, Any], location: list[str],
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
         known = _section_at(model, location[:-1]).model_fields
-        return f"unknown key '{path}' (value {value!r}).{did_you_mean(location[-1], known)}"
+        return f"unknown key '{path}' (value {shown(value)}).{did_you_mean(location[-1], known)}"
     if problem["type"] == "missing":
         return f"'{path}' is missing."
     if problem["type"] == "literal_error":
         names = [part for part in location if not part.isdigit()]
         kinds = _leaf_types(_section_at(model, names[:-1]).model_fields[names[-1]].annotation)
         choices = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
-        return f"'{path}' is {value!r}, which is none of its choices.{choices}"
+        return f"'{path}' is {shown(value)}, which is none of its choices.{choices}"
     if problem["type"] == "value_error":  # a rule of ours; one about a whole section names the values itself
-        shown = "" if isinstance(value, dict) else f" is {value!r}"
-        return f"'{path}'{shown}: {str(problem['ctx']['error']).rstrip('.')}."
-    return f"'{path}' is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+        said = "" if isinstance(value, dict) else f" is {shown(value)}"
+        return f"'{path}'{said}: {str(problem['ctx']['error']).rstrip('.')}."
+    return f"'{path}' is {shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 
 def _section_at(model: type[Section], location: list[str]) -> type[Section]:

@@ -35,13 +35,13 @@ class DrawParams(Section):
 
     scheduler: str = "euler"
     """Sampler by name, from the family's list (`check` names them)."""
-    steps: Annotated[int, Field(ge=1)] = 30
+    steps: Annotated[int, Field(ge=1, le=1000)] = 30
     """Sampling steps."""
-    guidance_scale: Annotated[float, Field(ge=0)] = 5.0
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """Classifier-free guidance, or the embedded guidance of families that have one."""
-    size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (1024, 1024)
+    size: tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]] = (1024, 1024)
     """(width, height) in pixels."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of the whole pipeline. What overflows in fp16 is an error, not a black picture."""

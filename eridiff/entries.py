@@ -15,7 +15,7 @@ from typing import Any
 
 from eridiff.errors import DataError, StoreError
 from eridiff.files import canonical_json, digest_json
-from eridiff.tensorfile import RawTensor, TensorFile
+from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile
 
 Parts = dict[str, Any]
 FORMAT = 1
@@ -108,7 +108,7 @@ def open_shard(path: Path, *, whole: bool = False) -> TensorFile:
     Raises: StoreError with the way out where it is truncated or no safetensors file, FileNotFoundError.
     """
     try:
-        return TensorFile(path, whole=whole)
+        return TensorFile(path, whole=whole, max_header=MAX_SHARD_HEADER_BYTES)
     except DataError as error:
         raise StoreError(f"{error} {WAY_OUT}") from None
 

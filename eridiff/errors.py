@@ -18,20 +18,37 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 
+from eridiff.printable import INDENT, encodable, indented, printable, printable_lines
+
 # What the file system may refuse, and the way out. Files are written whole or not at all, so a rerun goes on.
 DISK_ERRORS = {
     errno.ENOSPC: "Free some space and run it again: what was finished is kept.",
     errno.EDQUOT: "Free some of your quota and run it again: what was finished is kept.",
     errno.EROFS: "The file system is read-only: choose another place.",
     errno.EACCES: "Give yourself the right to it, or choose another place.",
+    errno.EPERM: "Give yourself the right to it, or choose another place.",
+    errno.EIO: "The disk or the network behind it failed.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "A symbolic link leads back to itself: remove it.",
+    errno.ENOTDIR: "A file stands where a folder is wanted.",
+    errno.EISDIR: "A folder stands where a file is wanted.",
+    errno.ENXIO: "It is no file.",
 }
 
-CONTROL = dict.fromkeys(range(32), "?")
 MAX_NAMED = 100  # files that one message names: enough to mend them in one go
 
 
 class EridiffError(Exception):
     """A mistake that the user can mend: names the file or field, the value, the choices, the way out."""
+
+    def __str__(self) -> str:
+        """The message. What it quotes is shown, never obeyed by a terminal (eridiff/printable.py)."""
+        return printable_lines(super().__str__())
+
+    @property
+    def message(self) -> str:
+        """The message as it was raised, for `report`."""
+        return self.args[0] if self.args and isinstance(self.args[0], str) else str(self)
 
 
 class ConfigError(EridiffError):
@@ -69,15 +86,37 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def listing(lines: Sequence[str]) -> str:
     """Up to a hundred lines, indented under a message, then how many more there are.
 
-    Names may hold a line's end: it is shown as a question mark, as `ls` does.
+    Names may hold a line's end: it is shown, as every unsafe character is.
     """
     more = [f"and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []
-    return "".join(f"\n       {line.translate(CONTROL)}" for line in [*lines[:MAX_NAMED], *more])
+    return "".join(f"\n{INDENT}{printable(line)}" for line in [*lines[:MAX_NAMED], *more])
+
+
+class Mistakes(str):
+    """Several mistakes as one text, which still knows where each begins."""
+
+    def __new__(cls, parts: Sequence[str]) -> "Mistakes":
+        """Joined as they will be printed."""
+        made = super().__new__(cls, "\nerror: ".join(parts))
+        made.parts = tuple(parts)
+        return made
+
+    parts: tuple[str, ...]
+
+    def __getnewargs__(self) -> tuple[Sequence[str]]:  # type: ignore[override]
+        return (self.parts,)
 
 
 def all_of(mistakes: Sequence[str]) -> str:
     """Mistakes of several kinds as one message: each begins with `error: `, as the first will when it is printed."""
-    return "\nerror: ".join(mistakes)
+    return Mistakes(mistakes)
+
+
+def report(message: str) -> None:
+    """Print an error. Only what begins one stands at the margin: a line's end in a name makes no second error."""
+    parts = message.parts if isinstance(message, Mistakes) else (message,)
+    text = "\n".join(f"error: {indented(part)}" for part in parts)
+    print(encodable(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:
@@ -109,21 +148,20 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except EridiffError as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        report(error.message)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except RuntimeError as error:
         if not any(words in str(error) for words in NO_ATTENTION):
             raise
-        print(
-            f"error: no fused kernel of torch takes this model's attention on this GPU ({error}), and the plain one is "
-            "slow and large, so it is not taken instead. Ways out: precision (or dtype) bf16 or fp16, a newer torch.",
-            file=sys.stderr,
+        report(
+            f"no fused kernel of torch takes this model's attention on this GPU ({error}), and the plain one is "
+            "slow and large, so it is not taken instead. Ways out: precision (or dtype) bf16 or fp16, a newer torch."
         )
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}. {DISK_ERRORS[error.errno]}", file=sys.stderr)
+        report(f"{error.filename or 'a file'}: {error.strerror}. {DISK_ERRORS[error.errno]}")
         raise SystemExit(1) from None

@@ -2,29 +2,46 @@
 
 import json
 import math
+import re
 import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eridiff.config import parse_yaml, read_yaml
 from eridiff.dvcgraph import Graph
 from eridiff.errors import ConfigError
+from eridiff.plain import shown
 
 TRACKED = (".dvc/config", "dvc.yaml", "params.yaml", "data/raw.dvc")  # what an experiment's copy needs, where it is
 
+KEY = re.compile(r"[A-Za-z_][\w-]*")  # that Hydra's grammar takes as it stands
+
 
 def changes(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
-    """What turns one params.yaml into another, as `dvc exp run --set-param` takes it."""
-    for key in sorted({*old, *new}):
+    """What turns one params.yaml into another, as `dvc exp run --set-param` takes it.
+
+    Raises: ConfigError for a key or value that cannot be passed so.
+    """
+    for key in sorted({*old, *new}, key=str):
         path = f"{prefix}{key}"
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            if key in old and key in new and spelled(old[key]) == spelled(new[key]):
+                continue
+            raise ConfigError(f"overrides: the key {shown(path)} cannot be passed to an experiment: rename it.")
         if key not in new:
             yield f"~{path}"
         elif key not in old:
             yield f"++{path}={spelled(new[key])}"
         elif isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
             yield from changes(old[key], new[key], f"{path}.")
-        elif json.dumps(old[key]) != json.dumps(new[key]):  # 1 and 1.0 and true are equal, but not the same
+        elif _text(old[key]) != _text(new[key]):  # 1 and 1.0 and true are equal, but not the same
             yield f"++{path}={spelled(new[key])}"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=repr)
 
 
 def spelled(value: Any) -> str:
@@ -34,15 +51,45 @@ def spelled(value: Any) -> str:
     """
     if isinstance(value, str):
         if value == "???" or "${" in value or "\n" in value or value.endswith("\\") or "\\'" in value:
-            raise ConfigError(f"overrides: {value!r} cannot be passed to an experiment: write it into params.yaml.")
+            raise ConfigError(
+                f"overrides: {shown(value)} cannot be passed to an experiment: write it into params.yaml."
+            )
         return "'" + value.replace("'", "\\'") + "'"
     if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str) or not KEY.fullmatch(key)]:
+            raise ConfigError(f"overrides: the key {shown(odd[0])} cannot be passed to an experiment: rename it.")
         return "{" + ",".join(f"{key}:{spelled(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(spelled, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"overrides: {value!r} is no number that params.yaml takes.")
     return json.dumps(value)
+
+
+def refuse_lost(path: Path, sets: Sequence[str], wanted: Mapping[str, Any]) -> None:
+    """Apply the changes to a copy of params.yaml as DVC will, and compare what came of them.
+
+    DVC writes the file anew in the style that it has: within brackets or braces its writer leaves some texts without
+    quotes that its reader takes for something else, such as `?;`. Raises: ConfigError that names the key.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides
+    from omegaconf.errors import OmegaConfBaseException
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        try:
+            apply_overrides(copy, list(sets))
+            found = read_yaml(copy)
+        except (DvcException, OmegaConfBaseException, ConfigError, ValueError):
+            found = None
+    lost = list(changes(found, wanted)) if isinstance(found, dict) else list(sets)
+    if lost:
+        raise ConfigError(
+            f"overrides: DVC would not pass this on as it is: {shown(lost[0])}. Write it into {path}, or change how "
+            "the key stands there: on lines of its own, without brackets and braces."
+        )
 
 
 def refuse_uncommitted(folder: Path, name: str) -> None:
@@ -84,9 +131,7 @@ def results(folder: Path, experiment: str | None) -> dict[str, Path]:
 
     Files that the cache does not hold are left out.
     """
-    from ruamel.yaml import YAML
-
-    record = YAML(typ="safe", pure=True).load(lock_text(folder, experiment)) or {"stages": {}}
+    record = parse_yaml(lock_text(folder, experiment), "dvc.lock") or {"stages": {}}
     outs = [out for stage in record["stages"].values() for out in stage.get("outs", [])]
     graph = Graph(folder)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from eridiff.comfyfiles import comfy_files
-from eridiff.config import Section
+from eridiff.config import MAX_STEPS, Section
 from eridiff.errors import ExportError, did_you_mean
 from eridiff.families import Keys, Scene, family_names, load_family, load_keys, load_workflow
 from eridiff.files import canonical_json, write_text
@@ -32,7 +32,7 @@ from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 class ExportParams(Section):
     """What is exported, and what the files say of it."""
 
-    checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0)] = "last"
+    checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0, le=MAX_STEPS)] = "last"
     """Which checkpoint: the last, the one with the lowest loss, or a step."""
     ema: bool | None = None
     """Export the moving average (train.ema_decay) instead of the adapters themselves; null: as `sample.ema` says, so
@@ -49,7 +49,7 @@ class ExportParams(Section):
     """Licence of the LoRA, such as `apache-2.0`."""
     description: str | None = None
     """What it does, in a few words."""
-    tags: tuple[str, ...] = ()
+    tags: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
     """Search words for managers and hubs."""
     date: str | None = None
     """Date in ISO 8601 and in quotes, such as "2024-06-01"; null: none. A clock is never read."""

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from eridiff.check import SECTIONS
-from eridiff.config import read_yaml, validate
+from eridiff.config import Section, parse_yaml, read_yaml, validate
 from eridiff.errors import ConfigError, did_you_mean
-from eridiff.experiments import changes
+from eridiff.experiments import changes, refuse_lost
 
 CHECKOUT = "(checkout)"  # no name of a project: those begin with a letter or digit
 FIELDS = {
@@ -19,6 +21,22 @@ FIELDS = {
     "stop_at": "The last stage to run; empty: all.",
     "minutes": "Minutes after which any one stage is stopped; empty: as dvc.yaml says. What it kept is used again.",
 }
+MAX_MINUTES = 100_000.0  # ten weeks
+
+
+class Asked(Section):
+    """What a form or a command line sends, before it is looked at."""
+
+    project: str
+    """A project's name."""
+    preset: str | None
+    """A preset's name."""
+    overrides: Annotated[dict[str, Any], Field(max_length=100)] | None
+    """Section -> key -> value."""
+    stop_at: str | None
+    """A stage's name."""
+    minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES)] | None
+    """Of any one stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +66,9 @@ def stage_names(root: Path) -> list[str]:
     names: dict[str, None] = {}
     for folder in projects(root).values():
         try:
-            names |= dict.fromkeys(read_yaml(folder / "dvc.yaml")["stages"])
-        except ConfigError:
+            record = read_yaml(folder / "dvc.yaml")
+            names |= dict.fromkeys(record["stages"])
+        except (ConfigError, TypeError, KeyError):
             continue  # a run of that project says what is wrong; the others can still be chosen
     return list(names)
 
@@ -68,7 +87,7 @@ def form_schema(root: Path) -> dict[str, Any]:
         "project": {"type": "string", "enum": list(projects(root)), "default": CHECKOUT},
         "preset": {"type": "string", "enum": list(presets(root))},
         "stop_at": {"type": "string", "enum": stage_names(root)},
-        "minutes": {"type": "number", "exclusiveMinimum": 0},
+        "minutes": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_MINUTES},
         "overrides": {"$ref": "#/definitions/Overrides"},
     }
     fields = {
@@ -116,17 +135,31 @@ def read_request(
 
     Raises: ConfigError that names the field or key, its value and the choices.
     """
-    folder = _choose(projects(root), project, "project", "make one with `eridiff new`")
-    own = read_yaml(folder / "params.yaml")
-    wanted = own if preset is None else read_yaml(_choose(presets(root), preset, "preset", "presets/ holds them"))
+    fields = {"project": project, "preset": preset, "overrides": overrides, "stop_at": stop_at, "minutes": minutes}
+    asked = validate(Asked, fields, where="the run", prefix="")
+    folder = _choose(projects(root), asked.project, "project", "make one with `eridiff new`")
+    own = _sections(folder / "params.yaml")
+    wanted = own if preset is None else _sections(_choose(presets(root), preset, "preset", "presets/ holds them"))
     wanted = _merged(wanted, overrides or {})
     for name in overrides or {}:
         if name not in SECTIONS:
             raise ConfigError(f"overrides: params.yaml has no section '{name}'.{did_you_mean(name, SECTIONS)}")
         validate(SECTIONS[name], wanted[name], where="overrides", prefix=name)
-    return Request(
-        project=project, folder=folder, changes=tuple(changes(own, wanted)), stop_at=stop_at, minutes=minutes
-    )
+    sets = tuple(changes(own, wanted))
+    if sets:
+        refuse_lost(folder / "params.yaml", sets, wanted)
+    return Request(project=asked.project, folder=folder, changes=sets, stop_at=asked.stop_at, minutes=asked.minutes)
+
+
+def _sections(path: Path) -> dict[str, Any]:
+    """A params file as it stands.
+
+    Raises: ConfigError where it has no sections.
+    """
+    params = read_yaml(path)
+    if not isinstance(params, dict):
+        raise ConfigError(f"{path} has no sections. Known: {', '.join(SECTIONS)}.")
+    return params
 
 
 def _choose(known: Mapping[str, Path], name: str, field: str, way_out: str) -> Path:
@@ -147,8 +180,6 @@ def read_sets(sets: list[str]) -> dict[str, Any]:
 
     Raises: ConfigError where one is not of that form.
     """
-    from ruamel.yaml import YAML
-
     nested: dict[str, Any] = {}
     for text in sets:
         path, equals, value = text.partition("=")
@@ -158,5 +189,7 @@ def read_sets(sets: list[str]) -> dict[str, Any]:
         inner = nested
         for parent in parents:
             inner = inner.setdefault(parent, {})
-        inner[last] = YAML(typ="safe", pure=True).load(value)
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {text}: {parent} has a value of its own already, by another --set.")
+        inner[last] = parse_yaml(value, f"--set {path}")
     return nested

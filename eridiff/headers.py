@@ -54,6 +54,7 @@ OTHERS = {
     r"(emb_params|string_to_param\..+)": "an embedding (textual inversion)",
 }
 MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
+MAX_MISSING = 20  # shards that a message names
 TensorSource = TensorFile | PickleFile
 
 
@@ -144,9 +145,20 @@ def shards_of(path: Path) -> list[Path]:
     if not found:
         return [path]
     stem, number, count, end = found.groups()
-    shards = [path.with_name(f"{stem}-{i:0{len(number)}}-of-{count}{end}") for i in range(1, int(count) + 1)]
-    if missing := [shard.name for shard in shards if not shard.exists()]:
-        raise BaseError(f"{path.parent} lacks {', '.join(missing)}: the model was copied in part.")
+    wanted = (path.with_name(f"{stem}-{i:0{len(number)}}-of-{count}{end}") for i in range(1, int(count) + 1))
+    # The name may claim any number: no more are looked for than until a few are missing.
+    shards: list[Path] = []
+    missing: list[Path] = []
+    for shard in wanted:
+        (shards if shard.is_file() else missing).append(shard)
+        if len(missing) > MAX_MISSING:
+            break
+    if missing:
+        names = ", ".join(shard.name for shard in missing[:MAX_MISSING])
+        more = " and more" if len(missing) > MAX_MISSING else ""
+        raise BaseError(f"{path.parent} lacks {names}{more}: the model was copied in part.")
+    if path not in shards:
+        raise BaseError(f"{path} is none of the {int(count)} files that its name speaks of.")
     return shards
 
 

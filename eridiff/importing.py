@@ -1,19 +1,21 @@
 """`eridiff import-config`: a YAML file of EriDiffusion as params.yaml, every key accounted for."""
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eridiff.check import SECTIONS
-from eridiff.config import read_yaml, validate
+from eridiff.config import parse_yaml, read_yaml, validate
 from eridiff.errors import ConfigError, did_you_mean
 from eridiff.families import family_names, load_family, published
 from eridiff.files import write_text
 from eridiff.images import PICTURE_SUFFIXES
 from eridiff.predecessor import ACTIONS, EPOCHS, NEGATIVE, TILING, USE_EMA, Known, Refused
 from eridiff.presets import find_preset
+from eridiff.printable import printable
 from eridiff.starting import filled
 
 FLAG = "model.is_"  # model.is_NAME: true says which family it is
@@ -159,7 +161,7 @@ def _settle(changes: dict[str, Any], lines: list[str], images: Path | None) -> N
             lines.append(f"epochs: {epochs}: train.steps counts steps: {formula}; --images FOLDER reckons them")
         else:
             number = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in images.rglob("*"))
-            batch = changes.get("train.batch_size", 1) * changes.get("train.accumulation", 1)
+            batch = max(1, changes.get("train.batch_size", 1) * changes.get("train.accumulation", 1))
             changes["train.steps"] = max(1, epochs * math.ceil(number / batch))
             lines.append(f"epochs: {epochs} of {number} pictures -> train.steps = {changes['train.steps']}")
 
@@ -182,9 +184,7 @@ def _checked(text: str, path: Path) -> str:
 
     Raises: ConfigError where a value is out of its bounds.
     """
-    from ruamel.yaml import YAML
-
-    record = YAML(typ="safe", pure=True).load(text)
+    record = parse_yaml(text, str(path))
     for name, model in SECTIONS.items():
         validate(model, record[name], where=str(path), prefix=name)
     return text
@@ -195,8 +195,8 @@ def _next_steps(leaves: Mapping[str, Any], variant: str) -> list[str]:
     folder = next((leaves[key] for key in leaves if key.startswith("data") and key.split(".")[-1] in PATHS), "FOLDER")
     weights = [str(value) for key, value in leaves.items() if _is_weights(key) and value]
     return [
-        f"eridiff base add {variant} {' '.join(weights) or 'SOURCE'}",
-        f"eridiff new NAME --images {folder} --params PARAMS",
+        f"eridiff base add {variant} {shlex.join(weights) or 'SOURCE'}",
+        f"eridiff new NAME --images {shlex.quote(str(folder))} --params PARAMS",
     ]
 
 
@@ -209,5 +209,5 @@ def _shown(value: Any) -> str:
     """A value in a line, cut."""
     if isinstance(value, bool):
         return str(value).lower()
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else printable(str(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

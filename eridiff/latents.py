@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eridiff.config import Section
+from eridiff.config import Section, Seed
 from eridiff.encodepipe import MAX_READERS, ahead, available_cores
 from eridiff.errors import ConfigError, DataError, listing
 from eridiff.images import load_pixels, pixel_digest
@@ -28,7 +28,7 @@ class LatentParams(Section):
 
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the VAE. In fp16 the VAEs of some bases overflow; that is an error, not a black picture."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
     """Pictures encoded together. Fixed, so that free memory never decides a bit; the last batch is padded."""
     keep: Literal["mean_std", "mean"] = "mean_std"
     """Keep the posterior's mean and std, drawn afresh each step; or the mean alone, half the size."""
@@ -39,7 +39,7 @@ class LatentParams(Section):
     crop_zoom: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Largest factor by which the other crops are magnified, never beyond the picture's own size. With 1 they only
     move along the side that sticks out of the bucket: a picture of just its shape has one crop."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the other crops."""
     alpha: Literal["white", "black", "grey"] = "white"
     """What stands behind transparent pixels."""
@@ -51,7 +51,7 @@ class LatentParams(Section):
     """Memory format of the VAE on CUDA: faster with bf16, rounded."""
     compile: bool = False
     """Compile the VAE with torch.compile: faster for many pictures, rounded."""
-    tile: Annotated[int, Field(ge=64, multiple_of=32)] | None = None
+    tile: Annotated[int, Field(ge=64, le=16384, multiple_of=32)] | None = None
     """Encode pictures larger than this many pixels a side in overlapping tiles: less memory, visible in numbers."""
 
 

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from eridiff.config import Section, validate
 from eridiff.errors import ConfigError
+from eridiff.jsonfiles import read_json
+from eridiff.plain import MAX_TEXT
+from eridiff.printable import UNSAFE_BUT_LINES
 from eridiff.project import bases_dir
 
 FILE = "license.json"
@@ -22,17 +25,20 @@ LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LI
 NOTICES = ("NOTICE", "NOTICE.md", "NOTICE.txt")
 UNNAMED = ("", "other", "unknown")  # what model cards say where hubs have no short name
 # All of the makers' licences want it said that the model was changed.
+MAX_NAME = 200  # letters of a licence's name
 CHANGED = "Changed: a LoRA was trained on this model and alters its layers where it is loaded."
 
 
 class Licence(Section):
     """One licence under which a base stands."""
 
+    model_config = ConfigDict(str_max_length=MAX_TEXT)
+
     name: Annotated[str, Field(min_length=1)]
     """Its name, or its short name on hubs."""
     url: str | None = None
     """Its page."""
-    notices: tuple[str, ...] = ()
+    notices: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     """What it wants to be said of everything made with the base, word by word."""
     source: str = FILE
     """Who says so."""
@@ -41,7 +47,7 @@ class Licence(Section):
 class Licences(Section):
     """The file `license.json`; of several licences the one that the base itself states comes first."""
 
-    licenses: tuple[Licence, ...] = ()
+    licenses: Annotated[tuple[Licence, ...], Field(max_length=100)] = ()
     """None: not known."""
 
 
@@ -59,7 +65,7 @@ def read_licences(base: str) -> tuple[Licence, ...]:
     if not path.exists():
         return ()
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = read_json(path)
     except ValueError as error:
         raise ConfigError(f"{path} is no valid JSON: {error}. docs/bases.md shows one.") from None
     return validate(Licences, record, where=str(path), prefix="").licenses
@@ -91,12 +97,23 @@ def stated_licence(folder: Path, page: str | None = None) -> Licence | None:
 
 
 def _first_line(text: str) -> str:
-    """The first line that says something, without Markdown's marks."""
-    return next((line.strip(" #*\t") for line in text.splitlines() if line.strip(" #*\t")), "")
+    """The first line that says something, without Markdown's marks, cut."""
+    return next((line.strip(" #*\t") for line in text.splitlines() if line.strip(" #*\t")), "")[:MAX_NAME]
 
 
 def _read(path: Path) -> str:
-    return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    """A text beside the weights; its page breaks and the like as spaces.
+
+    Raises: ConfigError for one that is too long to be one.
+    """
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        start = file.read(MAX_TEXT + 1)
+    if len(start) > MAX_TEXT:
+        raise ConfigError(f"{path} has more than {MAX_TEXT} bytes: it is no text of a licence. Take it away.")
+    text = start.decode("utf-8", errors="replace").replace("\r\n", "\n")
+    return UNSAFE_BUT_LINES.sub(" ", text)
 
 
 def _front_matter(text: str) -> dict[str, str]:

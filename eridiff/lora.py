@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class LoraParams(Section):
     """The adapter."""
 
-    rank: Annotated[int, Field(ge=1)] = 16
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
     """Rank of every adapter."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     """Strength: the adapter's output is scaled by alpha / rank."""
     targets: str = "attention"
     """Which modules are adapted: a name from the family's list (`check` names them)."""

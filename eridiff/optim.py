@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from eridiff.config import Section
+from eridiff.config import MAX_STEPS, Section
 
 if TYPE_CHECKING:
     import torch
@@ -18,19 +18,19 @@ class OptimParams(Section):
 
     name: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW; or bitsandbytes' AdamW with 8-bit moments (other numbers, less memory)."""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay of the two moments."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.01
     """Decoupled weight decay."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant (more steps can be added later), or a cosine to zero."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """Steps over which the learning rate rises linearly."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     """Gradients are scaled down to this norm over all adapters."""
 
 

@@ -20,6 +20,7 @@ from eridiff.tensorfile import RawTensor, digest_tensors
 from eridiff.weighttables import Part, table_version, to_model
 
 Canonical = Callable[[str, str], str]  # (component, tensor name in its file) -> canonical tensor name
+CONFIG_FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of rows, where a key is another's
 SHOWN = 3  # names in a message
 
 
@@ -135,13 +136,17 @@ def map_part(
 ) -> PartTensors:
     """Read a part of files as a component of a base.
 
-    whole: refuse one that lacks tensors. Raises: BaseError that names them.
+    whole: refuse one that lacks tensors. Raises: BaseError that names them; and where the config is none of its kind.
     """
-    tensors = PartTensors(
-        component=component, found=found, rows=part.rows(found.look.layout, config), canonical=canonical
-    )
+    try:
+        rows, sizes = part.rows(found.look.layout, config), part.sizes(config) if whole else {}
+    except CONFIG_FAULTS as error:
+        raise BaseError(
+            f"the config of {component} is none of its kind ({type(error).__name__}: {error}): copy the model's own."
+        ) from None
+    tensors = PartTensors(component=component, found=found, rows=rows, canonical=canonical)
     if whole:
-        refuse_others(tensors, part.sizes(config))
+        refuse_others(tensors, sizes)
     return tensors
 
 
@@ -166,7 +171,7 @@ def refuse_others(tensors: PartTensors, sizes: Mapping[str, Mark]) -> None:
 def as_kind(found: Found, kind: str, config: Config) -> Found:
     """A CLIP of an unpublished size as the one whose width it has: its header alone does not say which."""
     tokens = found.shapes.get("text_model.embeddings.token_embedding.weight", ())
-    if found.kind == "clip" and kind.startswith("clip") and tokens[1] == config["hidden_size"]:
+    if found.kind == "clip" and kind.startswith("clip") and tokens[1:2] == (config.get("hidden_size"),):
         return replace(found, kind=kind)
     return found
 

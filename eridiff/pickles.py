@@ -10,6 +10,8 @@ from eridiff.project import load_local
 from eridiff.tensorfile import TORCH_NAMES, RawTensor, raw_tensor
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+# What torch's reader raises on bytes that are no pickle of tensors.
+DAMAGE = (RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, ImportError, MemoryError)
 
 
 class PickleFile:
@@ -30,14 +32,18 @@ class PickleFile:
         self.metadata: dict[str, str] = {}
         try:
             record = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-            first = str(error).strip().splitlines()[0]
+        except (pickle.UnpicklingError, *DAMAGE) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise BaseError(f"{path} holds more than tensors, or is damaged, and is not read: {first}") from None
         record = record.get("state_dict", record) if isinstance(record, dict) else {}
-        self._tensors = {name: tensor for name, tensor in record.items() if isinstance(tensor, torch.Tensor)}
+        names = {getattr(torch, value): key for key, value in TORCH_NAMES.items()}
+        self._tensors = {
+            name: tensor
+            for name, tensor in record.items()
+            if isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.dtype in names
+        }
         if not self._tensors:
             raise BaseError(f"{path} holds no tensors by name: it is no model.")
-        names = {getattr(torch, value): key for key, value in TORCH_NAMES.items()}
         self.header: dict[str, Any] = {
             name: {"dtype": names[tensor.dtype], "shape": list(tensor.shape)} for name, tensor in self._tensors.items()
         }

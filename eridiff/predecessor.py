@@ -5,8 +5,10 @@ eridiff/importing.py. An action takes the value and what is known of the file, a
 is not needed; it raises Refused where its value asks for what is not here.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,39 @@ class Known:
 
     family: Family
     trigger: str | None
+
+
+def number(value: Any) -> float:
+    """A number; their reader takes `1e-4` for a text, and so do files that were written by it.
+
+    Raises: Refused for anything else.
+    """
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            found = float(value)
+            if math.isfinite(found):
+                return found
+    raise Refused("it is no number.")
+
+
+def whole(value: Any) -> int:
+    """A whole number.
+
+    Raises: Refused for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Refused("it is no whole number.")
+    return value
+
+
+def listed(value: Any) -> list[Any]:
+    """A list.
+
+    Raises: Refused for anything else.
+    """
+    if not isinstance(value, list):
+        raise Refused("it is no list.")
+    return value
 
 
 Action = Callable[[Any, Known], dict[str, Any] | str]
@@ -56,7 +91,7 @@ def one_of(choices: Mapping[Any, Any], *keys: str, why: str) -> Action:
 
     def action(value: Any, _: Known) -> dict[str, Any]:
         name = value.lower() if isinstance(value, str) else value
-        if name not in choices:
+        if not isinstance(name, Hashable) or name not in choices:
             raise Refused(f"{why} Known: {', '.join(map(str, choices))}.")
         return dict.fromkeys(keys, choices[name])
 
@@ -66,7 +101,7 @@ def one_of(choices: Mapping[Any, Any], *keys: str, why: str) -> Action:
 def _min_snr(value: Any, known: Known) -> dict[str, Any] | str:
     if known.family.OBJECTIVE != "ddpm":
         return "this family is trained by flow, which has no such weight"
-    return {"train.ddpm.loss_weight": "min_snr", "train.ddpm.min_snr_gamma": float(value)}
+    return {"train.ddpm.loss_weight": "min_snr", "train.ddpm.min_snr_gamma": number(value)}
 
 
 def _noise_offset(value: Any, known: Known) -> dict[str, Any] | str:
@@ -74,7 +109,7 @@ def _noise_offset(value: Any, known: Known) -> dict[str, Any] | str:
         if value:
             raise Refused("this family is trained by flow, which takes none.")
         return "none"
-    return {"train.ddpm.noise_offset": float(value)}
+    return {"train.ddpm.noise_offset": number(value)}
 
 
 def _objective(value: Any, known: Known) -> str:
@@ -92,13 +127,13 @@ def _uniform(value: Any, known: Known) -> dict[str, Any] | str:
 
 def _sampler(value: Any, known: Known) -> dict[str, Any]:
     name = "euler" if value in ("flowmatch", "flow_matching") else value
-    if name not in known.family.SCHEDULERS:
+    if not isinstance(name, str) or name not in known.family.SCHEDULERS:
         raise Refused(f"there is no such sampler. Known: {', '.join(sorted(known.family.SCHEDULERS))}.")
     return {"sample.scheduler": name}
 
 
 def _prompts(value: Any, known: Known) -> dict[str, Any]:
-    texts = [re.sub(r"\{trigger_word\}|\[trigger\]", "[trigger]", str(text)).strip() for text in value]
+    texts = [re.sub(r"\{trigger_word\}|\[trigger\]", "[trigger]", str(text)).strip() for text in listed(value)]
     if known.trigger is None and any("[trigger]" in text for text in texts):
         raise Refused("a prompt has a place for the trigger, but there is no trigger_word.")
     return {"sample.prompts": [{"prompt": text} for text in texts]}
@@ -111,12 +146,12 @@ def _negative(value: Any, known: Known) -> dict[str, Any] | str:
 
 
 def _resolutions(value: Any, _: Known) -> dict[str, Any]:
-    *more, largest = sorted(value if isinstance(value, list) else [value])
+    *more, largest = sorted(map(whole, value if isinstance(value, list) and value else [value]))
     return {"buckets.resolution": largest, "buckets.more_resolutions": more}
 
 
 def _targets(value: Any, _: Known) -> dict[str, Any]:
-    if other := [name for name in value if not re.search(r"attn|to_(q|k|v|out)\b|to_out", str(name))]:
+    if other := [name for name in listed(value) if not re.search(r"attn|to_(q|k|v|out)\b|to_out", str(name))]:
         raise Refused(f"{', '.join(map(str, other))}: choose train.lora.targets, attention or all-linear.")
     return {"train.lora.targets": "attention"}
 
@@ -128,13 +163,13 @@ def _with_mlp(value: Any, known: Known) -> dict[str, Any]:
 
 
 def _tokens(value: Any, known: Known) -> dict[str, Any]:
-    if value not in known.family.MAX_TOKENS:
+    if whole(value) not in known.family.MAX_TOKENS:
         raise Refused(f"this family takes {', '.join(map(str, sorted(known.family.MAX_TOKENS)))}.")
     return {"text.max_tokens": value, "sample.max_tokens": value}
 
 
 def _ema(value: Any, _: Known) -> dict[str, Any]:
-    return {"train.ema_decay": float(value)}
+    return {"train.ema_decay": number(value)}
 
 
 PICTURES = explain("pictures belong to a project: the last lines say how to make it")
@@ -162,15 +197,15 @@ SCHEDULE = one_of(
 )
 ONE_CYCLE = only(1, None, why="the schedule has one cycle here.")
 WARM_UP = carry("train.optimizer.warmup_steps")
-RATE = carry("train.optimizer.lr", convert=float)
-CLIP = carry("train.optimizer.max_grad_norm", convert=float)
-ACCUMULATION, DROPOUT = carry("train.accumulation"), carry("train.caption_dropout", convert=float)
+RATE = carry("train.optimizer.lr", convert=number)
+CLIP = carry("train.optimizer.max_grad_norm", convert=number)
+ACCUMULATION, DROPOUT = carry("train.accumulation", convert=whole), carry("train.caption_dropout", convert=number)
 CENTER = only(True, why="crops are taken from the middle or the top: buckets.crop; more than one: latents.crops.")
 FLIP, SHUFFLE = carry("latents.flip"), carry("captions.shuffle_tags")
 TXT = only("txt", ".txt", why="captions are .txt files beside the pictures, or a table (docs/captions.md).")
-RANK, ALPHA = carry("train.lora.rank"), carry("train.lora.alpha", convert=float)
+RANK, ALPHA = carry("train.lora.rank"), carry("train.lora.alpha", convert=number)
 LORA = only("lora", why="adapters of this kind are not here, only LoRA.")
-GUIDANCE = carry("sample.guidance_scale", convert=float)
+GUIDANCE = carry("sample.guidance_scale", convert=number)
 STEPS = carry("sample.steps")
 
 ACTIONS: dict[str, Action] = {
@@ -208,7 +243,7 @@ ACTIONS: dict[str, Action] = {
     "datasets.cache_latents": CACHED,
     "datasets.random_flip": FLIP,
     "datasets.resolution": _resolutions,
-    "train.batch_size": carry("train.batch_size"),
+    "train.batch_size": carry("train.batch_size", convert=whole),
     "train.steps": carry("train.steps"),
     "train.gradient_accumulation": ACCUMULATION,
     "train.gradient_accumulation_steps": ACCUMULATION,
@@ -249,8 +284,8 @@ ACTIONS: dict[str, Action] = {
     "sample.guidance_scale": GUIDANCE,
     "sample.prompts": _prompts,
     "sample.neg": _negative,
-    "sample.width": carry("sample.width"),
-    "sample.height": carry("sample.height"),
+    "sample.width": carry("sample.width", convert=whole),
+    "sample.height": carry("sample.height", convert=whole),
     "sample.seed": carry("sample.seeds", convert=lambda value: [value]),
     "sample.walk_seed": explain("every prompt is drawn with each of sample.seeds"),
     "logging.log_every": LINES,
@@ -294,9 +329,9 @@ ACTIONS: dict[str, Action] = {
     "network.alpha": ALPHA,
     "network.target_modules": _targets,
     "training.output_dir": PLACES,
-    "training.num_train_epochs": carry(EPOCHS),
-    "training.num_epochs": carry(EPOCHS),
-    "training.batch_size": carry("train.batch_size"),
+    "training.num_train_epochs": carry(EPOCHS, convert=whole),
+    "training.num_epochs": carry(EPOCHS, convert=whole),
+    "training.batch_size": carry("train.batch_size", convert=whole),
     "training.gradient_accumulation_steps": ACCUMULATION,
     "training.learning_rate": RATE,
     "training.train_text_encoders": NO_TEXT,
@@ -314,11 +349,11 @@ ACTIONS: dict[str, Action] = {
     "training.lr_warmup_steps": WARM_UP,
     "training.warmup_steps": WARM_UP,
     "training.optimizer": OPTIMIZER,
-    "training.weight_decay": carry("train.optimizer.weight_decay", convert=float),
-    "training.adam_beta1": carry("train.optimizer.betas.0", convert=float),
-    "training.adam_beta2": carry("train.optimizer.betas.1", convert=float),
-    "training.adam_weight_decay": carry("train.optimizer.weight_decay", convert=float),
-    "training.adam_epsilon": carry("train.optimizer.eps", convert=float),
+    "training.weight_decay": carry("train.optimizer.weight_decay", convert=number),
+    "training.adam_beta1": carry("train.optimizer.betas.0", convert=number),
+    "training.adam_beta2": carry("train.optimizer.betas.1", convert=number),
+    "training.adam_weight_decay": carry("train.optimizer.weight_decay", convert=number),
+    "training.adam_epsilon": carry("train.optimizer.eps", convert=number),
     "dataset.type": only("directory", why="pictures are a folder here."),
     "dataset.path": PICTURES,
     "dataset.resolution": _resolutions,
@@ -341,9 +376,9 @@ ACTIONS: dict[str, Action] = {
     "scheduler.num_cycles": ONE_CYCLE,
     "optimizer.type": OPTIMIZER,
     "optimizer.use_8bit": one_of({True: "adamw8bit", False: "adamw"}, "train.optimizer.name", why="true or false."),
-    "optimizer.weight_decay": carry("train.optimizer.weight_decay", convert=float),
+    "optimizer.weight_decay": carry("train.optimizer.weight_decay", convert=number),
     "optimizer.betas": carry("train.optimizer.betas"),
-    "optimizer.eps": carry("train.optimizer.eps", convert=float),
+    "optimizer.eps": carry("train.optimizer.eps", convert=number),
     "loss.type": _objective,
     "loss.weight": only(1, 1.0, why="the loss has no weight here: change the learning rate."),
     "loss.reduction": only("mean", why="the loss is a mean."),

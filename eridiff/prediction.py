@@ -1,11 +1,10 @@
 """What the next `dvc repro` would do, as data, as JSON and as text."""
 
+import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from eridiff.files import canonical_json
 
 RUNS, MAY_RUN, RESTORED, UP_TO_DATE = "runs", "may run", "restored", "-"
 MAX_REASONS = 4
@@ -69,8 +68,8 @@ class Prediction:
     error: str | None = None  # what the check stage would say
 
     def to_json(self) -> str:
-        """The prediction as JSON."""
-        return canonical_json(asdict(self))
+        """The prediction as JSON, in ASCII: names that are no UTF-8 and what a terminal obeys are escapes."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 
 def shorten(text: str) -> str:
@@ -83,8 +82,8 @@ def touch_command(paths: Iterable[str]) -> str:
     return "touch " + " ".join(shlex.quote(path) for path in paths)
 
 
-def render(prediction: Prediction) -> str:
-    """The prediction as text: a line a stage, its reasons, the samples to encode, what DVC does not see."""
+def render(prediction: Prediction) -> list[str]:
+    """The prediction as lines: one a stage, its reasons, the samples to encode, what DVC does not see."""
     lines = [f"error: {prediction.error}"] if prediction.error else []
     for name, plan in prediction.stages.items():
         counts = "" if plan.encoded is None else f"{plan.encoded} to encode, {plan.reused} reused; "
@@ -101,7 +100,7 @@ def render(prediction: Prediction) -> str:
     lines += [f"note: {note}" for note in prediction.notes]
     if not any(plan.state in (RUNS, MAY_RUN) for plan in prediction.stages.values()):
         lines.append("nothing runs")
-    return "\n".join(lines)
+    return lines
 
 
 def _sample_lines(samples: Iterable[SamplePlan]) -> list[str]:

@@ -5,19 +5,24 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from eridiff.printable import encodable, indented, printable
+
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(message: str) -> None:
-    """Print one line at once, also where the output is a pipe."""
-    print(message, flush=True)
+    """Print one line at once, also where the output is a pipe; further lines of it never begin at the margin.
+
+    All that eridiff prints goes through here, `warn` and `errors.report`: a test looks for other ways out.
+    """
+    print(encodable(indented(message), sys.stdout), flush=True)
 
 
 def warn(message: str) -> None:
     """Print one line of warning at once, apart from what a command answers."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(encodable(f"warning: {indented(message)}", sys.stderr), file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], *, what: str, total: int, unit: str = "it") -> Iterator[Item]:
@@ -31,7 +36,7 @@ def track(items: Iterable[Item], *, what: str, total: int, unit: str = "it") -> 
 def _bar(items: Iterable[Item], *, what: str, total: int, unit: str) -> Iterator[Item]:
     from tqdm import tqdm
 
-    yield from tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True, leave=False)
+    yield from tqdm(items, desc=printable(what), total=total, unit=unit, dynamic_ncols=True, leave=False)
 
 
 def _lines(items: Iterable[Item], *, what: str, total: int, unit: str) -> Iterator[Item]:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eridiff.config import Activations, Section, read_yaml, validate
+from eridiff.config import MAX_STEPS, Activations, Section, read_yaml, validate
 from eridiff.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a project or a base: a folder, and part of paths
+
+Paths = Annotated[tuple[str, ...], Field(max_length=1000)]
 
 
 class LocalConfig(Section):
@@ -20,9 +22,9 @@ class LocalConfig(Section):
     """Folder of the store. The environment variable ERIDIFF_STORE wins; default: ~/.cache/eridiff/store."""
     device: str | None = None
     """Where models run: `cuda`, `cuda:1`, `cpu`. The environment variable ERIDIFF_DEVICE wins."""
-    bases: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    bases: Annotated[dict[str, str | Paths], Field(max_length=1000)] = Field(default_factory=dict)
     """Base name -> the folder, the file or the files that hold its weights on this machine."""
-    model_folders: tuple[str, ...] = ()
+    model_folders: Paths = ()
     """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
     comfyui: str | None = None
     """ComfyUI's folder, whose models are found. ERIDIFF_COMFYUI wins; default: ~/ComfyUI and the like."""
@@ -32,17 +34,17 @@ class LocalConfig(Section):
     """What training does with activations until the backward pass: `keep` them; compute those of every other block
     again (`selective`); of every block (`recompute`); and let the blocks' inputs wait in the host's memory (`offload`).
     Each takes less memory and more time, and gives the same numbers. null: the first that fits the GPU."""
-    workers: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
-    processes: Annotated[int, Field(ge=1)] = 1
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes among which the stages latents and text share what has to be encoded, a CUDA device each."""
-    preview_every: Annotated[int, Field(ge=0)] = 0
+    preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """Draw the preview prompts every N training steps into runs/previews (0: never)."""
-    preview_prompts: tuple[str, ...] = ()
+    preview_prompts: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     """What previews draw."""
-    preview_steps: Annotated[int, Field(ge=1)] = 20
+    preview_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Sampling steps of a preview."""
-    state_every: Annotated[int, Field(ge=1)] = 50
+    state_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 50
     """Steps between two states from which a killed training resumes."""
 
 

@@ -18,7 +18,9 @@ from eridiff.project import LocalConfig, checkout_root
 PARAMS_HEAD = """# params.yaml
 
 What is trained, and how: everything that can change a byte of a result, and nothing else. Unknown keys are refused,
-with the nearest known name; types are strict (`1` is no string, `"1"` no number; `1e-4` is a number).
+with the nearest known name; types are strict (`1` is no string, `"1"` no number; `1e-4` is a number). Every number has
+bounds, every list a length; a text has at most 20,000 letters and no control characters. A file has at most 256 KiB,
+10,000 values (an alias counts as what it stands for) and 32 levels.
 Keys without a default must be written. This page is generated: `python -m eridiff.reference`.
 """
 LOCAL_HEAD = """# local.yaml
@@ -31,6 +33,7 @@ which holds in every checkout. This page is generated: `python -m eridiff.refere
 Three environment variables win over it: `ERIDIFF_STORE` (the store's folder), `ERIDIFF_DEVICE`, and `ERIDIFF_MODELS`
 (folders searched for bases, joined by `:`).
 """
+SIGNS = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<", "MinLen": "at least", "MaxLen": "at most"}
 NAMES = {int: "int", float: "number", str: "text", bool: "true / false", NoneType: "null"}
 
 
@@ -77,7 +80,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _type(field: FieldInfo) -> str:
-    return _spell(field.annotation) + _bounds(field)
+    return _spell(field.annotation) + _bounds(field.metadata)
 
 
 def _spell(annotation: Any) -> str:
@@ -92,22 +95,30 @@ def _spell(annotation: Any) -> str:
     if origin is dict:
         return f"{_spell(args[0])} -> {_spell(args[1])}"
     if hasattr(annotation, "__metadata__"):
-        return _spell(annotation.__origin__)
+        inner = [part for info in annotation.__metadata__ for part in getattr(info, "metadata", [])]
+        bounds = _bounds(inner).removeprefix(", ")
+        return _spell(annotation.__origin__) + (f" ({bounds})" if bounds else "")
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     return NAMES.get(annotation, str(annotation))
 
 
-def _bounds(field: FieldInfo) -> str:
-    signs = {"Ge": ">= {ge}", "Gt": "> {gt}", "Le": "<= {le}", "Lt": "< {lt}"}
-    found = [
-        signs[type(bound).__name__].format(
-            **{type(bound).__name__.lower(): getattr(bound, type(bound).__name__.lower())}
-        )
-        for bound in field.metadata
-        if type(bound).__name__ in signs
-    ]
+def _bounds(metadata: list[Any]) -> str:
+    """The bounds of a number, or the length of a list."""
+    found = []
+    for bound in metadata:
+        name = type(bound).__name__
+        if name in SIGNS:
+            value = getattr(bound, {"MinLen": "min_length", "MaxLen": "max_length"}.get(name, name.lower()))
+            found.append(f"{SIGNS[name]} {_number(value)}")
     return f", {', '.join(found)}" if found else ""
+
+
+def _number(value: float) -> str:
+    """A bound; the largest as powers of two."""
+    if isinstance(value, int) and abs(value) > 10**12:
+        return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _default(field: FieldInfo) -> str:

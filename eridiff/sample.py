@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from eridiff.config import MAX_STEPS, Seed
 from eridiff.draw import DrawParams, Prompt, check_draw, draw, embed_prompts, fill_trigger
 from eridiff.errors import ConfigError
 from eridiff.families import Family
@@ -23,23 +24,39 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+MAX_PICTURES = 100_000
+
 
 class SampleParams(DrawParams):
     """Which pictures show what the LoRA learned."""
 
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1000)]
     """Prompts to draw."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0,)
     """Seeds of the first noise; every prompt is drawn with each."""
-    checkpoints: Annotated[tuple[Literal["last"] | int, ...], Field(min_length=1)] = ("last",)
+    checkpoints: Annotated[
+        tuple[Literal["last"] | Annotated[int, Field(ge=0, le=MAX_STEPS)], ...], Field(min_length=1, max_length=1000)
+    ] = ("last",)
     """Checkpoints by step, or `last`."""
-    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    strengths: Annotated[
+        tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=100)
+    ] = (1.0,)
     """Strengths of the LoRA; the base without it is always drawn."""
     ema: bool = False
     """Draw with the moving average of the adapters (train.ema_decay)."""
     measures: bool = False
     """Measure what was learned (docs/sampling.md): prompts with `[trigger]` are also drawn without it, and compared
     with the pictures whose caption holds the trigger. About twice the time."""
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        count = len(self.prompts) * len(self.seeds) * (1 + len(self.checkpoints) * len(self.strengths))
+        if count > MAX_PICTURES:
+            raise ValueError(
+                f"{len(self.prompts)} prompts, {len(self.seeds)} seeds, {len(self.checkpoints)} checkpoints and "
+                f"{len(self.strengths)} strengths make {count} pictures, more than {MAX_PICTURES}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

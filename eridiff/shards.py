@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eridiff.entries import read_catalogue, read_entry, tensors_of
 from eridiff.errors import DataError
-from eridiff.tensorfile import TORCH_NAMES, RawTensor, TensorFile, allow_more_files
+from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, TORCH_NAMES, RawTensor, TensorFile, allow_more_files
 
 
 class Shard:
@@ -22,7 +22,7 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = TensorFile(path)
+        self.file = TensorFile(path, max_header=MAX_SHARD_HEADER_BYTES)
 
     @cached_property
     def _data(self) -> memoryview:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eridiff.components import Component, describe_folder, describe_part
+from eridiff.components import Component, ComponentRecord, describe_folder, describe_part
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.headers import Weights, find_parts, open_weights
+from eridiff.jsonfiles import Record, as_record, read_json
 from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
@@ -45,6 +46,14 @@ class Pointer:
     def identity(self) -> dict[str, dict[str, str]]:
         """Component name -> its digests."""
         return {name: component.identity() for name, component in sorted(self.components.items())}
+
+
+class PointerRecord(Record):
+    """A pointer as its file has it."""
+
+    family: str
+    part: str
+    components: dict[str, ComponentRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +92,17 @@ def read_pointer(base: str, part: str) -> Pointer:
     if not path.exists():
         raise BaseError(_no_pointer(base, path.name))
     try:
-        record = json.loads(path.read_text("utf-8"))
-        if is_wanted(record):
-            raise BaseError(how_to_add(base, record["family"]))
-        components = {
-            name: Component(name=name, config=c["config"], files=c["files"], digest=c["digest"])
-            for name, c in record["components"].items()
-        }
-        return Pointer(base=base, family=record["family"], part=record["part"], components=components)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BaseError(f"{path} is no pointer ({error!r}): make it again with `eridiff base add`.") from None
+        value = read_json(path)
+        if is_wanted(value):
+            raise BaseError(how_to_add(base, str(value.get("family"))))
+        record = as_record(value, PointerRecord)
+    except ValueError as error:
+        raise BaseError(f"{path} is no pointer ({error}): make it again with `eridiff base add`.") from None
+    components = {
+        name: Component(name=name, config=c.config, files=c.files, digest=c.digest)
+        for name, c in record.components.items()
+    }
+    return Pointer(base=base, family=record.family, part=record.part, components=components)
 
 
 def _no_pointer(base: str, file: str) -> str:

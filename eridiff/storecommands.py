@@ -8,6 +8,7 @@ import typer
 
 from eridiff.files import link_kind
 from eridiff.ownouts import OwnOut, cache_folder, read_outs
+from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.roots import read_pins
 from eridiff.storecare import Fault, verify
@@ -27,7 +28,10 @@ PROJECT_COPIES = {
     "symlink": "`dvc config --local cache.type symlink`, then `dvc checkout --relink`, makes them links",
     "copy": "this file system has no links of any kind, so each keeps its own",
 }
-Days = Annotated[float, typer.Option(help="Lease: what is younger stays. Less than a day only if nothing runs.")]
+Days = Annotated[
+    float,
+    typer.Option(min=0, max=36500, help="Lease: what is younger stays. Less than a day only if nothing runs."),
+]
 
 
 @store_app.command("ls")
@@ -35,16 +39,16 @@ def ls() -> None:
     """Say what the store holds, and which projects need what of it."""
     root = _existing_store()
     for size in kind_sizes(root):
-        typer.echo(
+        say(
             f"{size.kind:8} {_count(size.entries, 'entry', 'entries')} in {_count(size.shards, 'shard')} and "
             f"{_count(size.loose, 'single file')}, {_bytes(size.bytes)}"
         )
     states = [path for path in (root / "runs").glob("*") if path.is_dir()]
-    typer.echo(f"{'runs':8} {_count(len(states), 'state')}, {_bytes(disk_of(root / 'runs'))}")
+    say(f"{'runs':8} {_count(len(states), 'state')}, {_bytes(disk_of(root / 'runs'))}")
     for pin in sorted(read_pins(root), key=lambda pin: (str(pin.project), pin.kind)):
         gone = "" if pin.is_present else f" (not to be seen from here; last run on {pin.host})"
         noun = "state" if pin.kind == "runs" else "shard"
-        typer.echo(f"needed by {pin.project}: {_count(len(pin.names), noun)} of {pin.kind}{gone}")
+        say(f"needed by {pin.project}: {_count(len(pin.names), noun)} of {pin.kind}{gone}")
 
 
 @store_app.command("du")
@@ -53,23 +57,23 @@ def du() -> None:
     root, outs = _existing_store(), read_outs()
     if outs:
         size = project_size(root, outs)
-        typer.echo(f"payload of this project   {_bytes(size.payload):>10}")
-        typer.echo(f"in the store              {_bytes(size.store):>10}")
-        typer.echo(f"in DVC's cache, more      {_bytes(size.cache):>10}")
-        typer.echo(f"in the project, more      {_bytes(size.folder):>10}")
-        typer.echo(f"on disk in all            {_bytes(size.disk):>10}   {size.factor:.2f} x the payload")
+        say(f"payload of this project   {_bytes(size.payload):>10}")
+        say(f"in the store              {_bytes(size.store):>10}")
+        say(f"in DVC's cache, more      {_bytes(size.cache):>10}")
+        say(f"in the project, more      {_bytes(size.folder):>10}")
+        say(f"on disk in all            {_bytes(size.disk):>10}   {size.factor:.2f} x the payload")
         links = link_kind(Path.cwd())
         if size.store and size.cache > size.payload / 2:
-            typer.echo(f"The store and DVC's cache have a copy each: {STORE_COPIES[links]}.")
+            say(f"The store and DVC's cache have a copy each: {STORE_COPIES[links]}.")
         if size.folder > size.payload / 2:
-            typer.echo(f"The project's files are copies of DVC's: {PROJECT_COPIES[links]}.")
-    typer.echo(f"the whole store           {_bytes(disk_of(root)):>10}   {root}")
+            say(f"The project's files are copies of DVC's: {PROJECT_COPIES[links]}.")
+    say(f"the whole store           {_bytes(disk_of(root)):>10}   {root}")
 
 
 @store_app.command("link")
 def link() -> None:
     """Make one file of shards that stand in the store and in DVC's cache with equal bytes."""
-    typer.echo(f"freed {_bytes(join(_existing_store(), cache_folder()))}")
+    say(f"freed {_bytes(join(_existing_store(), cache_folder()))}")
 
 
 @store_app.command("gc")
@@ -84,12 +88,12 @@ def gc(
         forgotten = [pin for pin in read_pins(root) if pin.project in (project, project.resolve())]
         for pin in forgotten:
             pin.path.unlink(missing_ok=True)
-        typer.echo(f"{project}: {_count(len(forgotten), 'pin')} forgotten")
+        say(f"{project}: {_count(len(forgotten), 'pin')} forgotten")
     plan = plan_gc(root, days)
     _show(plan)
     if plan.garbage and (yes or typer.confirm("Remove it?")):
         removed = remove(root, plan, days)
-        typer.echo(f"removed {_count(len(removed), 'file')}, {_bytes(_frees(removed))} freed")
+        say(f"removed {_count(len(removed), 'file')}, {_bytes(_frees(removed))} freed")
 
 
 @store_app.command("verify")
@@ -98,12 +102,12 @@ def verify_store() -> None:
     root, outs = _existing_store(), read_outs()
     faults = verify(root, outs)
     for fault in faults:
-        typer.echo(fault.line())
+        say(fault.line())
     _say_compared(outs)
     if faults:
-        typer.echo(f"{_count(len(faults), 'fault')}: `eridiff store repair` removes what is damaged")
+        say(f"{_count(len(faults), 'fault')}: `eridiff store repair` removes what is damaged")
         raise typer.Exit(1)
-    typer.echo("no fault")
+    say("no fault")
 
 
 @store_app.command("repair")
@@ -112,31 +116,31 @@ def repair_store() -> None:
     root, outs = _existing_store(), read_outs()
     faults: list[Fault] = verify(root, outs)
     for fault in faults:
-        typer.echo(fault.line())
+        say(fault.line())
     done = repair(root, faults, outs, cache_folder() if Path("dvc.yaml").exists() else None)
     for path in done.removed:
-        typer.echo(f"removed {path}")
+        say(f"removed {path}")
     if done.kept:
-        typer.echo(f"{_count(done.kept, 'sound entry', 'sound entries')} of damaged shards kept")
+        say(f"{_count(done.kept, 'sound entry', 'sound entries')} of damaged shards kept")
     for fault in done.left:
-        typer.echo(f"left: {fault.line()}")
+        say(f"left: {fault.line()}")
     if done.stages:
-        typer.echo(f"now run `dvc repro {' '.join(done.stages)}`, then `eridiff store verify`: it compares with before")
-        typer.echo(
+        say(f"now run `dvc repro {' '.join(done.stages)}`, then `eridiff store verify`: it compares with before")
+        say(
             "If a remote has these files: `dvc pull` brings the same bytes without encoding, unless they were pushed "
             "damaged. A damaged file of a remote must be removed there: `dvc push` does not replace it."
         )
     elif faults:
-        typer.echo("nothing to run: what is needed again is encoded by the next `dvc repro`")
+        say("nothing to run: what is needed again is encoded by the next `dvc repro`")
     else:
         _say_compared(outs)
-        typer.echo("no fault")
+        say("no fault")
 
 
 def _say_compared(outs: list[OwnOut]) -> None:
     for out, same in compare(outs):
         changed = "other bytes than before the repair, as from another device: what depends on it runs again"
-        typer.echo(f"{out}: {'the same bytes as before the repair' if same else changed}")
+        say(f"{out}: {'the same bytes as before the repair' if same else changed}")
 
 
 def _show(plan: Plan) -> None:
@@ -147,14 +151,14 @@ def _show(plan: Plan) -> None:
         items = [item for item in plan.garbage if item.what == what]
         if items:
             size = sum(item.size for item in items)
-            typer.echo(f"{what:10} {len(items):7}  {_bytes(size)}, {_bytes(_frees(items))} freed")
+            say(f"{what:10} {len(items):7}  {_bytes(size)}, {_bytes(_frees(items))} freed")
     for project, size in sorted(by_project.items()):
-        typer.echo(f"  of {project}: {_bytes(size)} freed")
+        say(f"  of {project}: {_bytes(size)} freed")
     if any(item.frees < item.size for item in plan.garbage if item.what == "shard"):
-        typer.echo("  the rest stands in DVC's cache too: `dvc gc` in the project frees it")
-    typer.echo(f"{_count(len({pin.project for pin in plan.pins}), 'project')} keep what they need")
+        say("  the rest stands in DVC's cache too: `dvc gc` in the project frees it")
+    say(f"{_count(len({pin.project for pin in plan.pins}), 'project')} keep what they need")
     if not plan.garbage:
-        typer.echo("nothing to remove")
+        say("nothing to remove")
 
 
 def _frees(items: "list[Garbage] | tuple[Garbage, ...]") -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from eridiff.errors import DataError
 from eridiff.files import atomic_write
+from eridiff.printable import UNSAFE
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,13 @@ ITEM_SIZE |= {"F8_E4M3": 1, "F8_E5M2": 1}
 TORCH_NAMES = {"F64": "float64", "I64": "int64", "F32": "float32", "I32": "int32", "F16": "float16"}
 TORCH_NAMES |= {"BF16": "bfloat16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 TORCH_NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-MAX_HEADER_BYTES = 1 << 30
+# A header is read at once, as Python objects of up to twenty times its size. SDXL in one file has 300 KB of it; a
+# store's shard of 64 MiB has as many entries as fit into it, and says of each what its key is made of.
+MAX_HEADER_BYTES = 1 << 24
+MAX_SHARD_HEADER_BYTES = 1 << 26
+MIN_LETTERS = 8  # of a header for each list or object in it: a tensor has three in at least fifty
+MAX_NAME_LETTERS = 1000  # of a tensor, and of a dtype
+MAX_SIDES = 16  # of a shape
 
 
 @dataclass(frozen=True)
@@ -111,15 +118,16 @@ class TensorFile:
     """A safetensors file, memory-mapped: the header at once, each tensor's bytes when asked for.
 
     whole: read all of it into memory instead, so that no file stays open (a map holds one).
+    max_header: bytes of a header that is not read.
     Raises: DataError where the file is truncated or is no safetensors file.
     """
 
-    def __init__(self, path: Path, *, whole: bool = False) -> None:
+    def __init__(self, path: Path, *, whole: bool = False, max_header: int = MAX_HEADER_BYTES) -> None:
         self.path = path
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            self.header, self._start = _read_header(file, path, size)
+            self.header, self._start = _read_header(file, path, size, max_header)
             if whole:
                 file.seek(0)
                 self._map = memoryview(file.read())
@@ -189,15 +197,20 @@ def _what_else(start: bytes) -> str:
     return "it is another kind of file, or was cut short. Fetch it again"
 
 
-def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: BinaryIO, path: Path, size: int, limit: int) -> tuple[dict[str, Any], int]:
     """The header as a dict and the offset at which tensor data starts."""
     first = file.read(8)
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else MAX_HEADER_BYTES
-    if length >= min(MAX_HEADER_BYTES, size):
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
+    if length < size and length >= limit:
+        raise DataError(f"{path} has a header of {length} bytes, which no model has: at most {limit} are read.")
+    if length >= size:
         raise DataError(f"{path} is no whole safetensors file ({size} bytes): {_what_else(first)}.")
+    text = file.read(length)
     try:
-        header = json.loads(file.read(length))
-        sound = all(_is_sound(name, info) for name, info in header.items())
+        if (text.count(b"[") + text.count(b"{")) * MIN_LETTERS > length + 64:
+            raise ValueError("too many lists")
+        header: dict[str, Any] = json.loads(text.decode("utf-8"))
+        sound = all(_is_sound(name, info) for name, info in header.items()) and _is_gapless(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -205,12 +218,25 @@ def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any],
     return header, 8 + length
 
 
+def _is_gapless(header: Mapping[str, Any]) -> bool:
+    """Whether tensors lie one behind the other, as the format asks: no byte belongs to none, or to two."""
+    places = sorted(info["data_offsets"] for name, info in header.items() if name != "__metadata__")
+    ends = [0, *(end for _, end in places)]
+    return all(begin == before for before, (begin, _) in zip(ends, places, strict=False))
+
+
 def _is_sound(name: str, info: dict[str, Any]) -> bool:
-    """Whether one line of a header says what it must: texts, or a place that is as long as the shape asks for."""
+    """Whether one line of a header says what it must: texts, or a place that is as long as the shape asks for.
+
+    A name that a terminal obeys, or that no encoding takes, is no tensor's; nor has a metadata text halves of letters.
+    """
     if name == "__metadata__":
-        return all(isinstance(value, str) for value in info.values())
+        return all((isinstance(value, str) and value.isascii()) or value.encode("utf-8") for value in info.values())
+    if len(name) > MAX_NAME_LETTERS or UNSAFE.search(name) or len(info["dtype"]) > MAX_NAME_LETTERS:
+        return False
     begin, end = info["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *info["shape"])):
+    numbers = (begin, end, *info["shape"])
+    if len(numbers) > MAX_SIDES + 2 or not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         return False
     item = ITEM_SIZE.get(info["dtype"])  # None: a dtype that is only ever carried as bytes
     return bool(begin <= end if item is None else end - begin == math.prod(info["shape"]) * item)

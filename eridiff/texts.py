@@ -22,7 +22,7 @@ from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
 from eridiff.tables import ColumnRows, Row
-from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors
+from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile, raw_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +37,9 @@ class TextParams(Section):
 
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the text encoders."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     """Captions encoded together. Fixed; the last batch is padded with the empty caption."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Tokens of the T5 encoder, where the family has one; null: the family's default."""
     tf32: bool = False
     """Let fp32 products on CUDA use TF32: faster, rounded."""
@@ -231,7 +231,9 @@ def _index(captions: Sequence[Caption], shards: Mapping[str, str], out: Path) ->
     """Rows of the index; the count of lost tokens stands in each entry, so that reuse reports it too."""
     lost: dict[str, int] = {}  # where it is not 0
     for name, members in groupby(sorted(caption.key for caption in captions), key=lambda key: shards[key]):
-        file = TensorFile(out / name)  # keys of one shard have one prefix, so they stand together
+        file = TensorFile(
+            out / name, max_header=MAX_SHARD_HEADER_BYTES
+        )  # keys of one shard have one prefix, so they stand together
         for key in members:
             if count := int.from_bytes(bytes(file.raw(f"{key}.tokens_lost").data), "little"):
                 lost[key] = count

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eridiff.config import Quantised, Section
+from eridiff.config import MAX_STEPS, Quantised, Section, Seed
 from eridiff.errors import ConfigError
 from eridiff.families import Family
 from eridiff.lora import LoraParams
@@ -16,11 +16,11 @@ class DdpmParams(Section):
 
     loss_weight: Literal["none", "min_snr", "debiased"] = "none"
     """Weight of each timestep: none; min(SNR, gamma) / SNR (+ 1 for v); or 1 / sqrt(SNR)."""
-    min_snr_gamma: Annotated[float, Field(gt=0)] = 5.0
+    min_snr_gamma: Annotated[float, Field(gt=0, le=1e6)] = 5.0
     """gamma of `min_snr`."""
-    noise_offset: Annotated[float, Field(ge=0)] = 0.0
+    noise_offset: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Strength of one more normal draw a channel, added to the noise: lets the LoRA move the mean brightness."""
-    input_perturbation: Annotated[float, Field(ge=0)] = 0.0
+    input_perturbation: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Extra noise on the input alone, which the target does not know of."""
     timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
     """Smallest timestep drawn."""
@@ -39,13 +39,13 @@ class FlowParams(Section):
 
     density: Literal["uniform", "logit_normal", "mode", "cosmap"] = "logit_normal"
     """How the noise level sigma is drawn in (0, 1)."""
-    logit_mean: float = 0.0
+    logit_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
     """Mean of `logit_normal`: sigma = sigmoid(draw), so a larger mean means MORE noise (diffusers: less)."""
-    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    logit_std: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Standard deviation of `logit_normal`."""
-    mode_scale: float = 1.29
+    mode_scale: Annotated[float, Field(ge=-100, le=100)] = 1.29
     """Scale of `mode`."""
-    shift: Annotated[float, Field(gt=0)] | Literal["resolution"] = 1.0
+    shift: Annotated[float, Field(gt=0, le=1000)] | Literal["resolution"] = 1.0
     """sigma <- s sigma / (1 + (s - 1) sigma); `resolution`: s = exp(mu), mu linear in the number of tokens."""
     sigma_min: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Smallest noise level."""
@@ -67,13 +67,13 @@ NO_BYTE = {"check_base"}  # params of train that change no byte of what it makes
 class TrainParams(Section):
     """How the LoRA is trained."""
 
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     """Optimizer steps. Not part of the state's key under a constant schedule: more can be added later."""
-    batch_size: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
     """Pictures a micro-batch, all of one bucket."""
-    accumulation: Annotated[int, Field(ge=1)] = 1
+    accumulation: Annotated[int, Field(ge=1, le=4096)] = 1
     """Micro-batches a step."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every draw: order, noise, timesteps, captions, adapters."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of the frozen base. Adapters, noise and loss are fp32. fp16 is for cards without bf16: its range is
@@ -83,15 +83,15 @@ class TrainParams(Section):
     half of bf16's memory, nf4 a little more than a quarter. Each rounds the base (docs/training.md)."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of samples that are trained with the empty caption."""
-    guidance: float | None = None
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Embedded guidance, where the family's denoiser takes one; null: 1.0."""
     loss: Literal["mse", "huber", "smooth_l1"] = "mse"
     """Loss of each element."""
-    huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    huber_delta: Annotated[float, Field(gt=0, le=1e6)] = 0.1
     """Where huber and smooth_l1 turn from squares to absolute values."""
-    save_every: Annotated[int, Field(ge=1)] = 250
+    save_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 250
     """Steps between two checkpoints; the last step is always one."""
-    keep: Annotated[int, Field(ge=1)] = 4
+    keep: Annotated[int, Field(ge=1, le=100_000)] = 4
     """How many of the latest checkpoints are kept."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the adapters, saved beside each checkpoint; null: none."""
@@ -126,5 +126,6 @@ def refuse_other_objective(family: Family, params: TrainParams) -> None:
 
 def kept_steps(params: TrainParams) -> list[int]:
     """Steps whose checkpoints are put out: the latest `keep` of those saved."""
-    saved = sorted({*range(params.save_every, params.steps + 1, params.save_every), params.steps})
-    return saved[-params.keep :]
+    saved = range(params.save_every, params.steps + 1, params.save_every)  # a range: no list of all of them is made
+    last = [] if saved and saved[-1] == params.steps else [params.steps]
+    return [*saved[max(0, len(saved) + len(last) - params.keep) :], *last]

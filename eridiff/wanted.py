@@ -12,6 +12,7 @@ from typing import Any
 from eridiff.errors import BaseError, did_you_mean
 from eridiff.families import family_names, load_family, published
 from eridiff.files import write_text
+from eridiff.jsonfiles import read_json
 from eridiff.licences import published_licence
 from eridiff.project import bases_dir
 
@@ -32,7 +33,7 @@ def is_awaited(base: str) -> bool:
     """Whether a base has wanted pointers."""
     path = bases_dir() / base / "denoiser.json"
     try:
-        return path.exists() and is_wanted(json.loads(path.read_text("utf-8")))
+        return path.exists() and is_wanted(read_json(path))
     except ValueError:
         return False  # damaged ones are told where they are read
 

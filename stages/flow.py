@@ -30,7 +30,7 @@ from eridiff.deployment import close_books, keep_form
 from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
 from eridiff.flowbusy import RepeatBusy
-from eridiff.flowform import CHECKOUT, Request, read_request, read_sets
+from eridiff.flowform import CHECKOUT, MAX_MINUTES, Request, read_request, read_sets
 from eridiff.progress import say
 from eridiff.project import checkout_root, load_local
 from eridiff.runpage import pages
@@ -234,7 +234,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="`m
 Project = Annotated[str, typer.Option(help="A folder of projects/; the checkout's own pipeline without it.")]
 Preset = Annotated[str | None, typer.Option(help="A params file of presets/, by name: the run is an experiment.")]
 StopAt = Annotated[str | None, typer.Option(help="The last stage to run.")]
-Minutes = Annotated[float | None, typer.Option(help="Minutes after which any one stage is stopped.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0, max=MAX_MINUTES, help="Minutes after which any one stage is stopped."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value: the run is an experiment.")]
 
 
@@ -255,7 +258,7 @@ def flow_word(
 @app.command("serve")
 def serve_word(
     cron: Annotated[str | None, typer.Option(help="Times to run at, such as '0 22 * * *', in local time.")] = None,
-    every: Annotated[float | None, typer.Option(help="Minutes between two runs.")] = None,
+    every: Annotated[float | None, typer.Option(min=1, max=1e6, help="Minutes between two runs.")] = None,
     project: Project = CHECKOUT,
     preset: Preset = None,
     stop_at: StopAt = None,

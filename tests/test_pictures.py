@@ -182,7 +182,7 @@ def test_a_long_list_is_cut(raw: Path, digests: FileDigests) -> None:
     assert lines[0] == "103 pictures of data/raw cannot be used:"
     assert lines[100].startswith("       data/raw/099.png: empty file") and lines[101:] == ["       and 3 more"]
     assert listing(["a"] * 100) == "\n       a" * 100
-    assert listing(["new\nline.jpg"]) == "\n       new?line.jpg"
+    assert listing(["new\nline.jpg"]) == "\n       new\\nline.jpg"
 
 
 def test_mistakes_of_every_kind_are_named_at_once(raw: Path, digests: FileDigests) -> None:

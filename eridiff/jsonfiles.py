@@ -1,0 +1,70 @@
+"""JSON files that people and other programs write: pointers, licences, configs of models. One reader, in bounds."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eridiff.plain import MAX_LETTERS, find_fault, shown
+
+MAX_JSON_BYTES = 1 << 22  # of one file; a pointer of a base has 10,000
+
+
+class Record(BaseModel):
+    """What a file must hold to be read; what else it holds is left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, str_max_length=MAX_LETTERS)
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises: ValueError, in words, where it is no JSON in UTF-8, no object, holds a key twice or is out of the bounds of
+    eridiff/plain.py; FileNotFoundError.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("lists and objects stand too deep in each other") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {shown(value)}, no object")
+    if fault := find_fault(value):
+        raise ValueError(fault)
+    return value
+
+
+def read_record(path: Path, model: type[RecordT]) -> RecordT:
+    """The object in a file as a model has it.
+
+    Raises: ValueError as read_json and as_record.
+    """
+    return as_record(read_json(path), model)
+
+
+def as_record(value: dict[str, Any], model: type[RecordT]) -> RecordT:
+    """An object as a model has it.
+
+    Raises: ValueError with the key's path where a key is missing or of another type.
+    """
+    try:
+        return model.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where} is {shown(first['input'])}: {first['msg'].lower()}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} stands twice")
+    return found
