@@ -55,6 +55,7 @@ PREFIXES = (
 )
 KNOWN_SHARE = 0.9  # of a denoiser's modules, that must be a model's for the LoRA to be of it
 MAX_LETTERS = 100
+MAX_ALPHA = 1e9  # above it, it is no alpha
 # Metadata of other trainers, in the order in which they are believed.
 BASE_KEYS = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name")
 STEP_KEYS = ("ss_steps", "ss_max_train_steps")
@@ -169,9 +170,9 @@ def _alpha(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> str:
         strength = f" (alpha / rank {ratios.pop():g})" if len(ratios) == 1 else ""
         return f"alpha {_counts(alphas)}{strength}"
     packed = _read_json(metadata.get("lora_adapter_metadata", ""))
-    stated = {value for key, value in packed.items() if key.split(".")[-1] == "lora_alpha"}
-    if numbers := [value for value in stated if isinstance(value, int | float)]:
-        return f"alpha {_counts(numbers)}, by lora_adapter_metadata (ComfyUI does not read it)"
+    stated = [value for key, value in packed.items() if key.split(".")[-1] == "lora_alpha"]
+    if numbers := [value for value in stated if isinstance(value, int | float) and abs(value) < MAX_ALPHA]:
+        return f"alpha {_counts(dict.fromkeys(numbers))}, by lora_adapter_metadata (ComfyUI does not read it)"
     return "alpha is not in the file: readers take the rank"
 
 

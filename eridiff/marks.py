@@ -78,8 +78,11 @@ def denoiser_marks(found: Found, objective: Objective) -> list[Mark]:
 
 
 def scheduler_beside(path: Path) -> Path | None:
-    """A scheduler's config beside a weight file."""
-    return next((path.parent / name for name in SCHEDULER_FILES if (path.parent / name).is_file()), None)
+    """A scheduler's config beside a weight file, or in the model folder of which the file is a part."""
+    folder, model = path.parent, path.parent.parent
+    places = [folder / name for name in SCHEDULER_FILES]
+    places += [model / SCHEDULER_FILES[-1]] if (model / "model_index.json").is_file() else []
+    return next((place for place in places if place.is_file()), None)
 
 
 def settle_scheduler(

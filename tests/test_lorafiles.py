@@ -195,6 +195,22 @@ def test_strangers(tmp_path: Path) -> None:
     assert inspect_path(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("value", ["[]", "{}", "[1]", "1" + "0" * 400, "1e999", '"x"', "null", "true", "-1"])
+def test_metadata_of_any_kind(value: str, tmp_path: Path) -> None:
+    lineage = f'{{"base": {value}, "family": {value}, "step": {value}, "params": {value}, "pointer": {value}}}'
+    metadata = {
+        "eridiff": lineage,
+        "lora_adapter_metadata": f'{{"unet.lora_alpha": {value}, "x.lora_alpha": {value}}}',
+        "ss_tag_frequency": f'{{"a": {value}, "b": {{"tag": {value}}}}}',
+        "training_info": f'{{"step": {value}}}',
+        "software": f'{{"name": {value}}}',
+    }
+    header: Header = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": ("F16", (4, 4))}
+    assert "  rank 4; alpha " in told(write(tmp_path / "x.safetensors", header, metadata))
+    del metadata["eridiff"]
+    assert "  trigger: " in told(write(tmp_path / "x.safetensors", header, metadata))
+
+
 def test_what_the_file_says_decides_between_models_of_the_same_names(tmp_path: Path) -> None:
     header = kohya(published_targets("flux", "flux-dev")[:3])
     text = told(write(tmp_path / "x.safetensors", header))

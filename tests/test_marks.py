@@ -181,6 +181,15 @@ def test_a_scheduler_config_beside_the_file_counts(checkout: Path, tmp_path: Pat
     assert said == "  objective: predicts v, zero terminal SNR, trailing timesteps, by scheduler_config.json"
 
 
+def test_a_part_of_a_model_folder_has_the_folders_scheduler(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SMALL / "bases" / "tiny-sdxl", tmp_path / "m"))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(**V_ZERO_SNR)))
+    line = "  objective: predicts v, zero terminal SNR, trailing timesteps, by scheduler_config.json"
+    assert inspect_path(folder).count(line) == 1
+    (path,) = (folder / "unet").glob("*.safetensors")
+    assert inspect_path(path)[-1] == line
+
+
 def test_one_beside_several_models_is_refused_where_it_decides(checkout: Path, tmp_path: Path) -> None:
     path = marked(tmp_path)
     (denoiser,) = (part for part in find_parts(open_weights(path))[0] if part.kind == "denoiser")
