@@ -1,10 +1,12 @@
-"""What the caching stages of the current project put out: the files in the folder, and DVC's objects of them.
+"""What the stages of the current project put out: the files in the folder, and DVC's objects of them.
 
 dvc.lock names a folder object (JSON of md5 and path), which lies in the cache whose place DVC's configuration gives.
 """
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,28 @@ class OwnOut:
     md5: str
     listing: Path
     files: tuple[OwnFile, ...]
+
+
+def locked_outs() -> dict[str, str]:
+    """Path -> md5 of every out in the project's dvc.lock; {} outside a project or where nothing ran yet."""
+    lock = Path("dvc.lock")
+    stages = (read_yaml(lock) or {}).get("stages", {}) if lock.exists() else {}
+    return {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", []) if "md5" in out}
+
+
+def locked_md5(path: Path) -> str | None:
+    """The md5 that dvc.lock gives a file; of an object in DVC's cache, the one that is its name. None: it has none."""
+    folder = path.parent
+    if folder.parent.name == "md5" and re.fullmatch("[0-9a-f]{2}", folder.name):
+        return folder.name + path.name
+    place = os.path.relpath(path)
+    for out, md5 in locked_outs().items():
+        if out == place:
+            return md5
+        if md5.endswith(".dir") and place.startswith(f"{out}/"):
+            files = _read_out(cache_folder(), "", Path(out), md5).files
+            return next((file.md5 for file in files if str(file.path) == place), None)
+    return None
 
 
 def read_outs() -> list[OwnOut]:

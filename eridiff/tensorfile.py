@@ -9,17 +9,17 @@ import errno
 import hashlib
 import json
 import math
-import mmap
 import resource
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from eridiff.errors import DataError
-from eridiff.files import atomic_write
+from eridiff.files import atomic_write, map_file
+from eridiff.seals import BLANK, KEY, check_seal, seal_into, tell_unsealed
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +82,22 @@ def write_tensors(path: Path, tensors: Mapping[str, RawTensor], metadata: Mappin
         write_tensors_to(file, tensors, metadata)
 
 
+def write_sealed_tensors(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+    """`write_tensors`, with a checksum of all bytes in the metadata (eridiff/seals.py)."""
+    with atomic_write(path) as file:
+        seal_into(file, _pieces(tensors, {**metadata, KEY: BLANK}))
+
+
 def write_tensors_to(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
     """`write_tensors` into an open file; tensor data is streamed, never joined in memory."""
-    file.write(header_bytes(tensors, metadata))
+    for piece in _pieces(tensors, metadata):
+        file.write(piece)
+
+
+def _pieces(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    yield header_bytes(tensors, metadata)
     for name in _ordered(tensors):
-        file.write(tensors[name].data)
+        yield tensors[name].data
 
 
 def header_bytes(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
@@ -142,12 +153,12 @@ class TensorFile:
     @cached_property
     def _map(self) -> memoryview:
         try:
-            return _map_file(self.path)
+            return map_file(self.path)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
             allow_more_files()
-            return _map_file(self.path)
+            return map_file(self.path)
 
     def raw(self, name: str) -> RawTensor:
         """One tensor as a view of the mapped file."""
@@ -155,6 +166,11 @@ class TensorFile:
         begin, end = info["data_offsets"]
         data = self._map[self._start + begin : self._start + end]
         return RawTensor(info["dtype"], tuple(info["shape"]), data)
+
+    @property
+    def data(self) -> memoryview:
+        """The whole file."""
+        return self._map
 
     @property
     def first_bytes(self) -> memoryview:
@@ -165,11 +181,6 @@ class TensorFile:
         """Bytes of one tensor."""
         begin, end = self.header[name]["data_offsets"]
         return int(end - begin)
-
-
-def _map_file(path: Path) -> memoryview:
-    with open(path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def allow_more_files() -> None:
@@ -214,6 +225,17 @@ def _is_sound(name: str, info: dict[str, Any]) -> bool:
         return False
     item = ITEM_SIZE.get(info["dtype"])  # None: a dtype that is only ever carried as bytes
     return bool(begin <= end if item is None else end - begin == math.prod(info["shape"]) * item)
+
+
+def open_sealed(path: Path, way_out: str) -> TensorFile:
+    """A file that must be sealed, or is of before seals, checked as a whole.
+
+    Raises: DataError where it is damaged, FileNotFoundError.
+    """
+    file = TensorFile(path)
+    if not check_seal(file.data, path, way_out):
+        tell_unsealed(path)
+    return file
 
 
 def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
