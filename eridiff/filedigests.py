@@ -1,9 +1,11 @@
 """Digests of files, remembered on this machine: a file that did not change is not read again.
 
-A digest counts while path, size, modification time and inode are the ones it was taken with. The cache is a
-convenience: nothing depends on it, and where it cannot be used every digest is taken anew.
+A digest counts while path, size, modification time and inode are the ones it was taken with; some for a number of days
+only, since damage on a disk changes none of these. Each row carries a checksum of itself. The cache is a convenience:
+nothing depends on it, and where it cannot be used every digest is taken anew.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from eridiff.files import digest_file
+from eridiff.files import digest_file, digest_json
 from eridiff.progress import say
 from eridiff.project import user_cache
 
@@ -22,21 +24,32 @@ SECONDS_BETWEEN_COMMITS = 1.0
 BUSY_SECONDS = 10.0
 
 CREATE = """
-create table if not exists digests (
-    path blob, what text, size integer, mtime_ns integer, inode integer, digest text, primary key (path, what)
+create table if not exists checked (
+    path blob, what text, size integer, mtime_ns integer, inode integer, digest text, taken real, checksum text,
+    primary key (path, what)
 )
+"""  # rows of before lie in a table `digests`, without checksums: they are taken anew
+SELECT = """
+select digest, taken, checksum from checked where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?
 """
-SELECT = "select digest from digests where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?"
-INSERT = "insert or replace into digests values (?, ?, ?, ?, ?, ?)"
+INSERT = "insert or replace into checked values (?, ?, ?, ?, ?, ?, ?, ?)"
+DAY_SECONDS = 86400.0
 
 State = tuple[bytes, str, int, int, int]
-Record = tuple[bytes, str, int, int, int, str]
+Record = tuple[bytes, str, int, int, int, str, float, str]
 
 
 def _state(path: Path, what: str) -> State:
     """What a digest counts for: the file as it is now."""
     status = path.stat()
     return os.fsencode(os.path.abspath(path)), what, status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _record(state: State, digest: str, taken: float) -> Record:
+    """A row with its checksum."""
+    path, *rest = state
+    text = digest_json([path.hex(), *rest, digest, taken])
+    return (*state, digest, taken, text)
 
 
 class FileDigests:
@@ -73,20 +86,24 @@ class FileDigests:
         """sha256 (hex) of a file's bytes."""
         return self.remember(path, "sha256", lambda: digest_file(path))
 
-    def remember(self, path: Path, what: str, compute: Callable[[], str]) -> str:
-        """Some digest of a file, computed only if it is not remembered. what: its name, with its version."""
+    def remember(self, path: Path, what: str, compute: Callable[[], str], *, days: float | None = None) -> str:
+        """Some digest of a file, computed only if it is not remembered. what: its name, with its version.
+
+        days: for how long it may be remembered; None: for ever.
+        """
         state = _state(path, what)
-        known = None if self._anew else self._look_up(state)
+        since = -math.inf if days is None else time.time() - days * DAY_SECONDS
+        known = None if self._anew else self._look_up(state, since)
         if known is not None:
             return known
         digest = compute()
         if state == _state(path, what) and time.time() - path.stat().st_mtime > SETTLED_SECONDS:
-            self._add((*state, digest))
+            self._add(_record(state, digest, time.time()))
         return digest
 
     def note(self, path: Path, what: str, digest: str) -> None:
         """Remember the digest of a file that this process has just written under its name, whole."""
-        self._add((*_state(path, what), digest))
+        self._add(_record(_state(path, what), digest, time.time()))
 
     def close(self) -> None:
         """Write what is pending and close the file."""
@@ -101,7 +118,7 @@ class FileDigests:
         if late or len(self._pending) >= BATCH:
             self._commit()
 
-    def _look_up(self, state: State) -> str | None:
+    def _look_up(self, state: State, since: float) -> str | None:
         if self._connection is None:
             return None
         try:
@@ -109,7 +126,11 @@ class FileDigests:
         except sqlite3.Error as error:
             self._give_up(error)
             return None
-        return str(row[0]) if row else None
+        if row is None or not (isinstance(row[0], str) and isinstance(row[1], float)):
+            return None
+        if (*state, *row) != _record(state, row[0], row[1]):
+            return None  # a damaged one
+        return str(row[0]) if since < row[1] <= time.time() else None
 
     def _commit(self) -> None:
         """One transaction for many digests: each would cost a disk sync."""

@@ -44,6 +44,9 @@ class LocalConfig(Section):
     """Sampling steps of a preview."""
     state_every: Annotated[int, Field(ge=1)] = 50
     """Steps between two states from which a killed training resumes."""
+    check_days: Annotated[float, Field(ge=0)] = 7.0
+    """Days for which a shard of the store that was read and found sound counts as sound, while its size, time and inode
+    stay; 0: the stages latents and text read every shard that they put out."""
 
 
 def find_upward(name: str, start: Path | None = None) -> Path | None:

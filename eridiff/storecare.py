@@ -8,33 +8,18 @@ out or of DVC's cache is sound where its md5 is the one that dvc.lock leads to.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry, shard_id, shard_metadata
+from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry
 from eridiff.errors import StoreError
 from eridiff.ownouts import OwnOut, digest_md5
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.roots import ROOTS, read_pin
+from eridiff.shardfaults import Fault, check_file, check_loose, check_shard, reason_of
 from eridiff.store import OWN_NAMES
-from eridiff.tensorfile import TensorFile, header_bytes
 
 KINDS = ("latents", "texts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One fault: the file, what it is, the entry where one can be named, and what is wrong."""
-
-    path: Path
-    what: str  # shard, entry, pixels, pin, stray; out, object, listing
-    problem: str
-    key: str | None = None
-
-    def line(self) -> str:
-        """The fault in one line."""
-        return f"{self.path}: {f'entry {self.key[:12]}: ' if self.key else ''}{self.problem}"
 
 
 Check = Callable[[Path], Iterable[Fault]]
@@ -117,56 +102,6 @@ def _md5_check(md5: str, what: str) -> Check:
     return check
 
 
-def check_shard(path: Path) -> list[Fault]:
-    """Faults of a shard of the store."""
-    faults, entries = check_file(path, "shard")
-    name = shard_id({key: entry.checksum for key, entry in entries.items()})
-    if entries and name != path.stem:
-        faults.append(Fault(path=path, what="shard", problem=f"its entries ask for the name {name}"))
-    return faults
-
-
-def check_loose(path: Path) -> list[Fault]:
-    """Faults of an entry with a file of its own."""
-    faults, entries = check_file(path, "entry")
-    if entries and (set(entries) != {path.stem} or path.parent.name != path.stem[:2]):
-        faults.append(Fault(path=path, what="entry", problem=f"it holds entry {min(entries)[:12]}, not what it says"))
-    return faults
-
-
-def check_file(path: Path, what: str) -> tuple[list[Fault], dict[str, Location]]:
-    """Faults of an entry or shard file, whatever its name, and its entries; {} where the header cannot be read."""
-    try:
-        file = open_shard(path)
-        entries = read_catalogue(file)
-    except StoreError as error:
-        return [Fault(path=path, what=what, problem=_reason(error, path))], {}
-    faults = []
-    for key, entry in entries.items():
-        try:
-            check_parts(entry)
-            read_entry(file, key, entry.checksum)
-        except StoreError as error:
-            problem = _reason(error, path).removeprefix(f"is damaged: entry {key[:12]} ")
-            faults.append(Fault(path=path, what=what, problem=problem.removeprefix("is damaged: "), key=key))
-    if not faults and not _is_canonical(file, entries):
-        faults.append(Fault(path=path, what=what, problem="its header is not the one that was written"))
-    return faults, entries
-
-
-def _is_canonical(file: TensorFile, entries: dict[str, Location]) -> bool:
-    """Whether the header is byte for byte what the store writes for these entries."""
-    if not entries:
-        return False
-    metadata = shard_metadata({key: (entry.checksum, entry.parts) for key, entry in entries.items()})
-    return bytes(file.first_bytes) == header_bytes({name: file.raw(name) for name in file.names}, metadata)
-
-
-def _reason(error: StoreError, path: Path) -> str:
-    """An error's reason, less the file's name before and the way out after it."""
-    return str(error).removeprefix(f"{path} ").split(". ")[0].rstrip(".")
-
-
 def _check_pixels(path: Path) -> list[Fault]:
     text = path.read_text("utf-8", errors="replace")
     if path.name == PixelDigests.file_name(text):
@@ -178,7 +113,7 @@ def _check_pin(path: Path) -> list[Fault]:
     try:
         pin = read_pin(path)
     except StoreError as error:
-        return [Fault(path=path, what="pin", problem=_reason(error, path))]
+        return [Fault(path=path, what="pin", problem=reason_of(error, path))]
     if not os.path.isabs(pin.project):
         return [Fault(path=path, what="pin", problem=f"{pin.project} is no project's folder")]
     return []
