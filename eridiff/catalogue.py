@@ -1,7 +1,7 @@
 """Which entries a store has: the headers of its files, those of shards remembered in one Parquet file.
 
-    STORE/KIND/catalogue.parquet    key, checksum and bytes of each entry, shard by shard; in the metadata, as JSON,
-                                    name, bytes, time and number of entries of each shard
+    STORE/KIND/catalogue.sealed.parquet    key, checksum and bytes of each entry, shard by shard; in the metadata, as
+                                           JSON, name, bytes, time and number of entries of each shard
 
 The headers are the truth. What is remembered of a shard counts while its size and time are the ones that it was read
 with; the file is written again where a shard is new or gone, and may be removed at any time. No object is made for an
@@ -23,7 +23,8 @@ from eridiff.errors import DataError, StoreError
 from eridiff.files import atomic_write, canonical_json, map_file
 from eridiff.seals import BLANK, KEY, check_seal, seal_into
 
-NAME = "catalogue.parquet"
+NAME = "catalogue.sealed.parquet"
+UNSEALED = "catalogue.parquet"  # of before, not read
 COLUMNS = ("key", "checksum", "size")
 Facts = tuple[int, int]  # bytes and mtime_ns of a shard file
 
@@ -118,8 +119,7 @@ def _recall(path: Path) -> dict[str, tuple[Facts, Rows]]:
         return {}
     try:
         data = map_file(path)
-        if not check_seal(data, path):  # of before: made again
-            return {}
+        check_seal(data, path)
         table = parquet.read_table(pyarrow.BufferReader(pyarrow.py_buffer(data)), use_threads=False)
         text = table.schema.metadata[b"shards"]
         keys, checksums, sizes = (_buffer(table.column(name)) for name in COLUMNS)

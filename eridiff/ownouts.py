@@ -7,15 +7,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eridiff.config import read_yaml
 from eridiff.files import CHUNK_BYTES
 
-STAGES = {"latents": "data/latents", "text": "data/text"}  # stage -> out
-KIND_OF = {"latents": "latents", "text": "texts"}  # stage -> kind of its entries in the store
+KIND_OF = {"latents": "latents", "text": "texts"}  # caching stage -> kind of its entries in the store
+ORIGINALS = ""  # in place of a stage: files that the user put under DVC, which no stage can make again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,10 @@ class OwnFile:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOut:
-    """One out: its folder, the folder object that dvc.lock names, and the files in it; () where it cannot be read."""
+    """One out: its folder, the folder object that dvc.lock names, and the files in it; () where it cannot be read.
+
+    Of an out that is one file, folder and listing are that file and its object.
+    """
 
     stage: str
     folder: Path
@@ -40,9 +44,18 @@ class OwnOut:
 
 def locked_outs() -> dict[str, str]:
     """Path -> md5 of every out in the project's dvc.lock; {} outside a project or where nothing ran yet."""
+    return {path: md5 for outs in _locked().values() for path, md5 in outs.items()}
+
+
+def _locked() -> dict[str, dict[str, str]]:
+    """Stage -> path -> md5 of its outs."""
     lock = Path("dvc.lock")
     stages = (read_yaml(lock) or {}).get("stages", {}) if lock.exists() else {}
-    return {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", []) if "md5" in out}
+    return {stage: _md5s(entry) for stage, entry in stages.items()}
+
+
+def _md5s(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {str(out["path"]): str(out["md5"]) for out in entry.get("outs", []) if "md5" in out}
 
 
 def locked_md5(path: Path) -> str | None:
@@ -61,29 +74,34 @@ def locked_md5(path: Path) -> str | None:
 
 
 def read_outs() -> list[OwnOut]:
-    """The outs of the caching stages as dvc.lock has them; [] outside a project or where nothing ran yet."""
-    lock = Path("dvc.lock")
-    if not lock.exists():
-        return []
-    stages = (read_yaml(lock) or {}).get("stages", {})
-    digests = {
-        stage: entry["md5"]
-        for stage, out in STAGES.items()
-        for entry in stages.get(stage, {}).get("outs", [])
-        if entry["path"] == out
-    }
-    cache = cache_folder() if digests else Path()
-    return [_read_out(cache, stage, Path(STAGES[stage]), md5) for stage, md5 in digests.items()]
+    """The outs of all stages as dvc.lock has them; [] outside a project or where nothing ran yet."""
+    found = [(stage, path, md5) for stage, outs in _locked().items() for path, md5 in outs.items()]
+    cache = cache_folder() if found else Path()
+    return [_read_out(cache, stage, Path(path), md5) for stage, path, md5 in found]
+
+
+def read_originals() -> list[OwnOut]:
+    """What the user put under DVC (`data/raw.dvc`), as the pointer has it."""
+    pointers = [path for path in Path("data").glob("*.dvc") if path.is_file()] if Path("dvc.yaml").exists() else []
+    cache = cache_folder() if pointers else Path()
+    return [
+        _read_out(cache, ORIGINALS, pointer.parent / path, md5)
+        for pointer in sorted(pointers)
+        for path, md5 in _md5s(read_yaml(pointer) or {}).items()
+    ]
 
 
 def _read_out(cache: Path, stage: str, folder: Path, md5: str) -> OwnOut:
     listing = object_path(cache, md5)
+    if not md5.endswith(".dir"):
+        files: tuple[OwnFile, ...] = (OwnFile(path=folder, md5=md5, object=listing),)
+        return OwnOut(stage=stage, folder=folder, md5=md5, listing=listing, files=files)
     try:
         items = [(str(item["relpath"]), str(item["md5"])) for item in json.loads(listing.read_text("utf-8"))]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         items = []
-    files = (OwnFile(path=folder / name, md5=digest, object=object_path(cache, digest)) for name, digest in items)
-    return OwnOut(stage=stage, folder=folder, md5=md5, listing=listing, files=tuple(files))
+    files = tuple(OwnFile(path=folder / name, md5=digest, object=object_path(cache, digest)) for name, digest in items)
+    return OwnOut(stage=stage, folder=folder, md5=md5, listing=listing, files=files)
 
 
 def object_path(cache: Path, md5: str) -> Path:

@@ -27,7 +27,7 @@ class Fault:
     """One fault: the file, what it is, the entry where one can be named, and what is wrong."""
 
     path: Path
-    what: str  # shard, entry, pixels, pin, stray; out, object, listing
+    what: str  # shard, entry, catalogue, pixels, pin, probe, state, checkpoint, base, stray; out, object, original...
     problem: str
     key: str | None = None
 

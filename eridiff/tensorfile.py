@@ -252,3 +252,14 @@ def digest_tensors(tensors: Mapping[str, RawTensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
+
+
+def is_canonical(file: TensorFile) -> bool:
+    """Whether a file's header is byte for byte what `write_tensors` writes for its tensors and metadata."""
+    return bytes(file.first_bytes) == header_bytes({name: file.raw(name) for name in file.names}, file.metadata)
+
+
+def holds_digest(file: TensorFile) -> bool:
+    """Whether a file is, byte for byte, one of tensors that give the `digest` in its metadata."""
+    tensors = {name: file.raw(name) for name in file.names}
+    return is_canonical(file) and digest_tensors(tensors) == file.metadata.get("digest")
