@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from eridiff.bases import known_bases, missing_components
+from eridiff.config import ModelParams, load_section
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
@@ -28,22 +29,33 @@ def list_bases() -> Iterator[str]:
         yield f"{name}: {family}, " + (f"not on this machine: {', '.join(missing)}" if missing else "found")
 
 
-def find_base(name: str) -> Iterator[str]:
+def find_base(name: str, *, deep: bool = False) -> Iterator[str]:
     """A line a component: where it lies, its content compared with the pointer's.
 
+    deep: every byte is read again, whatever is remembered of the files.
     Raises: BaseError where one is nowhere, or is another.
     """
     bases = known_bases()
     if name not in bases:
         raise BaseError(f"there is no base '{name}'. Known: {', '.join(bases) or '(none)'}.")
     pointers = pointers_of(name, load_family(bases[name]).PARTS, bases[name])
-    with FileDigests() as digests:
+    with FileDigests(anew=deep) as digests:
         for pointer in pointers.values():
             for component in pointer.components.values():
                 if component.files:
                     place = find_component(pointer, component, digests)
                     where = ", ".join(map(str, place.found.weights.paths)) if isinstance(place, PartTensors) else place
                     yield f"{component.name}: {where}"
+
+
+def verify_deep(name: str | None) -> Iterator[str]:
+    """`find_base` of a base, or of the current project's, without what is remembered.
+
+    Raises: BaseError where its weights are not those of the pointers.
+    """
+    name = name or load_section(ModelParams, "model").base
+    yield from find_base(name, deep=True)
+    yield f"{name}: every byte is the one that the pointers were made of"
 
 
 def find_models() -> Iterator[str]:

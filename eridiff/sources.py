@@ -7,6 +7,7 @@ that it uses, so a clone whose weights lie elsewhere has nothing to rerun, and o
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from eridiff.headers import Weights, find_parts, open_weights
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
 from eridiff.project import bases_dir
+from eridiff.seals import BLANK, KEY, check_seal, sealed, write_sealed
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from eridiff.quantise import Storage
 
 PARTS = ("vae", "text", "denoiser")
+UNSEALED_FORMAT = 1  # of pointers from before checksums, which git keeps
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +86,35 @@ def read_pointer(base: str, part: str) -> Pointer:
             "makes one from a model folder or its files."
         )
     try:
-        record = json.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
+        record = json.loads(data)
+        if not check_seal(data, path) and record["format"] != UNSEALED_FORMAT:
+            raise ValueError("it carries no checksum")
         components = {
             name: Component(name=name, config=c["config"], files=c["files"], digest=c["digest"])
             for name, c in record["components"].items()
         }
         return Pointer(base=base, family=record["family"], part=record["part"], components=components)
-    except (ValueError, KeyError, TypeError) as error:
+    except (DataError, ValueError, KeyError, TypeError) as error:
         raise BaseError(f"{path} is no pointer ({error!r}): make it again with `eridiff base add`.") from None
 
 
-def pointer_text(pointer: Pointer) -> str:
-    """The pointer file's text: sorted, indented, readable in a diff."""
+def write_pointer(path: Path, pointer: Pointer) -> None:
+    """Write a pointer with its checksum; one that says the same already keeps its bytes, and so starts no stage."""
+    with suppress(BaseError):
+        if read_pointer(path.parent.name, path.stem) == pointer:
+            return
+    text = pointer_text(pointer, {"format": FORMAT, KEY: BLANK})
+    write_sealed(path, sealed(text.encode("utf-8")))
+
+
+def pointer_text(pointer: Pointer, marks: Mapping[str, Any] | None = None) -> str:
+    """The pointer file's text: sorted, indented, readable in a diff. marks: None: those of one without a checksum."""
     components = {
         c.name: {"config": c.config, "digest": c.digest, "files": c.files} for c in pointer.components.values()
     }
-    record = {"format": 1, "family": pointer.family, "part": pointer.part, "components": components}
+    marks = marks or {"format": UNSEALED_FORMAT}
+    record = {**marks, "family": pointer.family, "part": pointer.part, "components": components}
     return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
