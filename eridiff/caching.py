@@ -79,8 +79,8 @@ class ShardChecks:
 
         Raises: StoreError, FileNotFoundError.
         """
-        with FileDigests() as digests:
-            digests.remember(path, SOUND, lambda: self._read(path), days=self.days)
+        with FileDigests(days=self.days) as digests:
+            digests.remember(path, SOUND, lambda: self._read(path))
 
     def _read(self, path: Path) -> str:
         began = time.monotonic()

@@ -55,12 +55,13 @@ def _record(state: State, digest: str, taken: float) -> Record:
 class FileDigests:
     """Remembered digests in one SQLite file that processes share: a context manager, for one thread."""
 
-    def __init__(self, path: Path | None = None, *, anew: bool = False) -> None:
+    def __init__(self, path: Path | None = None, *, anew: bool = False, days: float | None = None) -> None:
         """Open the cache. path: default `digests.sqlite` in the user's cache folder.
 
-        anew: take every digest anew and remember it in place of what was known.
+        anew: take every digest anew and remember it in place of what was known. days: for how long digests count; None:
+        for ever.
         """
-        self._anew = anew
+        self._anew, self._since = anew, -math.inf if days is None else time.time() - days * DAY_SECONDS
         self._path = path or user_cache() / "digests.sqlite"
         self._pending: list[Record] = []
         self._committed = time.monotonic()
@@ -86,14 +87,10 @@ class FileDigests:
         """sha256 (hex) of a file's bytes."""
         return self.remember(path, "sha256", lambda: digest_file(path))
 
-    def remember(self, path: Path, what: str, compute: Callable[[], str], *, days: float | None = None) -> str:
-        """Some digest of a file, computed only if it is not remembered. what: its name, with its version.
-
-        days: for how long it may be remembered; None: for ever.
-        """
+    def remember(self, path: Path, what: str, compute: Callable[[], str]) -> str:
+        """Some digest of a file, computed only if it is not remembered. what: its name, with its version."""
         state = _state(path, what)
-        since = -math.inf if days is None else time.time() - days * DAY_SECONDS
-        known = None if self._anew else self._look_up(state, since)
+        known = None if self._anew else self._look_up(state)
         if known is not None:
             return known
         digest = compute()
@@ -118,7 +115,7 @@ class FileDigests:
         if late or len(self._pending) >= BATCH:
             self._commit()
 
-    def _look_up(self, state: State, since: float) -> str | None:
+    def _look_up(self, state: State) -> str | None:
         if self._connection is None:
             return None
         try:
@@ -130,7 +127,7 @@ class FileDigests:
             return None
         if (*state, *row) != _record(state, row[0], row[1]):
             return None  # a damaged one
-        return str(row[0]) if since < row[1] <= time.time() else None
+        return str(row[0]) if self._since < row[1] <= time.time() else None
 
     def _commit(self) -> None:
         """One transaction for many digests: each would cost a disk sync."""

@@ -111,9 +111,8 @@ def _open_sound(path: Path) -> TensorFile | None:
     """The file, if it is there and holds, byte for byte, what its header says."""
     try:
         file = TensorFile(path)
-        days = load_local().check_days
-        with FileDigests() as digests:
-            sound = digests.remember(path, DIGEST, lambda: str(holds_digest(file)), days=days)
+        with FileDigests(days=load_local().check_days) as digests:
+            sound = digests.remember(path, DIGEST, lambda: str(holds_digest(file)))
         if sound == str(True):
             return file
     except FileNotFoundError:

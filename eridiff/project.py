@@ -45,8 +45,8 @@ class LocalConfig(Section):
     state_every: Annotated[int, Field(ge=1)] = 50
     """Steps between two states from which a killed training resumes."""
     check_days: Annotated[float, Field(ge=0)] = 7.0
-    """Days for which a shard of the store that was read and found sound counts as sound, while its size, time and inode
-    stay; 0: the stages latents and text read every shard that they put out."""
+    """Days for which a shard of the store, or the weights of a base, that were read and found sound count as sound,
+    while size, time and inode stay: then every byte is read again. 0: at each run."""
 
 
 def find_upward(name: str, start: Path | None = None) -> Path | None:

@@ -19,7 +19,7 @@ from eridiff.filedigests import FileDigests
 from eridiff.headers import Weights, find_parts, open_weights
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
-from eridiff.project import bases_dir
+from eridiff.project import bases_dir, load_local
 from eridiff.seals import BLANK, KEY, check_seal, sealed, write_sealed
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
@@ -132,7 +132,7 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     folders: dict[str, Path] = {}
     parts: dict[str, PartTensors] = {}
     wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
-    with FileDigests() as digests:
+    with FileDigests(days=load_local().check_days) as digests:
         for pointer, component in wanted:
             place = find_component(pointer, component, digests)
             if isinstance(place, Path):

@@ -151,11 +151,11 @@ def test_some_digests_are_remembered_for_days_only(tmp_path: Path, file: Path, m
     began = time.time()
     for day, expected in ((0.0, 1), (6.9, 1), (7.1, 2), (7.2, 2), (3.0, 3)):  # the last: a clock that was set back
         monkeypatch.setattr(time, "time", lambda day=day: began + day * 86400)
-        with FileDigests(tmp_path / "d.sqlite") as digests:
-            assert digests.remember(file, "shard", compute, days=7) == "sound"
+        with FileDigests(tmp_path / "d.sqlite", days=7) as digests:
+            assert digests.remember(file, "shard", compute) == "sound"
         assert len(calls) == expected, day
-    with FileDigests(tmp_path / "d.sqlite") as digests:
-        digests.remember(file, "shard", compute, days=0)
+    with FileDigests(tmp_path / "d.sqlite", days=0) as digests:
+        digests.remember(file, "shard", compute)
     assert len(calls) == 4
 
 

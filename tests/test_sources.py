@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.baselist import find_base, verify_deep
+from eridiff.baselist import verify_deep
 from eridiff.bases import add_base, detect_family
 from eridiff.errors import BaseError, ConfigError
 from eridiff.families import load_family
@@ -164,11 +164,13 @@ def test_weights_damaged_where_size_time_and_inode_stay_are_found_by_a_deep_look
         file.seek(-5, os.SEEK_END)
         file.write(bytes([data[-5] ^ 1]))
     os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert list(find_base(BASE))  # what is remembered counts
+    assert find("denoiser").folders  # what is remembered counts
+    (checkout / "local.yaml").write_text("check_days: 0\n")
+    with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
+        find("denoiser")
+    (checkout / "local.yaml").unlink()
     with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
         list(verify_deep(BASE))
-    with pytest.raises(BaseError, match="is not what the pointer"):
-        list(find_base(BASE))  # and what was found is remembered in its place
 
 
 def test_a_base_of_another_family_is_refused(checkout: Path) -> None:
