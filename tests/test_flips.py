@@ -19,5 +19,5 @@ def test_no_flipped_bit_is_used(seed: int, count: int, tmp_path: Path) -> None:
 def test_the_driver_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With readers that do not check, flips are used."""
     monkeypatch.setattr("eridiff.lora.check_out", lambda *_: None)
-    planted = list(flips(60, 1, tmp_path))
+    planted = list(flips(150, 1, tmp_path))
     assert {flip.kind for flip in planted if flip.outcome == "used"} == {"LoRA"}
