@@ -69,18 +69,17 @@ def _duration(seconds: float) -> str:
 
 
 class ShardChecks:
-    """Reads shards before they are put out, but not those that were found sound within some days."""
+    """Reads shards before they are put out, but not those that are remembered as sound: for one thread."""
 
-    def __init__(self, days: float) -> None:
-        self.days, self.read, self.seconds = days, 0, 0.0
+    def __init__(self, remembered: FileDigests) -> None:
+        self.remembered, self.read, self.seconds = remembered, 0, 0.0
 
     def check(self, path: Path) -> None:
         """Refuse a damaged shard.
 
         Raises: StoreError, FileNotFoundError.
         """
-        with FileDigests(days=self.days) as digests:
-            digests.remember(path, SOUND, lambda: self._read(path))
+        self.remembered.remember(path, SOUND, lambda: self._read(path))
 
     def _read(self, path: Path) -> str:
         began = time.monotonic()
@@ -105,7 +104,6 @@ def fill(
     many it put. Each is called only where a key is missing. Returns key -> shard and the counts.
     """
     start, encoded, encode_seconds = time.monotonic(), 0, 0.0
-    checks = ShardChecks(load_local().check_days)
     for attempt in range(1, ATTEMPTS + 1):
         if store.missing(keys):
             store.adopt(earlier())
@@ -113,7 +111,9 @@ def fill(
         encoded += encode() if store.missing(keys) else 0
         encode_seconds += time.monotonic() - began
         try:
-            shards = store.publish(keys, out, checks.check)
+            with FileDigests(days=load_local().check_days) as remembered:
+                checks = ShardChecks(remembered)
+                shards = store.publish(keys, out, checks.check)
             break
         except EntryGone:  # `eridiff store gc` or a user took entries meanwhile
             if attempt == ATTEMPTS:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from eridiff.config import Section
 from eridiff.errors import ConfigError, TrainError, did_you_mean
-from eridiff.files import canonical_json
+from eridiff.files import canonical_json, map_file
 from eridiff.seals import check_out
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors, write_sealed_tensors
 
@@ -107,8 +107,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, RawTensor], dict[str, Any], d
 
     Raises: TrainError where the file is none of eridiff's checkpoints, DataError where it is damaged.
     """
+    check_out(map_file(path), path)
     file = TensorFile(path)
-    check_out(file.data, path, "Remove it and run `dvc checkout` or `dvc repro`.")
     try:
         lineage = json.loads(file.metadata["eridiff"])
         packed = json.loads(file.metadata["lora_adapter_metadata"])

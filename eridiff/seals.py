@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from eridiff.errors import DataError
-from eridiff.files import CHUNK_BYTES, atomic_write, canonical_json, map_file
+from eridiff.files import CHUNK_BYTES, atomic_write, canonical_json
 from eridiff.ownouts import locked_md5
 from eridiff.progress import say
 
@@ -24,7 +24,7 @@ MARK = b"eridiff-sha256:"
 DIGITS = 64
 BLANK = MARK.decode() + "0" * DIGITS
 SEALED_NAME = ".sealed."  # in the name of a file that must be sealed
-REMAKE = "Remove it and run `dvc repro`."
+WAY_OUT = "Run `eridiff store repair`, then `dvc repro`."  # DVC would link a damaged object of its own again
 
 
 def seal_into(file: BinaryIO, pieces: Iterable[Piece]) -> None:
@@ -69,7 +69,7 @@ def write_sealed(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def check_seal(data: Piece, path: Path, way_out: str = REMAKE) -> bool:
+def check_seal(data: Piece, path: Path, way_out: str = WAY_OUT) -> bool:
     """Whether a file carries a checksum, which its bytes give; False: it carries none, and its name asks for none.
 
     Raises: DataError that names the file where it is damaged.
@@ -83,7 +83,7 @@ def check_seal(data: Piece, path: Path, way_out: str = REMAKE) -> bool:
     return False
 
 
-def check_out(data: Piece, path: Path, way_out: str = REMAKE) -> None:
+def check_out(data: Piece, path: Path, way_out: str = WAY_OUT) -> None:
     """Check a file of an out. One without a checksum, of before, must be the one that dvc.lock names; it is told.
 
     Raises: DataError that names the file where it is damaged.
@@ -95,25 +95,22 @@ def check_out(data: Piece, path: Path, way_out: str = REMAKE) -> None:
     tell_unsealed(path)
 
 
+def check_sealed(data: Piece, path: Path, way_out: str) -> None:
+    """Check a file that must be sealed, or is of before seals, which is told.
+
+    Raises: DataError where it is damaged.
+    """
+    if not check_seal(data, path, way_out):
+        tell_unsealed(path)
+
+
 def read_sealed(path: Path, way_out: str) -> bytes:
     """A small file that must be sealed, or is of before seals, checked.
 
     Raises: DataError where it is damaged, FileNotFoundError.
     """
     data = path.read_bytes()
-    if not check_seal(data, path, way_out):
-        tell_unsealed(path)
-    return data
-
-
-def open_checked(path: Path, way_out: str = REMAKE) -> memoryview:
-    """The bytes of a file that must be sealed, or is of before seals, mapped and checked.
-
-    Raises: DataError where it is damaged, FileNotFoundError.
-    """
-    data = map_file(path)
-    if not check_seal(data, path, way_out):
-        tell_unsealed(path)
+    check_sealed(data, path, way_out)
     return data
 
 

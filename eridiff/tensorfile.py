@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from eridiff.errors import DataError
 from eridiff.files import atomic_write, map_file
-from eridiff.seals import BLANK, KEY, check_seal, seal_into, tell_unsealed
+from eridiff.seals import BLANK, KEY, check_sealed, seal_into
 
 if TYPE_CHECKING:
     import torch
@@ -168,11 +168,6 @@ class TensorFile:
         return RawTensor(info["dtype"], tuple(info["shape"]), data)
 
     @property
-    def data(self) -> memoryview:
-        """The whole file."""
-        return self._map
-
-    @property
     def first_bytes(self) -> memoryview:
         """The header as it lies in the file, up to the data."""
         return self._map[: self._start]
@@ -228,14 +223,12 @@ def _is_sound(name: str, info: dict[str, Any]) -> bool:
 
 
 def open_sealed(path: Path, way_out: str) -> TensorFile:
-    """A file that must be sealed, or is of before seals, checked as a whole.
+    """A file that must be sealed, or is of before seals, checked as a whole before its header is read.
 
     Raises: DataError where it is damaged, FileNotFoundError.
     """
-    file = TensorFile(path)
-    if not check_seal(file.data, path, way_out):
-        tell_unsealed(path)
-    return file
+    check_sealed(map_file(path), path, way_out)
+    return TensorFile(path)
 
 
 def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:

@@ -121,7 +121,7 @@ def test_missing_and_damaged_tables_are_named(tmp_path: Path) -> None:
     data = table_bytes(ROWS * 50, COLUMNS, {"a": 1})
     for damaged in (b"", b"PAR1", data[: len(data) // 2], data[:-1], b"text" * 9, data[:-8] + b"\0" * 8):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"t\.parquet is damaged: .* Remove it and run `dvc repro`"):
+        with pytest.raises(DataError, match=r"t\.parquet is damaged: .* Run `eridiff store repair`, then `dvc repro`"):
             read_table(path)
 
 

@@ -49,7 +49,9 @@ def test_every_flipped_bit_of_every_format_is_found(tmp_path: Path) -> None:
         for place in range(len(data)):
             for bit in range(8):
                 flipped = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-                with pytest.raises(DataError, match=rf"{path.name} is damaged: .* Remove it and run `dvc repro`"):
+                with pytest.raises(
+                    DataError, match=rf"{path.name} is damaged: .* Run `eridiff store repair`, then `dvc repro`"
+                ):
                     check_seal(flipped, path)
         for length in (0, len(data) - 1, data.index(MARK) + 70):
             with pytest.raises(DataError, match="is damaged"):
