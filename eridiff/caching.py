@@ -54,7 +54,9 @@ class CacheCounts:
         samples = f"{self.samples} samples, {self.encoded} encoded, {reused} reused"
         saved = "" if self.saved is None else f", saved about {_duration(self.saved)}"
         checked = (
-            f", {self.check_seconds:.1f} s to check {self.shards_checked} shards" if self.check_seconds > 1 else ""
+            f", {self.check_seconds:.1f} s of it to check {self.shards_checked} shards"
+            if self.check_seconds > 1
+            else ""
         )
         return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s{saved}{checked}"
 

@@ -77,7 +77,7 @@ def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage")
     """The quantised model of class `kind` on its device; None where it is not kept, or damaged."""
     from eridiff.uploader import Uploader  # here, since stages that load no model start without torch
 
-    file = _open_sound(path)
+    file = open_sound(path)
     if file is None:
         return None
     with suppress(OSError):
@@ -107,7 +107,7 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _open_sound(path: Path) -> TensorFile | None:
+def open_sound(path: Path) -> TensorFile | None:
     """The file, if it is there and holds, byte for byte, what its header says."""
     try:
         file = TensorFile(path)

@@ -31,7 +31,7 @@ from eridiff.catalogue import read_store
 from eridiff.errors import EridiffError
 from eridiff.filedigests import FileDigests
 from eridiff.files import digest_file
-from eridiff.keptbases import _open_sound
+from eridiff.keptbases import open_sound
 from eridiff.lora import LoraParams, read_checkpoint, save_checkpoint
 from eridiff.pixeldigests import PixelDigests
 from eridiff.probe import Encoder, ProbeMemory
@@ -142,7 +142,7 @@ class Ground:
         table, lora = Path("data/captions/captions.parquet"), Path("data/lora/step-000002.safetensors")
         adapters = [load_adapters(run, "adapters", step) for step in (1, 2)]
         assert not torch.equal(adapters[0]["a.lora_A.weight"], adapters[1]["a.lora_A.weight"])
-        kept = lambda: _open_sound(root / "bases/key.safetensors")  # noqa: E731
+        kept = lambda: open_sound(root / "bases/key.safetensors")  # noqa: E731
         return [
             Kind(name="state", files="store/runs/key/state-*", read=self._resumed, also=(before,), in_store=True),
             Kind(

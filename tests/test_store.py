@@ -1,5 +1,6 @@
 """The store: entries by content, shards as a function of the key set, damage found, many processes."""
 
+import dataclasses
 import errno
 import os
 import time
@@ -49,6 +50,13 @@ def test_the_closing_line() -> None:
     assert counts.line() == "latents: 600 samples, 1 encoded, 599 reused, 2 shards written, 0.8 s"
     counts = CacheCounts(what="text", samples=1, encoded=1, shards_written=1, seconds=0.0)
     assert counts.line() == "text: 1 samples, 1 encoded, 0 reused, 1 shard written, 0.0 s"
+
+
+def test_the_closing_line_says_what_checking_took_where_it_counts() -> None:
+    counts = CacheCounts(what="text", samples=1, encoded=0, shards_written=0, seconds=4.3, shards_checked=40)
+    assert counts.line().endswith("0 shards written, 4.3 s")
+    line = dataclasses.replace(counts, check_seconds=3.14).line()
+    assert line.endswith("0 shards written, 4.3 s, 3.1 s of it to check 40 shards")
 
 
 def test_publish_is_a_function_of_the_key_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
