@@ -96,7 +96,7 @@ def first_step(folder: Path, environment: dict[str, str]) -> None:
                 if line.startswith(("Running stage", "captions:", "text:", "latents:")) and line not in seen:
                     seen.add(line)
                     print(f"  {time.monotonic() - start:5.2f} s {line}", flush=True)
-            states = set((folder.parent / "store").glob("runs/*/state.safetensors"))
+            states = set((folder.parent / "store").glob("runs/*/state-*.safetensors"))
             if any(path.parent not in known for path in states):
                 print(
                     f"one edited caption: first training step done after {time.monotonic() - start:.2f} s", flush=True

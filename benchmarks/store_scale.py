@@ -126,7 +126,7 @@ def measure(count: int, folder: Path, least: float) -> dict[str, float]:
     row = run("build", folder, count)
     run("stage", folder, count)  # reads the headers of the new shards
     again = run("stage", folder, count)
-    (folder / "store/latents/catalogue.parquet").unlink()
+    (folder / "store/latents/catalogue.sealed.parquet").unlink()
     cold = run("stage", folder, count)["look-up"]
     row |= {"no-op": again["all"], "CPU": again["CPU"], "start": again["start"], "look-up": again["look-up"]}
     row |= {"cold": cold}

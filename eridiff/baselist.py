@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eridiff.bases import base_names, missing_components
+from eridiff.config import ModelParams, load_section
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
@@ -30,9 +31,10 @@ def list_bases() -> Iterator[str]:
         yield f"{name}: {family}, " + (f"not on this machine: {', '.join(missing)}" if missing else "found")
 
 
-def find_base(name: str) -> Iterator[str]:
+def find_base(name: str, *, deep: bool = False) -> Iterator[str]:
     """A line a component: where it lies, its content compared with the pointer's.
 
+    deep: every byte is read again, whatever is remembered of the files.
     Raises: BaseError where one is nowhere, or is another.
     """
     names = base_names()
@@ -40,7 +42,7 @@ def find_base(name: str) -> Iterator[str]:
         raise BaseError(f"there is no base '{name}'. Known: {', '.join(names) or '(none)'}.")
     family = read_pointer(name, "denoiser").family
     pointers = pointers_of(name, load_family(family).PARTS, family)
-    with FileDigests() as digests:
+    with FileDigests(anew=deep) as digests:
         for pointer in pointers.values():
             for component in pointer.components.values():
                 if component.files:
@@ -72,6 +74,16 @@ def _where(place: Path | PartTensors | None) -> str:
     if place is None:
         return "not on this machine"
     return str(place.parent if isinstance(place, Path) else place.found.weights.paths[0])
+
+
+def verify_deep(name: str | None) -> Iterator[str]:
+    """`find_base` of a base, or of the current project's, without what is remembered.
+
+    Raises: BaseError where its weights are not those of the pointers.
+    """
+    name = name or load_section(ModelParams, "model").base
+    yield from find_base(name, deep=True)
+    yield f"{name}: every byte is the one that the pointers were made of"
 
 
 def find_models() -> Iterator[str]:

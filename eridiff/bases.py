@@ -37,7 +37,7 @@ from eridiff.marks import find_marks, refuse_normalised, settle_scheduler
 from eridiff.places import Places
 from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
-from eridiff.sources import Pointer, candidates, pointer_text, pointers_of
+from eridiff.sources import Pointer, candidates, pointers_of, write_pointer
 from eridiff.tensorfile import TensorFile
 
 
@@ -152,7 +152,7 @@ def add_base(
         licences = licences_of_files(collected)
     target = bases_dir() / name
     for pointer in pointers:
-        write_text(target / f"{pointer.part}.json", pointer_text(pointer))
+        write_pointer(target / f"{pointer.part}.json", pointer)
     write_text(licence_path(name), licences_text(licences))
     say(f"licence: {terms(licences)}, according to {licences[0].source}" if licences else f"licence: {unknown(name)}")
     if [path.resolve() for path in used] != [target.resolve()]:

@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eridiff.filedigests import FileDigests
 from eridiff.placement import Keys
+from eridiff.project import load_local
 from eridiff.roots import pin
+from eridiff.shardfaults import check_now
 from eridiff.store import EntryGone, Store
 
+SOUND = "sound shard"  # what is remembered of one that was read
 ATTEMPTS = 3  # at a fill, where entries vanish from the store under it
 
 
@@ -31,6 +35,8 @@ class CacheCounts:
     seconds: float
     encode_seconds: float = 0.0  # of these; with the loading of the encoder where it was not loaded before
     saved: float | None = None
+    shards_checked: int = 0  # that were there before, and were read before they were put out
+    check_seconds: float = 0.0
 
     def after(self, work: Work) -> "CacheCounts":
         """The counts with those of work that came before."""
@@ -47,7 +53,12 @@ class CacheCounts:
         shards = f"{self.shards_written} shard{'' if self.shards_written == 1 else 's'} written"
         samples = f"{self.samples} samples, {self.encoded} encoded, {reused} reused"
         saved = "" if self.saved is None else f", saved about {_duration(self.saved)}"
-        return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s{saved}"
+        checked = (
+            f", {self.check_seconds:.1f} s of it to check {self.shards_checked} shards"
+            if self.check_seconds > 1
+            else ""
+        )
+        return f"{self.what}: {samples}, {shards}, {self.seconds:.1f} s{saved}{checked}"
 
 
 def _duration(seconds: float) -> str:
@@ -57,6 +68,27 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class ShardChecks:
+    """Reads shards before they are put out, but not those that are remembered as sound: for one thread."""
+
+    def __init__(self, remembered: FileDigests) -> None:
+        self.remembered, self.read, self.seconds = remembered, 0, 0.0
+
+    def check(self, path: Path) -> None:
+        """Refuse a damaged shard.
+
+        Raises: StoreError, FileNotFoundError.
+        """
+        self.remembered.remember(path, SOUND, lambda: self._read(path))
+
+    def _read(self, path: Path) -> str:
+        began = time.monotonic()
+        check_now(path)
+        self.seconds += time.monotonic() - began
+        self.read += 1
+        return SOUND
 
 
 def fill(
@@ -81,7 +113,9 @@ def fill(
         encoded += encode() if store.missing(keys) else 0
         encode_seconds += time.monotonic() - began
         try:
-            shards = store.publish(keys, out)
+            with FileDigests(days=load_local().check_days) as remembered:
+                checks = ShardChecks(remembered)
+                shards = store.publish(keys, out, checks.check)
             break
         except EntryGone:  # `eridiff store gc` or a user took entries meanwhile
             if attempt == ATTEMPTS:
@@ -96,5 +130,7 @@ def fill(
         shards_written=store.shards_written,
         seconds=seconds,
         encode_seconds=encode_seconds,
+        shards_checked=checks.read,
+        check_seconds=checks.seconds,
     )
     return shards, counts

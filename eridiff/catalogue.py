@@ -1,13 +1,14 @@
 """Which entries a store has: the headers of its files, those of shards remembered in one Parquet file.
 
-    STORE/KIND/catalogue.parquet    key, checksum and bytes of each entry, shard by shard; in the metadata, as JSON,
-                                    name, bytes, time and number of entries of each shard
+    STORE/KIND/catalogue.sealed.parquet    key, checksum and bytes of each entry, shard by shard; in the metadata, as
+                                           JSON, name, bytes, time and number of entries of each shard
 
 The headers are the truth. What is remembered of a shard counts while its size and time are the ones that it was read
 with; the file is written again where a shard is new or gone, and may be removed at any time. No object is made for an
 entry, neither here nor in the file's columns.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from typing import Any
 
 from eridiff.entries import CHECKSUM_LETTERS, KEY_LETTERS, WAY_OUT, open_shard, read_catalogue, shard_id
 from eridiff.entrytable import ALONE, Columns, EntryTable, Rows
-from eridiff.errors import StoreError
-from eridiff.files import atomic_write, canonical_json, digest_json
+from eridiff.errors import DataError, StoreError
+from eridiff.files import atomic_write, canonical_json, map_file
+from eridiff.seals import BLANK, KEY, check_seal, seal_into
 
-NAME = "catalogue.parquet"
+NAME = "catalogue.sealed.parquet"
+UNSEALED = "catalogue.parquet"  # of before, not read
 COLUMNS = ("key", "checksum", "size")
 Facts = tuple[int, int]  # bytes and mtime_ns of a shard file
 
@@ -115,17 +118,17 @@ def _recall(path: Path) -> dict[str, tuple[Facts, Rows]]:
     if not path.exists():
         return {}
     try:
-        table = parquet.read_table(path, page_checksum_verification=True, use_threads=False)
+        data = map_file(path)
+        check_seal(data, path)
+        table = parquet.read_table(pyarrow.BufferReader(pyarrow.py_buffer(data)), use_threads=False)
         text = table.schema.metadata[b"shards"]
-        if table.schema.metadata[b"digest"].decode() != digest_json([text.decode(), table.num_rows]):
-            return {}
         keys, checksums, sizes = (_buffer(table.column(name)) for name in COLUMNS)
         parts, start = {}, 0
         for name, size, mtime_ns, count in json.loads(text):
             parts[str(name)] = (int(size), int(mtime_ns)), Rows(keys, checksums, sizes, start, start + count)
             start += count
         return parts
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
+    except (DataError, OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return {}
 
 
@@ -148,7 +151,10 @@ def _remember(path: Path, shards: dict[str, tuple[Facts, int]], columns: Columns
         for kind, buffer in zip(widths, buffers, strict=True)
     ]
     text = canonical_json([[name, *facts, count] for name, (facts, count) in shards.items()])
-    facts = {"shards": text, "digest": digest_json([text, len(columns)])}
-    table = pyarrow.table(arrays, names=list(COLUMNS)).replace_schema_metadata(facts)
+    table = pyarrow.table(arrays, names=list(COLUMNS)).replace_schema_metadata({"shards": text})
+    buffer = io.BytesIO()
+    with parquet.ParquetWriter(buffer, table.schema, use_dictionary=False, compression="none") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({KEY: BLANK})
     with suppress(OSError), atomic_write(path) as file:
-        parquet.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
+        seal_into(file, [buffer.getvalue()])

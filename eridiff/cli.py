@@ -72,11 +72,15 @@ def base_find(
 
 
 @base_app.command("verify")
-def base_verify() -> None:
-    """Was the base of this project loaded right? Its denoiser and its VAE on cached samples."""
+def base_verify(
+    name: Annotated[str | None, typer.Argument(help="With --deep: a base; none: the one of this project.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the weights again instead.")] = False,
+) -> None:
+    """Was the base of this project loaded right? Its denoiser and its VAE on cached samples. Or: is no byte damaged?"""
     from eridiff.basecheck import verify_project
+    from eridiff.baselist import verify_deep
 
-    for line in verify_project():
+    for line in verify_deep(name) if deep else verify_project():
         say(line)
 
 

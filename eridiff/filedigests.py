@@ -1,9 +1,11 @@
 """Digests of files, remembered on this machine: a file that did not change is not read again.
 
-A digest counts while path, size, modification time and inode are the ones it was taken with. The cache is a
-convenience: nothing depends on it, and where it cannot be used every digest is taken anew.
+A digest counts while path, size, modification time and inode are the ones it was taken with; some for a number of days
+only, since damage on a disk changes none of these. Each row carries a checksum of itself. The cache is a convenience:
+nothing depends on it, and where it cannot be used every digest is taken anew.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from eridiff.files import digest_file
+from eridiff.files import digest_file, digest_json
 from eridiff.progress import say
 from eridiff.project import user_cache
 
@@ -22,15 +24,19 @@ SECONDS_BETWEEN_COMMITS = 1.0
 BUSY_SECONDS = 10.0
 
 CREATE = """
-create table if not exists digests (
-    path blob, what text, size integer, mtime_ns integer, inode integer, digest text, primary key (path, what)
+create table if not exists checked (
+    path blob, what text, size integer, mtime_ns integer, inode integer, digest text, taken real, checksum text,
+    primary key (path, what)
 )
+"""  # rows of before lie in a table `digests`, without checksums: they are taken anew
+SELECT = """
+select digest, taken, checksum from checked where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?
 """
-SELECT = "select digest from digests where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?"
-INSERT = "insert or replace into digests values (?, ?, ?, ?, ?, ?)"
+INSERT = "insert or replace into checked values (?, ?, ?, ?, ?, ?, ?, ?)"
+DAY_SECONDS = 86400.0
 
 State = tuple[bytes, str, int, int, int]
-Record = tuple[bytes, str, int, int, int, str]
+Record = tuple[bytes, str, int, int, int, str, float, str]
 
 
 def _state(path: Path, what: str) -> State:
@@ -39,15 +45,23 @@ def _state(path: Path, what: str) -> State:
     return os.fsencode(os.path.abspath(path)), what, status.st_size, status.st_mtime_ns, status.st_ino
 
 
+def _record(state: State, digest: str, taken: float) -> Record:
+    """A row with its checksum."""
+    path, *rest = state
+    text = digest_json([path.hex(), *rest, digest, taken])
+    return (*state, digest, taken, text)
+
+
 class FileDigests:
     """Remembered digests in one SQLite file that processes share: a context manager, for one thread."""
 
-    def __init__(self, path: Path | None = None, *, anew: bool = False) -> None:
+    def __init__(self, path: Path | None = None, *, anew: bool = False, days: float | None = None) -> None:
         """Open the cache. path: default `digests.sqlite` in the user's cache folder.
 
-        anew: take every digest anew and remember it in place of what was known.
+        anew: take every digest anew and remember it in place of what was known. days: for how long digests count; None:
+        for ever.
         """
-        self._anew = anew
+        self._anew, self._since = anew, -math.inf if days is None else time.time() - days * DAY_SECONDS
         self._path = path or user_cache() / "digests.sqlite"
         self._pending: list[Record] = []
         self._committed = time.monotonic()
@@ -81,12 +95,12 @@ class FileDigests:
             return known
         digest = compute()
         if state == _state(path, what) and time.time() - path.stat().st_mtime > SETTLED_SECONDS:
-            self._add((*state, digest))
+            self._add(_record(state, digest, time.time()))
         return digest
 
     def note(self, path: Path, what: str, digest: str) -> None:
         """Remember the digest of a file that this process has just written under its name, whole."""
-        self._add((*_state(path, what), digest))
+        self._add(_record(_state(path, what), digest, time.time()))
 
     def close(self) -> None:
         """Write what is pending and close the file."""
@@ -109,7 +123,11 @@ class FileDigests:
         except sqlite3.Error as error:
             self._give_up(error)
             return None
-        return str(row[0]) if row else None
+        if row is None or not (isinstance(row[0], str) and isinstance(row[1], float)):
+            return None
+        if (*state, *row) != _record(state, row[0], row[1]):
+            return None  # a damaged one
+        return str(row[0]) if self._since < row[1] <= time.time() else None
 
     def _commit(self) -> None:
         """One transaction for many digests: each would cost a disk sync."""

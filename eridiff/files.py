@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import uuid
 from collections.abc import Iterator
@@ -55,6 +56,14 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file, mapped; an empty one cannot be."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def link_kind(folder: Path) -> Literal["hardlink", "symlink", "copy"]:

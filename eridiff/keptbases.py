@@ -4,7 +4,7 @@
     STORE/bases/KEY.used          written at each use: gc keeps what was used within its lease
 
 KEY is of the component's digests, the kind of quantisation and the number format. A file whose content is not what its
-header says is made anew; the digest that says so is remembered, as those of the bases are.
+header says is made anew; that it is sound is remembered for `check_days` of local.yaml.
 """
 
 import time
@@ -18,8 +18,9 @@ from eridiff.errors import DataError
 from eridiff.filedigests import FileDigests
 from eridiff.files import digest_json, write_text
 from eridiff.progress import say, track, warn
+from eridiff.project import load_local
 from eridiff.roots import BASES
-from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, raw_tensor, write_tensors
+from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, holds_digest, raw_tensor, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from eridiff.quantise import Storage
 
 FORMAT = 1  # raised by hand when eridiff/quantise.py makes other tensors
-DIGEST = "tensors"  # what of a file is remembered
+DIGEST = "sound quantised base"  # what of a file is remembered
 
 
 def kept_path(root: Path, identity: Mapping[str, str], kind: str, dtype: "torch.dtype") -> Path:
@@ -46,7 +47,7 @@ def keep(model: "nn.Module", path: Path) -> None:
         write_text(path.with_suffix(".used"), "")
         if TensorFile(path).metadata.get("digest") == digest:  # and no other process's, made elsewhere
             with FileDigests() as digests:
-                digests.note(path, DIGEST, digest)
+                digests.note(path, DIGEST, str(True))
         say(f"kept the quantised base in the store ({_gib(path)}): the next start reads it")
     except OSError as error:
         warn(f"the quantised base is not kept in {path.parent} ({error.strerror}): the next start makes it anew.")
@@ -76,7 +77,7 @@ def load_kept(path: Path, kind: Any, config: dict[str, Any], storage: "Storage")
     """The quantised model of class `kind` on its device; None where it is not kept, or damaged."""
     from eridiff.uploader import Uploader  # here, since stages that load no model start without torch
 
-    file = _open_sound(path)
+    file = open_sound(path)
     if file is None:
         return None
     with suppress(OSError):
@@ -106,13 +107,13 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _open_sound(path: Path) -> TensorFile | None:
-    """The file, if it is there and holds what its header says."""
+def open_sound(path: Path) -> TensorFile | None:
+    """The file, if it is there and holds, byte for byte, what its header says."""
     try:
         file = TensorFile(path)
-        with FileDigests() as digests:
-            found = digests.remember(path, DIGEST, lambda: digest_tensors({n: file.raw(n) for n in file.names}))
-        if found == file.metadata.get("digest"):
+        with FileDigests(days=load_local().check_days) as digests:
+            sound = digests.remember(path, DIGEST, lambda: str(holds_digest(file)))
+        if sound == str(True):
             return file
     except FileNotFoundError:
         return None

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from eridiff.config import Section
 from eridiff.errors import ConfigError, TrainError, did_you_mean
-from eridiff.files import canonical_json
-from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors, write_tensors
+from eridiff.files import canonical_json, map_file
+from eridiff.seals import check_out
+from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors, write_sealed_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,21 +92,22 @@ def save_checkpoint(
     """Write an adapter as PEFT names under the component's prefix, with the facts that make it whole.
 
     `lora_adapter_metadata` is what diffusers reads (rank, alpha, targets); `eridiff` is the lineage: the base's
-    configs and the digests of what train declares, handed on to the exported file.
+    configs and the digests of what train declares, handed on to the exported file. Sealed (eridiff/seals.py).
     """
     modules = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
     adapter = {"r": params.rank, "lora_alpha": params.alpha, "target_modules": modules}
     packed = {f"{prefix}.{key}": value for key, value in adapter.items()}
     named = raw_tensors({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
     metadata = {"lora_adapter_metadata": canonical_json(packed), "eridiff": canonical_json(dict(lineage))}
-    write_tensors(path, named, {"format": "pt", **metadata})
+    write_sealed_tensors(path, named, {"format": "pt", **metadata})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, RawTensor], dict[str, Any], dict[str, Any]]:
-    """Tensors (with their prefix), lineage and adapter facts (rank, alpha) of a checkpoint.
+    """Tensors (with their prefix), lineage and adapter facts (rank, alpha) of a checkpoint, checked as a whole.
 
-    Raises: TrainError where the file is none of eridiff's checkpoints.
+    Raises: TrainError where the file is none of eridiff's checkpoints, DataError where it is damaged.
     """
+    check_out(map_file(path), path)
     file = TensorFile(path)
     try:
         lineage = json.loads(file.metadata["eridiff"])

@@ -17,8 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eridiff.errors import StoreError
-from eridiff.files import canonical_json, digest_json, write_text
+from eridiff.errors import DataError, StoreError
+from eridiff.files import digest_json, write_text
+from eridiff.seals import read_sealed, sealed_json
 
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 FIRST = ""  # the first generation, which is in no key
@@ -161,7 +162,10 @@ class ProbeMemory:
     def at(self, versions: Versions) -> str | None:
         """The generation that was found with these versions; None where the encoder was not probed with them."""
         path = self._record_path(versions)
-        return str(self._read(path)["generation"]) if path.exists() else None
+        for one in (path, path.with_name(path.name.replace(".sealed.", "."))):  # the other is of before
+            if one.exists():
+                return str(self._read(one)["generation"])
+        return None
 
     @property
     def last(self) -> tuple[str, Versions] | None:
@@ -180,7 +184,7 @@ class ProbeMemory:
     def adopt(self, reference: Reference) -> None:
         """Take over the reference of a stage's own earlier output: what its entries were encoded like."""
         if reference.generation not in self.references:
-            self._add(self.folder / f"generation-{reference.generation or 'first'}.json", reference.facts())
+            self._add(self.folder / f"generation-{reference.generation or 'first'}.sealed.json", reference.facts())
             del self.references
 
     def learn(self, values: Values, versions: Versions) -> Verdict:
@@ -213,14 +217,14 @@ class ProbeMemory:
         return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     def _record_path(self, versions: Versions) -> Path:
-        return self.folder / f"versions-{digest_json(versions)[:16]}.json"
+        return self.folder / f"versions-{digest_json(versions)[:16]}.sealed.json"
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            record: dict[str, Any] = json.loads(read_sealed(path, ""))
             if "generation" in record and ("values" in record or "versions" in record):
                 return record
-        except ValueError:
+        except (DataError, ValueError, TypeError):
             pass
         raise StoreError(f"{path} is damaged. Remove it: the encoder is probed again.")
 
@@ -228,7 +232,7 @@ class ProbeMemory:
         """Write a file whole, unless it is there: of several processes the first wins."""
         temporary = path.with_name(f"{uuid.uuid4().hex[:12]}.tmp")
         try:
-            write_text(temporary, canonical_json(record) + "\n")
+            write_text(temporary, sealed_json(record))
             try:
                 os.link(temporary, path)
             except FileExistsError:

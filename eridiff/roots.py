@@ -1,6 +1,6 @@
 """Pins: what of the store each project put out last, so that gc keeps it.
 
-    STORE/roots/PROJECT.KIND.json    host, project (its real path), kind, names, earlier
+    STORE/roots/PROJECT.KIND.sealed.json    host, project (its real path), kind, names, earlier; with a checksum
 
 names are shards (of `latents`, `texts`) or states (of `runs`); earlier ones are what the project had before and needs
 no longer. One small file a project and kind, written by the stage that has put something out.
@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.errors import StoreError
-from eridiff.files import canonical_json, digest_json, write_text
+from eridiff.errors import DataError, StoreError
+from eridiff.files import digest_json, write_text
 from eridiff.progress import warn
+from eridiff.seals import read_sealed, sealed_json
 
 ROOTS = "roots"
 BASES = "bases"  # the folder of quantised bases, which are leased by use instead of pinned
@@ -52,12 +53,14 @@ class Pin:
 def pin(root: Path, kind: str, project: Path, names: Iterable[str]) -> None:
     """Pin what a project's stage has just put out. A store that cannot be written is left as it is, with a warning."""
     host, place = socket.gethostname(), Path(os.path.realpath(project))
-    path = root / ROOTS / f"{digest_json([host, str(place)])[:32]}.{kind}.json"
+    path = root / ROOTS / f"{digest_json([host, str(place)])[:32]}.{kind}.sealed.json"
+    unsealed = path.with_name(path.name.replace(".sealed.", "."))  # of before
     names = sorted(set(names))
     before: set[str] = set()
-    with suppress(OSError, StoreError):  # a damaged one is written anew
-        old = read_pin(path)
-        before = {*old.names, *old.earlier}
+    for one in (path, unsealed):
+        with suppress(OSError, StoreError):  # a damaged one is written anew
+            old = read_pin(one)
+            before |= {*old.names, *old.earlier}
     record = {
         "host": host,
         "project": str(place),
@@ -66,7 +69,8 @@ def pin(root: Path, kind: str, project: Path, names: Iterable[str]) -> None:
         "earlier": sorted(before - set(names)),
     }
     try:
-        write_text(path, canonical_json(record) + "\n")
+        write_text(path, sealed_json(record))
+        unsealed.unlink(missing_ok=True)
     except OSError as error:
         warn(f"{place} is not pinned in {root} ({error.strerror}): `eridiff store gc` may remove what it needs.")
 
@@ -87,9 +91,9 @@ def forget_earlier(pins: Iterable[Pin], names: set[str]) -> None:
     """Take names that are gone out of the lists of what projects had before."""
     for old in pins:
         if names.intersection(old.earlier) and old.path.exists():
-            record = json.loads(old.path.read_text("utf-8"))
+            record = json.loads(read_sealed(old.path, ""))
             record["earlier"] = sorted(set(record["earlier"]) - names)
-            write_text(old.path, canonical_json(record) + "\n")
+            write_text(old.path, sealed_json(record))
             os.utime(old.path, (old.written, old.written))  # no run of the project: its lease goes on
 
 
@@ -99,7 +103,7 @@ def read_pin(path: Path) -> Pin:
     Raises: StoreError where it is damaged, FileNotFoundError.
     """
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(read_sealed(path, ""))
         return Pin(
             path=path,
             host=str(record["host"]),
@@ -109,7 +113,7 @@ def read_pin(path: Path) -> Pin:
             earlier=tuple(map(str, record["earlier"])),
             written=path.stat().st_mtime,
         )
-    except (ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         raise StoreError(
             f"{path} is damaged: it says which entries a project needs. Remove it, and run `dvc repro --force "
             "--single-item latents` and `text` in that project: it pins them again."

@@ -216,6 +216,7 @@ def with_lora(pipeline: Any, column: Column) -> None:
         if loaded:
             pipeline.delete_adapters(sorted(loaded))
         folder, file = column.checkpoint.parent, column.checkpoint.name
+        read_checkpoint(column.checkpoint)  # the library would read a damaged one
         pipeline.load_lora_weights(folder, weight_name=file, adapter_name=name, local_files_only=True)
     pipeline.set_adapters([name], [column.strength])
 

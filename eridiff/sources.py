@@ -8,6 +8,7 @@ that it uses, so a clone whose weights lie elsewhere has nothing to rerun, and o
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
 from eridiff.progress import warn
-from eridiff.project import bases_dir
+from eridiff.project import bases_dir, load_local
+from eridiff.seals import BLANK, KEY, check_seal, sealed, write_sealed
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
 from eridiff.wanted import how_to_add, is_wanted, makers_family
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 PARTS = ("vae", "text", "denoiser")
 NEAR = 0.8  # of a name, to be taken for a misspelt one: 'my-sdxl' is none of 'tiny-sdxl'
+UNSEALED_FORMAT = 1  # of pointers from before checksums, which git keeps
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class Pointer:
 class PointerRecord(Record):
     """A pointer as its file has it."""
 
+    format: int
     family: str
     part: str
     components: dict[str, ComponentRecord]
@@ -96,7 +101,9 @@ def read_pointer(base: str, part: str) -> Pointer:
         if is_wanted(value):
             raise BaseError(how_to_add(base, str(value.get("family"))))
         record = as_record(value, PointerRecord)
-    except ValueError as error:
+        if not check_seal(path.read_bytes(), path) and record.format != UNSEALED_FORMAT:
+            raise ValueError("it carries no checksum")
+    except (DataError, ValueError) as error:
         raise BaseError(f"{path} is no pointer ({error}): make it again with `eridiff base add`.") from None
     components = {
         name: Component(name=name, config=c.config, files=c.files, digest=c.digest)
@@ -121,12 +128,22 @@ def _no_pointer(base: str, file: str) -> str:
     )
 
 
-def pointer_text(pointer: Pointer) -> str:
-    """The pointer file's text: sorted, indented, readable in a diff."""
+def write_pointer(path: Path, pointer: Pointer) -> None:
+    """Write a pointer with its checksum; one that says the same already keeps its bytes, and so starts no stage."""
+    with suppress(BaseError):
+        if read_pointer(path.parent.name, path.stem) == pointer:
+            return
+    text = pointer_text(pointer, {"format": FORMAT, KEY: BLANK})
+    write_sealed(path, sealed(text.encode("utf-8")))
+
+
+def pointer_text(pointer: Pointer, marks: Mapping[str, Any] | None = None) -> str:
+    """The pointer file's text: sorted, indented, readable in a diff. marks: None: those of one without a checksum."""
     components = {
         c.name: {"config": c.config, "digest": c.digest, "files": c.files} for c in pointer.components.values()
     }
-    record = {"format": 1, "family": pointer.family, "part": pointer.part, "components": components}
+    marks = marks or {"format": UNSEALED_FORMAT}
+    record = {**marks, "family": pointer.family, "part": pointer.part, "components": components}
     return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -144,7 +161,7 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     folders: dict[str, Path] = {}
     parts: dict[str, PartTensors] = {}
     wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
-    with FileDigests() as digests:
+    with FileDigests(days=load_local().check_days) as digests:
         for pointer, component in wanted:
             place = find_component(pointer, component, digests)
             if isinstance(place, Path):

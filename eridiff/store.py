@@ -3,7 +3,7 @@
     STORE/FORMAT                      'eridiff-store 1'
     STORE/KIND/entries/ab/KEY.safetensors    an entry just encoded, not yet in a shard
     STORE/KIND/shards/ID.safetensors         many entries; ID is a digest of the keys and checksums in it
-    STORE/KIND/catalogue.parquet             what the headers of the shards say; may be removed
+    STORE/KIND/catalogue.sealed.parquet             what the headers of the shards say; may be removed
     STORE/pixels/ID.tsv                      file digest <tab> pixel digest, one immutable file a batch
     STORE/roots/PROJECT.STAGE.json           what a project's stage put out last, which gc keeps
     STORE/runs/TRAIN_KEY/                    state from which a killed training resumes
@@ -41,6 +41,7 @@ from eridiff.errors import StoreError
 from eridiff.files import atomic_write, canonical_json, link_or_copy
 from eridiff.placement import Keys, Placement, shard_name, split_sorted
 from eridiff.progress import warn
+from eridiff.shardfaults import Check, check_file, check_now, refuse_damaged
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 
 __all__ = [
@@ -72,6 +73,7 @@ class Store:
         self.folder = root / kind
         self.shards_written = 0
         self.published: list[str] = []  # names of the shards in the last out, less the suffix
+        self.written: set[Path] = set()  # shards that this process has written, from entries that it has checked
         self._found: Catalogue | None = None
         self._lock = RLock()
         _check_format(root)
@@ -153,9 +155,7 @@ class Store:
             entries = read_catalogue(file)
             if all(key in self.catalogue for key in entries):
                 continue
-            for key, location in entries.items():
-                check_parts(location)
-                read_entry(file, key, location.checksum)
+            refuse_damaged(check_file(path, "shard")[0])
             target = self._shard_path({key: location.checksum for key, location in entries.items()})
             link_or_copy(path, target)
             self._catalogue.shards.add(target)
@@ -164,11 +164,12 @@ class Store:
                     self.catalogue.add(location)
         return len(self.catalogue) - before
 
-    def publish(self, keys: Iterable[str] | Keys, out: Path) -> Placement:
+    def publish(self, keys: Iterable[str] | Keys, out: Path, check: Check = check_now) -> Placement:
         """Fill the folder `out` with hardlinked shards that hold exactly these keys; returns key -> file name.
 
-        The shards are a function of the set of keys: one, or split into 16 by the next digit of the key
-        wherever one would be larger than SHARD_BYTES. Several are read, checked and written at a time.
+        check: reads a shard that was there before, and refuses a damaged one.
+        The shards are a function of the set of keys: one, or split into 16 by the next digit of the key wherever one
+        would be larger than SHARD_BYTES. Several are read, checked and written at a time.
         Raises: EntryGone where the store has lost one of them, StoreError where one is damaged.
         """
         wanted = sorted_keys(keys)
@@ -177,7 +178,7 @@ class Store:
         try:
             for old in out.glob("shard-*.safetensors"):
                 old.unlink()
-            self.published = self._place_all(out, [(prefix, wanted[part]) for prefix, part in groups])
+            self.published = self._place_all(out, [(prefix, wanted[part]) for prefix, part in groups], check)
         except FileNotFoundError:  # gc took a shard between its look-up and its link
             self.look_again()
             raise EntryGone(f"a shard has vanished from the store {self.root}: run `dvc repro`.") from None
@@ -195,7 +196,7 @@ class Store:
             raise EntryGone(f"entry {lost[0].decode()[:12]} is gone from the store {self.root}: run `dvc repro`.")
         return table
 
-    def _place_all(self, out: Path, groups: Iterable[tuple[str, Keys]]) -> list[str]:
+    def _place_all(self, out: Path, groups: Iterable[tuple[str, Keys]], check: Check) -> list[str]:
         """Link the shard of each group of keys into `out`; their names in the store.
 
         Shards that are there are linked at once, since threads would only wait for each other; others are written.
@@ -206,7 +207,9 @@ class Store:
             try:
                 for prefix, keys in groups:
                     checksums = self._checksums(keys)
-                    if self._has_shard(self._shard_path(checksums)):
+                    if self._has_shard(path := self._shard_path(checksums)):
+                        if path not in self.written:
+                            check(path)
                         begun.append(partial(str, self._place(out, prefix, checksums)))
                     else:
                         begun.append(pool.submit(self._write_and_place, out, prefix, keys).result)
@@ -260,6 +263,7 @@ class Store:
             self.catalogue.move(keys, path)
             with self._lock:
                 self.shards_written += 1
+                self.written.add(path)
         loose = {name.removesuffix(".safetensors") for name in list_loose(self.folder / "entries", prefix)}
         if inside := [key for key in keys if key in loose]:
             self.catalogue.move(inside, path)

@@ -1,48 +1,45 @@
 """`eridiff store verify`: every byte of the store, of the project's outs and of DVC's objects of them is looked at.
 
-A file of the store is sound where it is, byte for byte, what the store would write: its header is the one that its
-entries give, each entry's tensors give its checksum, its parts give its key, and the file's name fits. A file of an
-out or of DVC's cache is sound where its md5 is the one that dvc.lock leads to.
+A file of the store is sound where it is, byte for byte, what the store would write: shards and entries
+(eridiff/shardfaults.py), states and checkpoints of trainings, pins, probes and the catalogue by the checksum in them
+(eridiff/seals.py), quantised bases by their digest, pixel digests by their name. A file of an out or of DVC's cache is
+sound where its md5 is the one that dvc.lock leads to. Files that change no result (`rates`, `footprints`) have none.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry, shard_id, shard_metadata
-from eridiff.errors import StoreError
+from eridiff.catalogue import NAME as CATALOGUE
+from eridiff.catalogue import UNSEALED as UNSEALED_CATALOGUE
+from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry
+from eridiff.errors import DataError, StoreError
+from eridiff.files import map_file
 from eridiff.ownouts import OwnOut, digest_md5
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
-from eridiff.roots import ROOTS, read_pin
-from eridiff.store import OWN_NAMES
-from eridiff.tensorfile import TensorFile, header_bytes
+from eridiff.roots import BASES, ROOTS, read_pin
+from eridiff.seals import check_seal
+from eridiff.shardfaults import Fault, check_file, check_loose, check_shard, reason_of
+from eridiff.store import FORMAT, OWN_NAMES
+from eridiff.tensorfile import TensorFile, holds_digest
 
 KINDS = ("latents", "texts")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One fault: the file, what it is, the entry where one can be named, and what is wrong."""
-
-    path: Path
-    what: str  # shard, entry, pixels, pin, stray; out, object, listing
-    problem: str
-    key: str | None = None
-
-    def line(self) -> str:
-        """The fault in one line."""
-        return f"{self.path}: {f'entry {self.key[:12]}: ' if self.key else ''}{self.problem}"
-
-
+ORIGINAL = "original"  # what of a fault: DVC's object of a user's own file
+SEALED = {  # files of the store that carry a checksum -> what they are
+    "runs/*/*.safetensors": "state",
+    "runs/*/checkpoints/*.safetensors": "checkpoint",
+    "probes/*/*.json": "probe",
+}
 Check = Callable[[Path], Iterable[Fault]]
 
 
-def verify(root: Path, outs: Iterable[OwnOut]) -> list[Fault]:
-    """All faults of a store and of a project's outs. Reads every byte."""
-    checks = [*_store_checks(root), *_out_checks(outs)]
+def verify(root: Path, outs: Iterable[OwnOut], originals: Iterable[OwnOut] = ()) -> list[Fault]:
+    """All faults of a store, of a project's outs, and of DVC's objects of these and of originals. Reads every byte."""
+    checks = [*_store_checks(root), *_out_checks(outs), *_original_checks(originals)]
     faults: list[Fault] = []
     for path, check in track(checks, what="verify", total=len(checks), unit="files"):
         with suppress(FileNotFoundError):  # moved into a shard, or collected, meanwhile
@@ -74,12 +71,52 @@ def _store_checks(root: Path) -> Iterator[tuple[Path, Check]]:
                 yield path, check_shard
             elif len(place) == 3 and place[0] == "entries" and path.suffix == ".safetensors":
                 yield path, check_loose
-            elif place != ("catalogue.parquet",):
+            elif place not in ((CATALOGUE,), (UNSEALED_CATALOGUE,)):
                 yield path, _is_stray
+    yield root / "FORMAT", _check_format
+    for kind in KINDS:
+        yield root / kind / CATALOGUE, _seal_check("catalogue")
+    for pattern, what in SEALED.items():
+        yield from ((path, _seal_check(what)) for path in sorted(root.glob(pattern)) if not _is_temporary(path))
+    for path in sorted((root / BASES).glob("*.safetensors")):
+        if not _is_temporary(path):
+            yield path, _check_kept
     for folder, suffix, check in (("pixels", ".tsv", _check_pixels), (ROOTS, ".json", _check_pin)):
         for path in sorted((root / folder).glob("*")):
             if not _is_temporary(path):
                 yield path, check if path.suffix == suffix else _is_stray
+
+
+def _seal_check(what: str) -> Check:
+    def check(path: Path) -> list[Fault]:
+        try:
+            check_seal(map_file(path), path)
+        except DataError:
+            return [Fault(path=path, what=what, problem="its bytes do not give the checksum that it must carry")]
+        return []
+
+    return check
+
+
+def _check_format(path: Path) -> list[Fault]:
+    if path.read_text("utf-8", errors="replace") == FORMAT:
+        return []
+    return [Fault(path=path, what="stray", problem=f"it must say {FORMAT.strip()!r}: write that into it")]
+
+
+def _check_kept(path: Path) -> list[Fault]:
+    try:
+        sound = holds_digest(TensorFile(path))
+    except DataError:
+        sound = False
+    return [] if sound else [Fault(path=path, what="base", problem="its content does not give its digest")]
+
+
+def _original_checks(originals: Iterable[OwnOut]) -> Iterator[tuple[Path, Check]]:
+    """DVC's objects of files that the user put under it; those files themselves may be edited at will."""
+    for out in originals:
+        objects = {out.listing: out.md5.removesuffix(".dir"), **{file.object: file.md5 for file in out.files}}
+        yield from ((path, _md5_check(md5, ORIGINAL)) for path, md5 in sorted(objects.items()) if path.exists())
 
 
 def _out_checks(outs: Iterable[OwnOut]) -> Iterator[tuple[Path, Check]]:
@@ -117,56 +154,6 @@ def _md5_check(md5: str, what: str) -> Check:
     return check
 
 
-def check_shard(path: Path) -> list[Fault]:
-    """Faults of a shard of the store."""
-    faults, entries = check_file(path, "shard")
-    name = shard_id({key: entry.checksum for key, entry in entries.items()})
-    if entries and name != path.stem:
-        faults.append(Fault(path=path, what="shard", problem=f"its entries ask for the name {name}"))
-    return faults
-
-
-def check_loose(path: Path) -> list[Fault]:
-    """Faults of an entry with a file of its own."""
-    faults, entries = check_file(path, "entry")
-    if entries and (set(entries) != {path.stem} or path.parent.name != path.stem[:2]):
-        faults.append(Fault(path=path, what="entry", problem=f"it holds entry {min(entries)[:12]}, not what it says"))
-    return faults
-
-
-def check_file(path: Path, what: str) -> tuple[list[Fault], dict[str, Location]]:
-    """Faults of an entry or shard file, whatever its name, and its entries; {} where the header cannot be read."""
-    try:
-        file = open_shard(path)
-        entries = read_catalogue(file)
-    except StoreError as error:
-        return [Fault(path=path, what=what, problem=_reason(error, path))], {}
-    faults = []
-    for key, entry in entries.items():
-        try:
-            check_parts(entry)
-            read_entry(file, key, entry.checksum)
-        except StoreError as error:
-            problem = _reason(error, path).removeprefix(f"is damaged: entry {key[:12]} ")
-            faults.append(Fault(path=path, what=what, problem=problem.removeprefix("is damaged: "), key=key))
-    if not faults and not _is_canonical(file, entries):
-        faults.append(Fault(path=path, what=what, problem="its header is not the one that was written"))
-    return faults, entries
-
-
-def _is_canonical(file: TensorFile, entries: dict[str, Location]) -> bool:
-    """Whether the header is byte for byte what the store writes for these entries."""
-    if not entries:
-        return False
-    metadata = shard_metadata({key: (entry.checksum, entry.parts) for key, entry in entries.items()})
-    return bytes(file.first_bytes) == header_bytes({name: file.raw(name) for name in file.names}, metadata)
-
-
-def _reason(error: StoreError, path: Path) -> str:
-    """An error's reason, less the file's name before and the way out after it."""
-    return str(error).removeprefix(f"{path} ").split(". ")[0].rstrip(".")
-
-
 def _check_pixels(path: Path) -> list[Fault]:
     text = path.read_text("utf-8", errors="replace")
     if path.name == PixelDigests.file_name(text):
@@ -178,7 +165,7 @@ def _check_pin(path: Path) -> list[Fault]:
     try:
         pin = read_pin(path)
     except StoreError as error:
-        return [Fault(path=path, what="pin", problem=_reason(error, path))]
+        return [Fault(path=path, what="pin", problem=reason_of(error, path))]
     if not os.path.isabs(pin.project):
         return [Fault(path=path, what="pin", problem=f"{pin.project} is no project's folder")]
     return []

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from eridiff.files import link_kind
-from eridiff.ownouts import OwnOut, cache_folder, read_outs
+from eridiff.ownouts import OwnOut, cache_folder, read_originals, read_outs
 from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.roots import read_pins
-from eridiff.storecare import Fault, verify
+from eridiff.shardfaults import Fault
+from eridiff.storecare import verify
 from eridiff.storegc import LEASE_DAYS, Garbage, Plan, plan_gc, remove
 from eridiff.storerepair import compare, repair
 from eridiff.storesize import disk_of, join, kind_sizes, project_size
@@ -100,7 +101,7 @@ def gc(
 def verify_store() -> None:
     """Read every byte of the store and of this project's caches, and name each fault; exit code 1 if there is one."""
     root, outs = _existing_store(), read_outs()
-    faults = verify(root, outs)
+    faults = verify(root, outs, read_originals())
     for fault in faults:
         say(fault.line())
     _say_compared(outs)
@@ -114,7 +115,7 @@ def verify_store() -> None:
 def repair_store() -> None:
     """Remove what is damaged, in the store and in this project and its DVC cache; keep every sound entry."""
     root, outs = _existing_store(), read_outs()
-    faults: list[Fault] = verify(root, outs)
+    faults: list[Fault] = verify(root, outs, read_originals())
     for fault in faults:
         say(fault.line())
     done = repair(root, faults, outs, cache_folder() if Path("dvc.yaml").exists() else None)

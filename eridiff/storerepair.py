@@ -13,9 +13,11 @@ from pathlib import Path
 from eridiff.entries import open_shard, read_entry
 from eridiff.files import canonical_json, write_text
 from eridiff.ownouts import KIND_OF, OwnOut, all_objects
+from eridiff.shardfaults import Fault
 from eridiff.store import Store
-from eridiff.storecare import KINDS, Fault, sound_entries
+from eridiff.storecare import KINDS, ORIGINAL, sound_entries
 
+LEFT = ("stray", ORIGINAL)  # kinds of faults that are not ours to remove
 RECORD = Path("runs/repair.json")  # of the project: out -> md5 in dvc.lock when it was repaired
 
 
@@ -35,7 +37,8 @@ def repair(root: Path, faults: Iterable[Fault], outs: Iterable[OwnOut], cache: P
     cache: DVC's cache, None outside a project. Sound entries of damaged shards are written as files of their own.
     """
     faults, outs = list(faults), list(outs)
-    removed = _all_links(root, [fault.path for fault in faults if fault.what != "stray"], outs, cache)
+    left = tuple(fault for fault in faults if fault.what in LEFT)
+    removed = _all_links(root, [fault.path for fault in faults if fault not in left], outs, cache)
     touched = [out for out in outs if set(removed).intersection(_paths(out))]
     if touched:
         write_text(RECORD, canonical_json({str(out.folder): out.md5 for out in touched}) + "\n")
@@ -46,7 +49,7 @@ def repair(root: Path, faults: Iterable[Fault], outs: Iterable[OwnOut], cache: P
         removed=tuple(removed),
         kept=kept,
         stages=tuple(out.stage for out in touched),
-        left=tuple(fault for fault in faults if fault.what == "stray"),
+        left=left,
     )
 
 
@@ -70,7 +73,7 @@ def _by_kind(root: Path, paths: list[Path], outs: list[OwnOut]) -> dict[str, lis
     found: dict[str, list[Path]] = {}
     for kind in KINDS:
         found[kind] = [path for path in paths if path.parent == root / kind / "shards"]
-    for out in outs:
+    for out in (out for out in outs if out.stage in KIND_OF):
         shards = {file.object for file in out.files if file.path.suffix == ".safetensors"}
         found[KIND_OF[out.stage]] += [path for path in paths if path in shards]
     return {kind: found[kind] for kind in KINDS if found[kind]}

@@ -67,7 +67,7 @@ def kind_sizes(root: Path) -> list[KindSize]:
 def project_size(root: Path, outs: Iterable[OwnOut]) -> ProjectSize:
     """What the caches of the current project take in its present state."""
     shards, objects, files, payload = [], [], [], 0
-    for out in outs:
+    for out in (out for out in outs if out.stage in KIND_OF):
         for file in out.files:
             objects.append(file.object)
             files.append(file.path)

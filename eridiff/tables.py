@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, overload
 
 from eridiff.errors import DataError
-from eridiff.files import atomic_write, canonical_json
+from eridiff.files import canonical_json, map_file
+from eridiff.seals import BLANK, KEY, check_out, sealed, write_sealed
 
 Row = dict[str, Any]
 
@@ -81,7 +82,7 @@ def _pieces(rows: Iterable[Row], names: Iterable[str]) -> Iterator[dict[str, lis
 
 
 def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[str, Any]) -> bytes:
-    """Rows as the bytes of a Parquet file.
+    """Rows as the bytes of a Parquet file, sealed (eridiff/seals.py).
 
     columns: name -> one of TYPES, in the file's order. facts: plain values about the whole table, kept in the
     schema. No clock, no library version: `created_by` is the only trace of pyarrow in the file.
@@ -98,21 +99,22 @@ def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[
             pieces[name].append(pa.array(some[name], type=kinds[kind]))
     arrays = [pa.concat_arrays(pieces.pop(name)) for name in columns]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        writer.add_key_value_metadata({KEY: BLANK})  # of the file's footer: in the schema it would stand twice
+    return sealed(buffer.getvalue())
 
 
 def write_table(
     path: Path, rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[str, Any] | None = None
 ) -> None:
     """Write rows as a Parquet file, atomically. The caller sorts them."""
-    with atomic_write(path) as file:
-        file.write(table_bytes(rows, columns, facts or {}))
+    write_sealed(path, table_bytes(rows, columns, facts or {}))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A Parquet file.
+    """A Parquet file, checked as a whole before anything of it is read.
 
     Raises: DataError that names the file where it is missing or damaged.
     """
@@ -120,7 +122,9 @@ def opened(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        data = map_file(path)
+        check_out(data, path)
+        with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data))) as file:
             yield file
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None

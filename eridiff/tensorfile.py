@@ -9,18 +9,18 @@ import errno
 import hashlib
 import json
 import math
-import mmap
 import resource
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from eridiff.errors import DataError
-from eridiff.files import atomic_write
+from eridiff.files import atomic_write, map_file
 from eridiff.printable import UNSAFE
+from eridiff.seals import BLANK, KEY, check_sealed, seal_into
 
 if TYPE_CHECKING:
     import torch
@@ -89,11 +89,22 @@ def write_tensors(path: Path, tensors: Mapping[str, RawTensor], metadata: Mappin
         write_tensors_to(file, tensors, metadata)
 
 
+def write_sealed_tensors(path: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+    """`write_tensors`, with a checksum of all bytes in the metadata (eridiff/seals.py)."""
+    with atomic_write(path) as file:
+        seal_into(file, _pieces(tensors, {**metadata, KEY: BLANK}))
+
+
 def write_tensors_to(file: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
     """`write_tensors` into an open file; tensor data is streamed, never joined in memory."""
-    file.write(header_bytes(tensors, metadata))
+    for piece in _pieces(tensors, metadata):
+        file.write(piece)
+
+
+def _pieces(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    yield header_bytes(tensors, metadata)
     for name in _ordered(tensors):
-        file.write(tensors[name].data)
+        yield tensors[name].data
 
 
 def header_bytes(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
@@ -150,12 +161,12 @@ class TensorFile:
     @cached_property
     def _map(self) -> memoryview:
         try:
-            return _map_file(self.path)
+            return map_file(self.path)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
             allow_more_files()
-            return _map_file(self.path)
+            return map_file(self.path)
 
     def raw(self, name: str) -> RawTensor:
         """One tensor as a view of the mapped file."""
@@ -173,11 +184,6 @@ class TensorFile:
         """Bytes of one tensor."""
         begin, end = self.header[name]["data_offsets"]
         return int(end - begin)
-
-
-def _map_file(path: Path) -> memoryview:
-    with open(path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def allow_more_files() -> None:
@@ -242,6 +248,15 @@ def _is_sound(name: str, info: dict[str, Any]) -> bool:
     return bool(begin <= end if item is None else end - begin == math.prod(info["shape"]) * item)
 
 
+def open_sealed(path: Path, way_out: str) -> TensorFile:
+    """A file that must be sealed, or is of before seals, checked as a whole before its header is read.
+
+    Raises: DataError where it is damaged, FileNotFoundError.
+    """
+    check_sealed(map_file(path), path, way_out)
+    return TensorFile(path)
+
+
 def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
     """All tensors of a safetensors file, on the CPU."""
     file = TensorFile(path)
@@ -256,3 +271,14 @@ def digest_tensors(tensors: Mapping[str, RawTensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
+
+
+def is_canonical(file: TensorFile) -> bool:
+    """Whether a file's header is byte for byte what `write_tensors` writes for its tensors and metadata."""
+    return bytes(file.first_bytes) == header_bytes({name: file.raw(name) for name in file.names}, file.metadata)
+
+
+def holds_digest(file: TensorFile) -> bool:
+    """Whether a file is, byte for byte, one of tensors that give the `digest` in its metadata."""
+    tensors = {name: file.raw(name) for name in file.names}
+    return is_canonical(file) and digest_tensors(tensors) == file.metadata.get("digest")

@@ -27,10 +27,9 @@ from eridiff.optim import MovingAverage, learning_rate, make_optimizer
 from eridiff.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
 from eridiff.progress import say
 from eridiff.quantise import Storage
-from eridiff.runstate import load_state, save_state
+from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
 from eridiff.sources import ModelSource
-from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
-from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, refuse_other_objective
+from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 
 
 @dataclass(kw_only=True)
@@ -146,7 +145,7 @@ def train(
     groups: dict[str, dict[str, Tensor]] = {"adapters": run.adapters}
     if average is not None:
         groups["average"] = average.tensors
-    done, table = _resume(state, params.steps, groups, optimizer)
+    done, table = _resume(state, params, groups, optimizer)
     plan = plan_batches(data.samples, params.batch_size, params.steps * params.accumulation, params.seed)
     batches = data.stream(plan, params.accumulation, done + 1)
     meter = _Meter(done, params.steps)
@@ -160,7 +159,7 @@ def train(
             table.setdefault(name, []).append(value)
         _refuse_nonfinite(run, losses, step)
         if step % params.save_every == 0 or step == params.steps:
-            _save_adapters(state, step, groups)
+            save_adapters(state, step, groups)
         if step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
             save_state(state, step, groups, optimizer, table)
         if preview is not None:
@@ -170,11 +169,14 @@ def train(
 
 
 def _resume(
-    state: Path, steps: int, groups: dict[str, dict[str, Tensor]], optimizer: torch.optim.Optimizer
+    state: Path, params: TrainParams, groups: dict[str, dict[str, Tensor]], optimizer: torch.optim.Optimizer
 ) -> tuple[int, Table]:
-    """Take up the state, unless it is past the last step asked for: then begin again."""
+    """Take up the state, unless it is past the last step asked for: then begin again.
+
+    Raises: TrainError where a checkpoint that will be put out is gone or damaged, and is not the state's own.
+    """
     fresh = {group: {name: t.detach().clone() for name, t in named.items()} for group, named in groups.items()}
-    empty = optimizer.state_dict()
+    empty, steps = optimizer.state_dict(), params.steps
     done, table = load_state(state, groups, optimizer)
     if done > steps:
         say(f"train: the kept state is at step {done}, past the {steps} asked for: starting again")
@@ -185,6 +187,11 @@ def _resume(
         return 0, {}
     if done:
         say(f"train: resuming after step {done} of {steps}")
+    for step in (step for step in kept_steps(params) if step <= done):
+        if step == done:
+            save_adapters(state, step, groups)  # the same bytes, whatever lies there
+        for group in groups:
+            load_adapters(state, group, step)
     return done, table
 
 
@@ -274,21 +281,6 @@ def _why_nonfinite(run: Run, step: int) -> str:
     if not ways:
         return f"{cause}Nothing is trained yet and train.precision is fp32: this base does not bear these pictures."
     return f"{cause}Try {', or '.join(ways)}."
-
-
-def checkpoint_path(state: Path, group: str, step: int) -> Path:
-    """Where the adapters (or their average) of a step lie in the state's folder."""
-    return state / "checkpoints" / f"{group}-{step:06d}.safetensors"
-
-
-def _save_adapters(state: Path, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
-    for group, tensors in groups.items():
-        write_tensors(checkpoint_path(state, group, step), raw_tensors(tensors), {})
-
-
-def load_adapters(state: Path, group: str, step: int) -> dict[str, Tensor]:
-    """The adapters (or their average) of a saved step."""
-    return load_tensors(checkpoint_path(state, group, step))
 
 
 class _Meter:

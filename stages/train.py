@@ -17,7 +17,7 @@ from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.roots import pin
 from eridiff.runlog import record_run
-from eridiff.runstate import STATE, hold
+from eridiff.runstate import hold, states
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train
@@ -49,7 +49,7 @@ def main() -> None:
     with hold(state):
         pin(root, "runs", Path(), [state.name])
         source = find_source([pointer])
-        fresh = params.check_base and not (state / STATE).exists()
+        fresh = params.check_base and not states(state)
         if fresh:
             vae = find_vae(model)
             say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")

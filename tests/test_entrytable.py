@@ -112,7 +112,7 @@ def test_every_flipped_bit_of_the_remembered_catalogue_is_found(tmp_path: Path) 
     store = filled(tmp_path, ENTRIES[:6])
     store.publish(KEYS[:6], tmp_path / "out")
     expected = dict(Store(tmp_path, "latents").catalogue)  # which writes the file
-    path = tmp_path / "latents/catalogue.parquet"
+    path = tmp_path / "latents/catalogue.sealed.parquet"
     sound = path.read_bytes()
     for place in range(0, len(sound), 7):
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])

@@ -6,15 +6,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from eridiff.config import validate
-from eridiff.errors import ConfigError, ExportError
+from eridiff.errors import ConfigError, DataError, ExportError
 from eridiff.export import ExportParams, choose_checkpoint, export_checkpoint
 from eridiff.families import load_family, load_keys
+from eridiff.sample import Column, with_lora
+from eridiff.seals import MARK
 from eridiff.tensorfile import load_tensors
 from tests.adapters import change, random_adapter, write_checkpoint
 from tests.exports import KOHYA, ROUNDING, SMALL, WIDE_FLUX, adapter, checkpoint, denoiser, exported, shapes
@@ -129,6 +132,23 @@ def test_choice_of_the_checkpoint(tmp_path: Path) -> None:
         chosen(ema=True)
     with pytest.raises(ExportError, match="holds no checkpoint"):
         choose_checkpoint(tmp_path / "nowhere", ExportParams())
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    """In its tensors, its lineage, its mark: export and sample read no damaged LoRA."""
+    tensors = random_adapter({"mid_block.attentions.0.proj_in": (4, 4)}, rank=2)
+    path = write_checkpoint(tmp_path / "step-000100.safetensors", "sdxl", {}, tensors, step=100, loss=0.3)
+    data, pipeline = path.read_bytes(), Mock(get_list_adapters=dict)
+    with_lora(pipeline, Column(name="a", label="a", checkpoint=path, strength=1.0))
+    assert pipeline.load_lora_weights.call_count == 1
+    for place in {*range(0, len(data), 13), *range(data.index(MARK), data.index(MARK) + len(MARK))}:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(DataError, match=r"step-000100\.safetensors is damaged: .* Run `eridiff store repair`"):
+            export_checkpoint(tmp_path, ExportParams(), tmp_path / "out")
+        with pytest.raises(DataError, match=r"step-000100\.safetensors is damaged: .* Run `eridiff store repair`"):
+            with_lora(pipeline, Column(name="a", label="a", checkpoint=path, strength=1.0))
+    assert pipeline.load_lora_weights.call_count == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_params_are_strict() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -143,6 +144,31 @@ def test_the_default_place_is_the_users_cache(tmp_path: Path, file: Path, monkey
     with FileDigests() as digests:
         digests.sha256(file)
     assert (tmp_path / "cache" / "eridiff" / "digests.sqlite").exists()
+
+
+def test_some_digests_are_remembered_for_days_only(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, calls = counted("sound")
+    began = time.time()
+    for day, expected in ((0.0, 1), (6.9, 1), (7.1, 2), (7.2, 2), (3.0, 3)):  # the last: a clock that was set back
+        monkeypatch.setattr(time, "time", lambda day=day: began + day * 86400)
+        with FileDigests(tmp_path / "d.sqlite", days=7) as digests:
+            assert digests.remember(file, "shard", compute) == "sound"
+        assert len(calls) == expected, day
+    with FileDigests(tmp_path / "d.sqlite", days=0) as digests:
+        digests.remember(file, "shard", compute)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("column", ["digest", "taken", "checksum"])
+def test_a_damaged_row_is_taken_anew(tmp_path: Path, file: Path, column: str) -> None:
+    with FileDigests(tmp_path / "d.sqlite") as digests:
+        digests.sha256(file)
+    with sqlite3.connect(tmp_path / "d.sqlite") as connection:
+        value = "1.5" if column == "taken" else "'abc'"
+        connection.execute(f"update checked set {column} = {value}")
+    connection.close()
+    with FileDigests(tmp_path / "d.sqlite") as digests:
+        assert digests.sha256(file) == hashlib.sha256(b"one").hexdigest()
 
 
 WRITER = """

@@ -79,7 +79,7 @@ def test_what_was_just_kept_is_not_digested_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(FAMILIES[0], "int8", tmp_path)
-    monkeypatch.setattr(keptbases, "digest_tensors", lambda _: pytest.fail("read once more"))
+    monkeypatch.setattr(keptbases, "holds_digest", lambda _: pytest.fail("read once more"))
     load(FAMILIES[0], "int8", tmp_path)
     assert "quantised base: 0.0 GiB read from the store in " in capsys.readouterr().out
 

@@ -125,6 +125,30 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         ProbeMemory(tmp_path, ENCODER).at(OLD)
 
 
+def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
+    """A reference enters the keys of all that is encoded later."""
+    ProbeMemory(tmp_path, ENCODER).learn(VALUES, OLD)
+    for path in tmp_path.rglob("*.json"):
+        data = path.read_bytes()
+        for place in range(len(data)):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            with pytest.raises(StoreError, match=f"{path.name} is damaged. Remove it: the encoder is probed again"):
+                ProbeMemory(tmp_path, ENCODER).learn(VALUES, NEW)
+        path.write_bytes(data)
+
+
+def test_records_of_before_are_read_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ProbeMemory(tmp_path, ENCODER).learn(VALUES, OLD)
+    for path in list(tmp_path.rglob("*.sealed.json")):
+        record = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+        path.with_name(path.name.replace(".sealed", "")).write_text(json.dumps(record))
+        path.unlink()
+    memory = ProbeMemory(tmp_path, ENCODER)
+    assert (memory.at(OLD), memory.references[FIRST].values, memory.last) == (FIRST, VALUES, (FIRST, OLD))
+    assert memory.learn(VALUES, NEW).generation == FIRST
+    assert capsys.readouterr().out.count("carries no checksum, as files of before") == 2
+
+
 def test_versions_are_read_without_importing() -> None:
     from importlib.metadata import version
 

@@ -1,6 +1,7 @@
 """A training that is killed and taken up again equals one that was not; more steps; one holder at a time."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ from eridiff.errors import TrainError
 from eridiff.families import load_family
 from eridiff.lora import read_checkpoint
 from eridiff.pipeline import Stage
-from eridiff.runstate import STATE, hold
-from eridiff.tensorfile import TensorFile
-from eridiff.train import Table, load_adapters, train
+from eridiff.runstate import EARLIER_STATE, checkpoint_path, hold, load_adapters, state_path, states
+from eridiff.tensorfile import TensorFile, write_sealed_tensors, write_tensors
+from eridiff.train import Table, train
 from eridiff.trainparams import TrainParams, kept_steps
 from tests import processes, training
 from tests.bases import FAMILIES, source
@@ -80,7 +81,7 @@ def check_resumed(family: str, option: str, tmp_path: Path) -> None:
     assert again == table
     assert list(again) == list(table)
     assert len(table["loss"]) == 6
-    state = TensorFile(tmp_path / "killed" / STATE)
+    state = TensorFile(states(tmp_path / "killed")[0])
     moments = {state.raw(name).dtype for name in state.names if name.endswith(("/state1", "/exp_avg"))}
     assert ("U8" in moments) == (option == "8bit")
     assert all(torch.equal(adapters[name], resumed[name]) for name in adapters)
@@ -169,17 +170,119 @@ def test_what_is_put_out(tmp_path: Path) -> None:
     }
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    family, params = FAMILIES[0], training.params_of({"steps": 2})
-    run_training(family, params, tmp_path, tmp_path / "state")
-    path = tmp_path / "state" / STATE
+Training = tuple[TrainParams, Table, dict[str, torch.Tensor], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training]:
+    """A folder with the state of a training that was killed after step 5 of 6; and what a straight one gives."""
+    folder = tmp_path_factory.mktemp("trained")
+    params = training.params_of({"steps": 6, "ema_decay": 0.8, "keep": 3})
+    table, adapters = run_training(FAMILIES[0], params, folder, folder / "straight")
+    with pytest.raises(Killed):
+        run_training(FAMILIES[0], params, folder, folder / "state", kill_at(5))
+    return folder, (params, table, adapters, publish(FAMILIES[0], params, folder / "straight", table, folder / "b"))
+
+
+@pytest.fixture
+def killed(trained: tuple[Path, Training], tmp_path: Path) -> Training:
+    """That state in tmp_path/state, after steps 2 and 4."""
+    shutil.copytree(trained[0] / "state", tmp_path / "state")
+    assert [path.name for path in states(tmp_path / "state")] == [
+        "state-000004.sealed.safetensors",
+        "state-000002.sealed.safetensors",
+    ]
+    return trained[1]
+
+
+def check_goes_on(straight: Training, tmp_path: Path, steps: list[int]) -> None:
+    """It does these steps, and ends as the straight one: table, adapters and what is put out."""
+    params, table, adapters, files = straight
+    seen = list[int]()
+    again, resumed = run_training(FAMILIES[0], params, tmp_path, tmp_path / "state", seen.append)
+    assert seen == steps
+    assert again == table
+    assert all(torch.equal(adapters[name], resumed[name]) for name in adapters)
+    assert publish(FAMILIES[0], params, tmp_path / "state", again, tmp_path / "a") == files
+
+
+def flip(path: Path, place: int) -> None:
     data = path.read_bytes()
-    for damaged in (data[:-9], b"", data[:8] + b"x" + data[9:]):
-        path.write_bytes(damaged)
-        with pytest.raises(
-            TrainError, match=rf"the state .*{STATE} is damaged .*remove it, training then starts again"
-        ):
-            run_training(family, params, tmp_path, tmp_path / "state")
+    path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+
+
+def test_a_damaged_state_is_put_aside_and_the_one_before_taken(
+    killed: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latest = states(tmp_path / "state")[0]
+    flip(latest, latest.stat().st_size - 40)
+    check_goes_on(killed, tmp_path, [3, 4, 5, 6])
+    told = capsys.readouterr()
+    assert f"warning: the state {latest} is damaged: its bytes do not give the checksum" in told.err
+    assert f"put aside as {latest.name}.damaged" in told.err
+    assert "resuming after step 2 of 6" in told.out
+    assert latest.with_name(f"{latest.name}.damaged").exists()
+    assert [path.name for path in states(tmp_path / "state")] == [state_path(Path(), n).name for n in (6, 4)]
+
+
+def test_without_a_sound_state_training_starts_again(
+    killed: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latest, before = states(tmp_path / "state")
+    latest.write_bytes(b"")
+    flip(before, 3)  # the header's length
+    check_goes_on(killed, tmp_path, [1, 2, 3, 4, 5, 6])
+    assert capsys.readouterr().err.count("It is put aside") == 2
+
+
+@pytest.mark.parametrize("place", ["adapters", "average", "optimizer", "table"])
+def test_a_state_that_lacks_a_tensor_is_put_aside(place: str, killed: Training, tmp_path: Path) -> None:
+    """Though its checksum is right."""
+    latest = states(tmp_path / "state")[0]
+    file = TensorFile(latest)
+    lost = next(name for name in file.names if name.startswith(f"{place}/"))
+    if place == "optimizer":
+        left = [name for name in file.names if not name.startswith("optimizer/0/")]
+    else:
+        left = [name for name in file.names if name != lost]
+    facts = {"eridiff": file.metadata["eridiff"]}
+    write_sealed_tensors(latest, {name: file.raw(name) for name in left}, facts)
+    check_goes_on(killed, tmp_path, [3, 4, 5, 6])
+
+
+def test_a_state_of_before_is_taken_and_told(
+    killed: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """state.safetensors and checkpoints/adapters-N.safetensors, without checksums."""
+    latest, before = states(tmp_path / "state")
+    before.unlink()
+    for path in (latest, *(tmp_path / "state" / "checkpoints").iterdir()):
+        file = TensorFile(path)
+        name = EARLIER_STATE if path == latest else path.name.replace(".sealed", "")
+        metadata = {key: text for key, text in file.metadata.items() if key != "seal"}
+        write_tensors(path.with_name(name), {name: file.raw(name) for name in file.names}, metadata)
+        path.unlink()
+    check_goes_on(killed, tmp_path, [5, 6])
+    assert f"{tmp_path / 'state' / EARLIER_STATE} carries no checksum, as files of before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: flip(path, 900)], ids=["gone", "damaged"])
+def test_a_checkpoint_that_is_gone_or_damaged_is_named(
+    harm: Callable[[Path], None], killed: Training, tmp_path: Path
+) -> None:
+    """Before training goes on; that of the state's own step is written again from it."""
+    harm(checkpoint_path(tmp_path / "state", "adapters", 4))
+    check_goes_on(killed, tmp_path, [5, 6])
+    path = checkpoint_path(tmp_path / "state", "average", 2)
+    harm(path)
+    words = rf"the checkpoint {path} is .*Lower train\.keep, so that step 2 is not put out, or remove"
+    with pytest.raises(TrainError, match=words):
+        run_training(FAMILIES[0], killed[0], tmp_path, tmp_path / "state")
+    with pytest.raises(TrainError, match=words):
+        publish(FAMILIES[0], killed[0], tmp_path / "state", killed[1], tmp_path / "c")
+    run_training(
+        FAMILIES[0], training.params_of({"steps": 6, "ema_decay": 0.8, "keep": 2}), tmp_path, tmp_path / "state"
+    )
 
 
 HOLD_AND_TRAIN = """

@@ -1,21 +1,25 @@
 """Bases: pointers name weights by content, wherever they lie; other weights are refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from eridiff.baselist import verify_deep
 from eridiff.bases import add_base, detect_family
 from eridiff.errors import BaseError, ConfigError
 from eridiff.families import load_family
 from eridiff.project import bases_dir
+from eridiff.seals import MARK
 from eridiff.sources import (
     PARTS,
     ModelSource,
     find_source,
     pointers_of,
     read_pointer,
+    write_pointer,
 )
 from tests.bases import FAMILIES
 from tests.checkouts import SMALL, make_checkout
@@ -130,6 +134,43 @@ def test_pointers_that_cannot_be_read(checkout: Path) -> None:
         path.write_text(text)
         with pytest.raises(BaseError, match=rf"{path} is no pointer .*make it again with `eridiff base add`"):
             read_pointer(BASE, "vae")
+
+
+def test_every_flipped_bit_of_a_pointer_is_found(checkout: Path) -> None:
+    """Of one with a checksum; that of before, which git keeps, is read without a word."""
+    path, before = bases_dir() / BASE / "denoiser.json", read_pointer(BASE, "denoiser")
+    written = path.read_bytes()
+    write_pointer(path, before)
+    assert path.read_bytes() == written  # it says the same: nothing that depends on it starts
+    path.unlink()
+    write_pointer(path, before)
+    data = path.read_bytes()
+    assert MARK in data and MARK not in written
+    assert read_pointer(BASE, "denoiser") == before
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 7]) + data[place + 1 :])
+        with pytest.raises(BaseError, match=rf"{path} is no pointer .*make it again with `eridiff base add`"):
+            read_pointer(BASE, "denoiser")
+
+
+def test_weights_damaged_where_size_time_and_inode_stay_are_found_by_a_deep_look(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (weights,) = (bases_dir() / BASE / load_family(FAMILY).DENOISER).glob("*.safetensors")
+    os.utime(weights, (weights.stat().st_mtime - 100,) * 2)  # older than the clock's grain: digests are remembered
+    assert list(verify_deep(BASE))[-1] == f"{BASE}: every byte is the one that the pointers were made of"
+    facts, data = weights.stat(), weights.read_bytes()
+    with open(weights, "r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(bytes([data[-5] ^ 1]))
+    os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert find("denoiser").folders  # what is remembered counts
+    (checkout / "local.yaml").write_text("check_days: 0\n")
+    with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
+        find("denoiser")
+    (checkout / "local.yaml").unlink()
+    with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
+        list(verify_deep(BASE))
 
 
 def test_a_base_of_another_family_is_refused(checkout: Path) -> None:

@@ -1,5 +1,6 @@
 """The store: entries by content, shards as a function of the key set, damage found, many processes."""
 
+import dataclasses
 import errno
 import os
 import time
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eridiff import placement as module
-from eridiff.caching import CacheCounts
+from eridiff.caching import CacheCounts, fill
 from eridiff.entries import check_parts
 from eridiff.errors import EridiffError, StoreError
 from eridiff.pixeldigests import PixelDigests
@@ -49,6 +50,13 @@ def test_the_closing_line() -> None:
     assert counts.line() == "latents: 600 samples, 1 encoded, 599 reused, 2 shards written, 0.8 s"
     counts = CacheCounts(what="text", samples=1, encoded=1, shards_written=1, seconds=0.0)
     assert counts.line() == "text: 1 samples, 1 encoded, 0 reused, 1 shard written, 0.0 s"
+
+
+def test_the_closing_line_says_what_checking_took_where_it_counts() -> None:
+    counts = CacheCounts(what="text", samples=1, encoded=0, shards_written=0, seconds=4.3, shards_checked=40)
+    assert counts.line().endswith("0 shards written, 4.3 s")
+    line = dataclasses.replace(counts, check_seconds=3.14).line()
+    assert line.endswith("0 shards written, 4.3 s, 3.1 s of it to check 40 shards")
 
 
 def test_publish_is_a_function_of_the_key_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +183,43 @@ def test_every_flipped_byte_of_an_entry_is_found_or_does_no_harm(
                 found += 1
     assert found > len(data) / 2
     capsys.readouterr()
+
+
+def test_a_shard_is_read_before_it_is_published(tmp_path: Path) -> None:
+    """Every flipped bit of one that is there already, in its header as in its tensors."""
+    filled(tmp_path / "s", ENTRIES[:2]).publish(KEYS[:2], tmp_path / "out")
+    (shard,) = (tmp_path / "s/latents/shards").iterdir()
+    store = Store(tmp_path / "s", "latents")
+    assert store.missing(KEYS[:2]) == []  # the header is read, and found sound
+    data = shard.read_bytes()
+    for place in range(0, len(data), 7):
+        shard.unlink()
+        shard.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(StoreError, match=f"{shard.name} is .*Run `eridiff store repair`"):
+            store.publish(KEYS[:2], tmp_path / "again")
+        assert list((tmp_path / "again").glob("*")) == []
+
+
+def test_a_stage_reads_a_shard_once_in_some_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again while size, time and inode stay; what it has just written, in the next run only."""
+    root = tmp_path / "s"
+    filled(root, ENTRIES[:3])
+
+    def run(days: str) -> CacheCounts:
+        Path(tmp_path / "local.yaml").write_text(f"check_days: {days}\n")
+        return fill(Store(root, "latents"), KEYS[:3], list, lambda: 0, tmp_path / "out", what="latents")[1]
+
+    monkeypatch.chdir(tmp_path)
+    assert (run("7").shards_checked, run("7").shards_checked) == (0, 1)
+    (shard,) = (root / "latents/shards").iterdir()
+    os.utime(shard, (shard.stat().st_mtime - 100,) * 2)  # a file younger than the clock's grain is not remembered
+    assert [run(days).shards_checked for days in ("7", "7", "0", "7")] == [1, 0, 1, 0]
+    facts = shard.stat()
+    flip(shard, -3)
+    os.utime(shard, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert run("7").shards_checked == 0  # which is why it is remembered for some days only
+    with pytest.raises(StoreError, match=r"does not match its checksum"):
+        run("0")
 
 
 def test_damage_in_a_shard_names_the_file(tmp_path: Path) -> None:

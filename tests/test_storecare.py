@@ -1,18 +1,23 @@
 """`eridiff store verify` finds every planted fault; `repair` keeps what is sound."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from eridiff.ownouts import OwnFile, OwnOut, digest_md5, object_path
+from eridiff import ownouts
+from eridiff.files import canonical_json, write_text
+from eridiff.ownouts import OwnFile, OwnOut, digest_md5, object_path, read_originals, read_outs
 from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import pin
+from eridiff.seals import sealed_json
+from eridiff.shardfaults import Fault
 from eridiff.store import Store, checksum
-from eridiff.storecare import Fault, verify
+from eridiff.storecare import verify
 from eridiff.storerepair import RECORD, compare, repair
-from eridiff.tensorfile import TensorFile
+from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, write_sealed_tensors, write_tensors
 from tests.entries import ENTRIES, KEYS, contents, filled
 
 
@@ -147,7 +152,6 @@ def test_repair_keeps_the_sound_entries(root: Path, tmp_path: Path) -> None:
 def test_what_stages_keep_beside_entries_is_no_stray(root: Path) -> None:
     """Bases that were quantised, states of trainings, what was counted and measured."""
     for name in (
-        "bases/a.safetensors",
         "bases/a.used",
         "footprints/a.json",
         "rates/a.json",
@@ -156,6 +160,95 @@ def test_what_stages_keep_beside_entries_is_no_stray(root: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     assert verify(root, []) == []
+
+
+def other_files(root: Path) -> list[Path]:
+    """A file of each kind that a store holds beside entries, shards, pixels and pins."""
+    tensors = {"a": RawTensor("F32", (2,), bytes(range(8)))}
+    run = root / "runs/key"
+    write_sealed_tensors(run / "state-000002.sealed.safetensors", tensors, {"eridiff": "{}"})
+    write_sealed_tensors(run / "checkpoints/adapters-000002.sealed.safetensors", tensors, {})
+    write_tensors(root / "bases/key.safetensors", tensors, {"digest": digest_tensors(tensors)})
+    write_text(root / "probes/encoder/versions-1.sealed.json", sealed_json({"generation": ""}))
+    assert Store(root, "latents").catalogue  # which writes catalogue.sealed.parquet
+    assert verify(root, []) == []
+    paths = [path for place in ("runs", "bases", "probes") for path in (root / place).rglob("*") if path.is_file()]
+    return [*paths, root / "latents/catalogue.sealed.parquet", root / "FORMAT"]
+
+
+def test_every_byte_of_every_kind_of_file_counts(root: Path) -> None:
+    for path in other_files(root):
+        for place in range(0, path.stat().st_size, 11):
+            alter(path, place, 1 << place % 8)
+            assert [fault.path for fault in verify(root, [])] == [path], place
+            alter(path, place, 1 << place % 8)
+    assert verify(root, []) == []
+
+
+def test_repair_of_other_files(root: Path) -> None:
+    paths = other_files(root)
+    for path in paths:
+        alter(path, 1)
+    done = repair(root, verify(root, []), [], None)
+    assert set(done.removed) == set(paths[:-1])
+    assert [fault.line() for fault in done.left] == [
+        f"{root / 'FORMAT'}: it must say 'eridiff-store 1': write that into it"
+    ]
+
+
+def test_objects_of_the_project_and_of_the_users_files(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All outs in dvc.lock, single files too, and DVC's objects of data/raw; the pictures themselves may be edited."""
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(ownouts, "cache_folder", lambda: cache)
+
+    def tracked(path: str, files: dict[str, bytes]) -> dict[str, str]:
+        """Files of an out in place and in the cache; what dvc.lock says of it."""
+        items = []
+        for name, data in files.items():
+            md5 = hashlib.md5(data).hexdigest()
+            for place in (Path(path, name), object_path(cache, md5)):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(data)
+            items.append({"md5": md5, "relpath": name})
+        if list(files) == [""]:
+            return {"path": path, "md5": items[0]["md5"]}
+        listing = canonical_json(items).encode()
+        md5 = f"{hashlib.md5(listing).hexdigest()}.dir"
+        object_path(cache, md5).parent.mkdir(parents=True, exist_ok=True)
+        object_path(cache, md5).write_bytes(listing)
+        return {"path": path, "md5": md5}
+
+    table = tracked("data/captions/a.parquet", {"": b"table"})
+    lora = tracked("data/lora", {"step.safetensors": b"weights"})
+    raw = {**tracked("data/raw", {"a.png": b"picture"}), "path": "raw"}
+    stages = {"captions": {"outs": [table]}, "train": {"outs": [lora]}}
+    write_text(Path("dvc.lock"), canonical_json({"stages": stages}))
+    write_text(Path("data/raw.dvc"), canonical_json({"outs": [raw]}))
+    Path("dvc.yaml").touch()
+
+    def faults() -> list[Fault]:
+        return verify(root, read_outs(), read_originals())
+
+    assert faults() == []
+    objects = [path for path in cache.rglob("*") if path.is_file()]
+    assert len(objects) == 5
+    for path in (*objects, Path("data/captions/a.parquet"), Path("data/lora/step.safetensors")):
+        alter(path, 1)
+        assert path in [fault.path for fault in faults()]
+        alter(path, 1)
+    Path("data/raw/a.png").write_bytes(b"edited")
+    assert faults() == []
+    picture = object_path(cache, hashlib.md5(b"picture").hexdigest())
+    for path in (picture, Path("data/lora/step.safetensors")):
+        alter(path, 1)
+    done = repair(root, faults(), read_outs(), cache)
+    assert done.removed == (Path("data/lora/step.safetensors"),)
+    assert [fault.path for fault in done.left] == [picture]
+    assert picture.exists()
+    assert done.stages == ("train",)
 
 
 def test_repair_of_single_entries_pixels_pins_and_strays(root: Path) -> None:

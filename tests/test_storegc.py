@@ -13,6 +13,7 @@ from filelock import FileLock
 from eridiff.errors import StoreError
 from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import DAY_SECONDS, pin, read_pins
+from eridiff.seals import sealed_json
 from eridiff.store import Store
 from eridiff.storegc import plan_gc, remove
 from tests.entries import ENTRIES, KEYS, contents, filled
@@ -113,7 +114,8 @@ def test_pins_of_another_machine_hold(tmp_path: Path) -> None:
     published(root, project, 0, 3)
     shutil.rmtree(project)
     (path,) = root.glob("roots/*.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "another"}))
+    record = {**json.loads(path.read_text()), "host": "another"}
+    path.write_text(sealed_json({key: value for key, value in record.items() if key != "seal"}))
     assert plan_gc(root, now=later()).garbage == ()
 
 
@@ -189,3 +191,31 @@ def test_a_store_that_cannot_be_written_is_not_pinned_with_a_warning(
     (tmp_path / "store/roots").write_text("in the way")
     pin(tmp_path / "store", "latents", tmp_path, ["x"])
     assert "is not pinned in" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_of_a_pin_is_found(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "cats")
+    published(tmp_path / "store", project, 0, 3)
+    (path,) = (tmp_path / "store/roots").iterdir()
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(StoreError, match=f"{path.name} is damaged: it says which entries a project needs"):
+            read_pins(tmp_path / "store")
+    pin(tmp_path / "store", "latents", project, ["a"])  # the next run pins again
+    assert [found.names for found in read_pins(tmp_path / "store")] == [("a",)]
+
+
+def test_a_pin_of_before_holds_until_the_project_pins_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project, root = make_project(tmp_path / "cats"), tmp_path / "store"
+    name = published(root, project, 0, 3)
+    (path,) = (root / "roots").iterdir()
+    before = path.with_name(path.name.replace(".sealed", ""))
+    record = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+    before.write_text(json.dumps(record))
+    path.unlink()
+    assert [found.names for found in read_pins(root)] == [(name,)]
+    assert f"{before} carries no checksum, as files of before" in capsys.readouterr().out
+    pin(root, "latents", project, ["x"])
+    assert [(found.names, found.earlier) for found in read_pins(root)] == [(("x",), (name,))]
+    assert not before.exists()

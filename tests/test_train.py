@@ -22,7 +22,8 @@ from eridiff.errors import TrainError
 from eridiff.families import load_family
 from eridiff.lora import LoraParams, add_adapter, target_modules
 from eridiff.noise import normal, uniform
-from eridiff.train import Run, checkpoint_path, load_adapters, train, train_step
+from eridiff.runstate import checkpoint_path, load_adapters
+from eridiff.train import Run, train, train_step
 from tests import training
 from tests.bases import FAMILIES, source
 
@@ -321,8 +322,8 @@ def test_a_loss_that_is_not_finite_stops(sets: dict[str, TrainingSet], tmp_path:
     with pytest.raises(TrainError, match=r"step 3: the loss is nan .*Nothing of this step is kept.*optimizer\.lr"):
         train(run, sets[FAMILIES[0]], tmp_path, state_every=1)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "adapters-000001.safetensors",
-        "adapters-000002.safetensors",
+        "adapters-000001.sealed.safetensors",
+        "adapters-000002.sealed.safetensors",
     ]
     run.family.predict = plain  # type: ignore[method-assign]
     table, _ = train(training.start(FAMILIES[0], run.params), sets[FAMILIES[0]], tmp_path, state_every=1)

@@ -34,7 +34,7 @@ def kill_while_training(clone: Clone, signum: int) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not list(clone.store.glob("runs/*/state.safetensors")):
+    while not list(clone.store.glob("runs/*/state-*.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signum)
