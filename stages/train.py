@@ -10,6 +10,7 @@ from eridiff.data import open_training_set
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.footprint import choose_activations
+from eridiff.leftovers import take_away
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
@@ -47,6 +48,7 @@ def main() -> None:
     root, stage = store_root(), read_stages(Path())["train"]
     state = root / "runs" / train_key(params, pointer, INPUTS, stage)
     with hold(state):
+        take_away(state)
         pin(root, "runs", Path(), [state.name])
         source = find_source([pointer])
         fresh = params.check_base and not (state / STATE).exists()

@@ -17,6 +17,7 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
+    ("leftovers",),
     (
         "",
         "errors",
