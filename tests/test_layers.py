@@ -50,7 +50,7 @@ LAYERS = (
     ("entrytable", "differences", "pixeldigests"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
-    ("stagegraph", "experiments", "flowserver"),
+    ("stagegraph", "experiments", "flowserver", "dvcrepair"),
     ("stagerun", "runpage"),
     ("tiles", "tracing", "variants", "shards", "predecessor", "licences"),
     ("samples",),
