@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from eridiff.leftovers import clear_project
+from eridiff.stopping import Stopped, say_last
 
 # What the file system may refuse, and the way out. Files are written whole or not at all, so a rerun goes on.
 DISK_ERRORS = {
@@ -118,6 +119,9 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Stopped as stopped:
+        say_last(str(stopped))
+        raise SystemExit(128 + stopped.signum) from None
     except RuntimeError as error:
         if not any(words in str(error) for words in NO_ATTENTION):
             raise

@@ -20,6 +20,7 @@ from eridiff.roots import pin
 from eridiff.runlog import record_run
 from eridiff.runstate import STATE, hold
 from eridiff.sources import find_source, pointers_of
+from eridiff.stopping import stop_in_order
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train
 from eridiff.trainparams import TrainParams
@@ -63,7 +64,8 @@ def main() -> None:
         if fresh:
             say(check_denoiser(run, data))
         preview = partial(previews.draw, run.denoiser) if previews else None
-        table, seconds = train(run, data, state, local.state_every, preview)
+        with stop_in_order() as asked:
+            table, seconds = train(run, data, state, local.state_every, preview, asked)
         written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(device, params.precision)
     record_run("train", seconds=seconds, activations=run.activations, state=state, **backend)

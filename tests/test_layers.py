@@ -17,7 +17,7 @@ FAMILY_FILES = ("family", "keys", "workflow")
 # buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
 # checkpoint | sample export why | cli.
 LAYERS = (
-    ("leftovers",),
+    ("leftovers", "stopping"),
     (
         "",
         "errors",
@@ -51,7 +51,7 @@ LAYERS = (
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
     ("stagegraph", "experiments", "flowserver", "dvcrepair"),
-    ("stagerun", "runpage"),
+    ("stagerun", "runpage", "reproduce"),
     ("tiles", "tracing", "variants", "shards", "predecessor", "licences"),
     ("samples",),
     (
