@@ -3,6 +3,7 @@
     .dvc/tmp/rwlock, .dvc/tmp/exps/rwlock   which process reads or writes which path
     dvc.lock, data/*.dvc                    what the pipeline was run with; which pictures it has
     .dvc/tmp/exps/**/run/*/*.{run,json}     experiments that run
+    its databases (eridiff/dvcstate.py)
 
 Mended only where no living process works on them. What is replaced is kept in .dvc/tmp/damaged.
 """
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from eridiff.dvcstate import damaged_databases
 from eridiff.files import write_text
 from eridiff.leftovers import lives
 
@@ -36,7 +38,7 @@ def mend(project: Path) -> list[str]:
     with _held(project / TMP / "lock") as free:
         if free:  # else DVC works here, and reads them again itself before it writes
             lines += _mend_tracked(project)
-    return lines + _mend_experiments(project)
+    return lines + _mend_databases(project) + _mend_experiments(project)
 
 
 @contextmanager
@@ -241,6 +243,19 @@ def _is_pointer(content: bytes) -> bool:
     record = _read(content)
     outs = record.get("outs") if isinstance(record, dict) else None
     return isinstance(outs, list) and bool(outs) and all(_is_entry(out) for out in outs)
+
+
+def _mend_databases(project: Path) -> list[str]:
+    """Take away DVC's databases that cannot be read; it digests again what they knew."""
+    damaged = damaged_databases(project)
+    if damaged and (living := _dvc_processes(project)):
+        return [_in_use(path, living) for path in damaged]
+    for path in damaged:
+        for part in path.parent.glob(f"{path.name}*"):  # its journal too
+            part.unlink()
+    return [
+        f"{path} was damaged, and is gone: DVC reads again what it knew of this project's files" for path in damaged
+    ]
 
 
 def _mend_experiments(project: Path) -> list[str]:

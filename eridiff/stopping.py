@@ -36,7 +36,7 @@ def stop_in_order() -> Iterator[Callable[[], int | None]]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and signum in asked:
-            signal.signal(signum, before[signum])
+            signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
             return
         asked.append(signum)

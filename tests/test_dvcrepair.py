@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from dvc.fs import localfs
+from dvc.repo import Repo
 from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError, rwlock
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
@@ -18,7 +21,9 @@ from voluptuous import Invalid
 
 from eridiff import dvcrepair
 from eridiff.dvcrepair import mend
+from eridiff.dvcstate import state_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of a library of DVC's
 ROOT = Path(__file__).parent.parent
 LOCK = """schema: '2.0'
 stages:
@@ -219,3 +224,48 @@ def test_whole_files_and_other_folders_are_not_touched(project: Path, tmp_path: 
     assert mend(project) == []
     assert {path: path.stat().st_mtime_ns for path in before} == {path: s.st_mtime_ns for path, s in before.items()}
     assert mend(tmp_path / "data") == []
+
+
+@pytest.fixture
+def databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of DVC's own making, whose databases lie in a folder of the test."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    place = tmp_path / "repo"
+    place.mkdir()
+    (place / "a").write_text("a")
+    with Repo.init(str(place), no_scm=True) as repo:
+        repo.add(str(place / "a"))
+        assert str(state_folder(place)) == repo.site_cache_dir
+    return place
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"X" + b[1:]], ids=["half", "flipped"])
+def test_databases_that_dvc_cannot_read_are_taken_away(databases: Path, damage: Callable[[bytes], bytes]) -> None:
+    assert mend(databases) == []
+    paths = sorted(state_folder(databases).glob("**/*.db"))
+    assert len(paths) >= 2
+    for path in paths:
+        path.write_bytes(damage(path.read_bytes()))
+        for part in path.parent.glob(f"{path.name}-*"):
+            part.unlink()
+    with pytest.raises(sqlite3.DatabaseError), Repo(str(databases)) as repo:
+        repo.status()
+    assert all("was damaged, and is gone" in line for line in mend(databases))
+    with Repo(str(databases)) as repo:
+        assert repo.status() == {}
+
+
+def test_a_database_that_is_in_use_is_left_alone(databases: Path) -> None:
+    path = next(state_folder(databases).glob("**/*.db"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("begin exclusive")
+        assert mend(databases) == []
+    assert path.exists()
+
+
+def test_where_the_databases_lie(databases: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR")
+    assert state_folder(databases).is_relative_to("/var/tmp/dvc")
+    (databases / ".dvc/config.local").write_text(f"[core]\n    site_cache_dir = {tmp_path / 'other'}\n")
+    with Repo(str(databases)) as repo:
+        assert str(state_folder(databases)) == repo.site_cache_dir

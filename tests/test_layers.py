@@ -42,6 +42,7 @@ LAYERS = (
         "schedulers",
         "runlog",
         "dvcgraph",
+        "dvcstate",
         "colourfilters",
         "probe",
         "slots",
