@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.dvcstate import damaged_databases
+from eridiff.exprepair import clear_copies, forget_waiting, is_waiting, put_back
 from eridiff.files import write_text
 from eridiff.leftovers import lives
 
@@ -32,13 +33,25 @@ def mend(project: Path) -> list[str]:
     """Put DVC's files of a project right; returns a line for each that was not. Nothing where DVC does not know it."""
     if not (project / ".dvc").is_dir():
         return []
-    lines = []
+    lines = _mend_moved(project)  # first: its mark is in a rwlock
     for folder in (project / TMP, project / TMP / "exps"):
         lines += _mend_rwlock(project, folder)
     with _held(project / TMP / "lock") as free:
         if free:  # else DVC works here, and reads them again itself before it writes
             lines += _mend_tracked(project)
     return lines + _mend_databases(project) + _mend_experiments(project)
+
+
+def _mend_moved(project: Path) -> list[str]:
+    """Undo what a killed `dvc exp run` did to the checkout: it died holding the experiments' lock of the workspace."""
+    path = project / TMP / "exps/rwlock"
+    if not path.exists():
+        return []
+    written, record = path.stat().st_mtime, _parsed(path.read_text("utf-8", errors="replace")) or {}
+    holder = record.get("write", {}).get("workspace")
+    if holder is None or _still_works(holder, written) or _dvc_processes(project):
+        return []
+    return put_back(project, written)
 
 
 @contextmanager
@@ -259,16 +272,27 @@ def _mend_databases(project: Path) -> list[str]:
 
 
 def _mend_experiments(project: Path) -> list[str]:
-    """Take away records of running experiments that are cut short: `dvc exp show` would stop at one."""
-    lines = []
+    """Take away what killed experiments left: copies, requests, and records cut short, at which `exp show` stops."""
     folder = project / TMP / "exps"
-    for path in sorted([*folder.glob("run/*/*"), *folder.glob("standalone/run/*/*")]):
-        if path.suffix in (".run", ".json") and path.is_file():
-            try:
-                json.loads(path.read_text("utf-8"))
-            except ValueError:
-                if not _dvc_processes(project):
-                    name, aside = path.relative_to(project), _put_aside(project, path)
-                    path.unlink()
-                    lines.append(f"{name} was cut short when a process was killed, and is gone (kept: {aside})")
+    copies, waiting = list((folder / "standalone").glob("tmp*")), folder.is_dir() and is_waiting(project)
+    records = [path for path in [*folder.glob("run/*/*"), *folder.glob("standalone/run/*/*")] if _is_cut_record(path)]
+    if not (copies or waiting or records) or _dvc_processes(project):
+        return []
+    lines = clear_copies(project) + (forget_waiting(project) if waiting else [])
+    for path in sorted(records):
+        aside = _put_aside(project, path)
+        path.unlink()
+        lines.append(
+            f"{path.relative_to(project)} was cut short when a process was killed, and is gone (kept: {aside})"
+        )
     return lines
+
+
+def _is_cut_record(path: Path) -> bool:
+    if path.suffix not in (".run", ".json") or not path.is_file():
+        return False
+    try:
+        json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return True
+    return False

@@ -43,6 +43,7 @@ LAYERS = (
         "runlog",
         "dvcgraph",
         "dvcstate",
+        "exprepair",
         "colourfilters",
         "probe",
         "slots",
