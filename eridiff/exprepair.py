@@ -26,6 +26,7 @@ def put_back(project: Path, begun: float) -> list[str]:
 
     Raises: ConfigError with git's message where it refuses.
     """
+    _unlock(project, begun)
     top = _git(project, "stash", "list", "-1", "--format=%ct %gs").strip()
     stashed = top.partition(" ")[2].startswith("WIP on ") and int(top.partition(" ")[0]) >= int(begun) - 1
     detached = not _git(project, "symbolic-ref", "-q", "HEAD", may_fail=True)
@@ -41,6 +42,17 @@ def put_back(project: Path, begun: float) -> list[str]:
     if stashed:
         _git(project, "stash", "pop", "--quiet", "--index", "stash@{1}" if kept else "stash@{0}")
     return [f"`dvc exp run` was killed while it had the checkout's edits put away: they are back.{kept}"]
+
+
+def _unlock(project: Path, begun: float) -> None:
+    """Take away git's locks that DVC, which writes git's files itself, left since then; not while a git works there."""
+    top = Path(_git(project, "rev-parse", "--show-toplevel").strip())
+    folder = project / _git(project, "rev-parse", "--git-dir").strip()
+    locks = [path for path in (folder / "index.lock", folder / "HEAD.lock") if path.exists()]
+    if locks and not any(place.is_relative_to(top) for place in _working_places("git")):
+        for path in locks:
+            if path.stat().st_mtime >= begun - 1:
+                path.unlink()
 
 
 def _branch_before(project: Path) -> str | None:
@@ -73,13 +85,14 @@ def clear_copies(project: Path) -> list[str]:
     return lines
 
 
-def _working_places() -> Iterator[Path]:
-    """Where all processes stand that can be looked at."""
+def _working_places(name: str | None = None) -> Iterator[Path]:
+    """Where all processes stand that can be looked at, or those of a name."""
     import psutil
 
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            yield Path(process.cwd())
+            if name is None or process.name() == name:
+                yield Path(process.cwd())
 
 
 def _git(project: Path, *arguments: str, may_fail: bool = False) -> str:

@@ -76,6 +76,16 @@ def test_what_was_edited_after_the_kill_is_kept_in_the_stash(project: Path) -> N
     assert "+edited since" in git(project, "stash", "show", "-p", "stash@{0}")
 
 
+def test_a_lock_of_git_that_dvc_left_is_no_hindrance(project: Path) -> None:
+    killed_in_the_middle(project, steps=3)
+    (project / ".git/index.lock").touch()
+    assert "they are back" in mend(project)[0]
+    assert (project / "params.yaml").read_text() == "n: 1\n"
+    (project / ".git/index.lock").touch()  # somebody else's
+    assert mend(project) == []
+    assert (project / ".git/index.lock").exists()
+
+
 def test_a_users_own_stash_and_detached_head_stay(project: Path) -> None:
     (project / "params.yaml").write_text("n: 2\n")
     git(project, "stash", "push", "-q")
