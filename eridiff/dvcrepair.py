@@ -58,9 +58,10 @@ def _mend_moved(project: Path) -> list[str]:
 def _held(path: Path) -> Iterator[bool]:
     """Hold one of DVC's locks (zc.lockfile: flock) for a moment; False where a living process holds it.
 
-    A lock by hardlinks (`core.hardlink_lock`) is there while it is held: it has a second name then.
+    A lock by hardlinks (`core.hardlink_lock`) is there while it is held: it has a second name then. What this user may
+    not write is not theirs to mend either.
     """
-    if not path.parent.is_dir():
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
         yield False
         return
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -96,7 +96,10 @@ def _working_places(name: str | None = None) -> Iterator[Path]:
 
 
 def _git(project: Path, *arguments: str, may_fail: bool = False) -> str:
-    done = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git, so no experiments either
+        return ""
     if done.returncode and not may_fail:
         raise ConfigError(
             f"`git {' '.join(arguments)}` failed: {done.stderr.strip()}. `dvc exp run` was killed while it had the "

@@ -148,6 +148,21 @@ def test_a_rwlock_that_is_being_written_is_left_alone(project: Path) -> None:
         assert path.read_text() == ""
 
 
+def test_what_may_not_be_written_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / ".dvc/tmp/rwlock").write_text("")
+    (project / "dvc.lock").write_text("")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write all
+    assert mend(project) == []
+    assert not (project / ".dvc/tmp/lock").exists()
+
+
+def test_without_git_there_are_no_experiments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert mend(project) == []
+    (project / "dvc.lock").write_text("")
+    assert "since git has none" in mend(project)[0]
+
+
 def accepted(content: bytes) -> bool:
     """Whether DVC reads a dvc.lock: its own schema over its own parser."""
     try:

@@ -22,6 +22,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     made = make_clone(tmp_path_factory.mktemp("killed"), "clone")
     made.params({"train.steps": STEPS, "train.save_every": 20, "train.ema_decay": 0.9})
     (made.root / "local.yaml").write_text("state_every: 5\n")
+    made.repro("latents", "text")
     return made
 
 
@@ -55,7 +56,6 @@ def adapters(clone: Clone) -> dict[str, bytes]:
 
 
 def test_killed_and_resumed_equals_a_straight_run(clone: Clone, tmp_path: Path) -> None:
-    clone.repro("latents", "text")
     kill_while_training(clone, signal.SIGKILL)
     ran = clone.repro("train")
     assert "train: resuming after step" in ran.output
