@@ -5,4 +5,4 @@ ARGS ?=
 
 .PHONY: setup check test repro flow serve
 setup check test repro flow serve:
-	@$(PYTHON) -m eridiff $@ --torch $(TORCH) $(ARGS)
+	@exec $(PYTHON) -m eridiff $@ --torch $(TORCH) $(ARGS)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eridiff.filedigests import FileDigests
+from eridiff.leftovers import take_away
 from eridiff.placement import Keys
 from eridiff.project import load_local
 from eridiff.roots import pin
@@ -106,6 +107,7 @@ def fill(
     many it put. Each is called only where a key is missing. Returns key -> shard and the counts.
     """
     start, encoded, encode_seconds = time.monotonic(), 0, 0.0
+    take_away(store.folder)
     for attempt in range(1, ATTEMPTS + 1):
         if store.missing(keys):
             store.adopt(earlier())

@@ -23,6 +23,18 @@ app.add_typer(base_app, name="base")
 app.add_typer(store_app, name="store")
 
 
+@app.callback()
+def before() -> None:
+    """What a killed process left of DVC's files is mended before any command."""
+    from eridiff.dvcrepair import mend
+    from eridiff.progress import warn
+    from eridiff.project import find_upward
+
+    project = find_upward(".dvc")
+    for line in mend(project) if project else []:
+        warn(line)
+
+
 @base_app.command("add")
 def base_add(
     name: Annotated[str, typer.Argument(help="Name of the base, as in model.base.")],

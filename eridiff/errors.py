@@ -16,9 +16,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 
+from eridiff.leftovers import clear_project
 from eridiff.printable import INDENT, encodable, indented, printable, printable_lines
+from eridiff.stopping import Stopped, say_last
 
 # What the file system may refuse, and the way out. Files are written whole or not at all, so a rerun goes on.
 DISK_ERRORS = {
@@ -135,13 +138,15 @@ NO_ATTENTION = ("No available kernel", "Invalid backend")  # torch's words where
 def run_main(main: Callable[[], None]) -> None:
     """Run a stage or command: a user's mistake ends it with one message and exit code 1.
 
-    A stage ended by a signal must exit non-zero: DVC would otherwise commit half a result.
+    A stage ended by a signal must exit non-zero: DVC would otherwise commit half a result. What killed processes left
+    in this project is taken away first.
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, stop)
+    clear_project(Path())
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to other stages
     quiet_libraries()
     try:
@@ -152,6 +157,9 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Stopped as stopped:
+        say_last(str(stopped))
+        raise SystemExit(128 + stopped.signum) from None
     except RuntimeError as error:
         if not any(words in str(error) for words in NO_ATTENTION):
             raise

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +21,7 @@ from eridiff.files import canonical_json, write_text
 from eridiff.floats import from_float32, to_float32
 from eridiff.gate import check_file
 from eridiff.keytables import Dialect, Factors, join
+from eridiff.leftovers import temporary_path
 from eridiff.licences import Licence, read_licences, unknown
 from eridiff.lora import read_checkpoint
 from eridiff.metadata import base_notice, hashes, modelspec, training_metadata
@@ -89,9 +90,10 @@ def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
     trained = read_trained(path)
     dialects: tuple[Dialect, ...] = trained.keys.DIALECTS
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        fresh = Path(temporary) / "new"
-        fresh.mkdir()
+    temporary = temporary_path(out)
+    fresh = temporary / "new"
+    fresh.mkdir(parents=True)
+    try:
         for dialect in dialects:
             file = fresh / dialect.file_name(params.name)
             write_file(file, dialect, trained, params)
@@ -105,8 +107,10 @@ def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
         if not trained.licences:
             say(f"export: the licence of base '{trained.lineage['base']}' is {unknown(trained.lineage['base'])}")
         if out.exists():
-            os.replace(out, Path(temporary) / "old")
+            os.replace(out, temporary / "old")
         os.replace(fresh, out)
+    finally:
+        shutil.rmtree(temporary)
 
 
 def choose_checkpoint(folder: Path, params: ExportParams) -> Path:

@@ -4,11 +4,12 @@ import hashlib
 import json
 import mmap
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from eridiff.leftovers import temporary_path
 
 CHUNK_BYTES = 1 << 20
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -18,7 +19,7 @@ CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` and rename it to `path` once the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -68,8 +69,7 @@ def map_file(path: Path) -> memoryview:
 
 def link_kind(folder: Path) -> Literal["hardlink", "symlink", "copy"]:
     """How two names can share one file in a folder: the best kind of link that its file system has, or none."""
-    source = folder / f".link.{uuid.uuid4().hex[:12]}.tmp"
-    target = source.with_suffix(".link.tmp")
+    source, target = temporary_path(folder / "link"), temporary_path(folder / "link")
     try:
         source.touch()
         with suppress(OSError):

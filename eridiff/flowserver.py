@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eridiff.errors import ConfigError, run_main
 from eridiff.progress import say
+from eridiff.stopping import last_words
 from eridiff.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 
 HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
@@ -156,7 +157,12 @@ def _stop_after(server: Supervised | None, url: str, member: Supervised) -> None
 def main() -> None:
     """`serve` or `once`, then the command."""
     kind, *command = sys.argv[1:]
-    sys.exit(run_beside(command, environment(os.environ), once=kind == "once"))
+    settings = environment(os.environ)
+    if kind != "once":
+        sys.exit(run_beside(command, settings, once=False))
+    with last_words() as words:
+        code = run_beside(command, {**settings, **words.environment}, once=True)
+        sys.exit(0 if words.say() else code)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the first is a part of every key. Records are files under STORE/probes, written 
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 
 from eridiff.errors import DataError, StoreError
 from eridiff.files import digest_json, write_text
+from eridiff.leftovers import temporary_path
 from eridiff.seals import read_sealed, sealed_json
 
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
@@ -230,7 +230,7 @@ class ProbeMemory:
 
     def _add(self, path: Path, record: Mapping[str, Any]) -> None:
         """Write a file whole, unless it is there: of several processes the first wins."""
-        temporary = path.with_name(f"{uuid.uuid4().hex[:12]}.tmp")
+        temporary = temporary_path(path)
         try:
             write_text(temporary, sealed_json(record))
             try:

@@ -82,7 +82,8 @@ def _init_dvc(root: Path, folder: Path) -> None:
     if not (root / ".git").exists():
         _run(["git", "init", "-q"], root)
     _run(["dvc", "init", "-q", "--subdir"], folder)
-    shutil.copyfile(root / ".dvc" / "config", folder / ".dvc" / "config")
+    for name in (".dvc/config", ".dvcignore"):
+        shutil.copyfile(root / name, folder / name)
     cache = Path(_run(["dvc", "cache", "dir"], root).strip())
     inside = cache.is_relative_to(root)
     place = os.path.relpath(cache, folder) if inside else str(cache)

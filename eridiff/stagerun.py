@@ -2,6 +2,7 @@
 
 import json
 import queue
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from eridiff.stagegraph import Node, Outcome, announced, own_message, read_outco
 from eridiff.supervise import STOPPED, Crew, Supervised
 
 Log = Callable[[str], None]
+STOPPED_AT = re.compile(r"stopped after step \d+ of \d+: ")  # a training's last words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,9 @@ def _outcome(job: Supervised, code: int, lines: list[str], name: str, seconds: f
         message = f"stage '{name}' was stopped: it ran longer than {seconds:g} s. What it kept is used by the next run."
         return Outcome(state="TimedOut", message=message)
     if code == STOPPED:
-        raise InterruptedError("the run was stopped")
+        raise InterruptedError(
+            next((line for line in reversed(lines) if STOPPED_AT.match(line)), "the run was stopped")
+        )
     return read_outcome(code, lines)
 
 

@@ -6,7 +6,6 @@ store has one copy, and DVC's cache and the project's folder one each, or one to
 
 import filecmp
 import os
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from eridiff.entries import open_shard, read_catalogue, shard_id
 from eridiff.errors import StoreError
+from eridiff.leftovers import temporary_path
 from eridiff.ownouts import KIND_OF, OwnOut, all_objects
 from eridiff.store import Store
 
@@ -122,7 +122,7 @@ def _join_one(shard: Path, other: Path) -> bool:
     """Whether the other file has the same bytes and is now linked as the shard."""
     if not filecmp.cmp(shard, other, shallow=False):
         return False
-    temporary = shard.with_name(f".{shard.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = temporary_path(shard)
     try:
         os.link(other, temporary)
         os.replace(temporary, shard)

@@ -25,6 +25,7 @@ from eridiff.slots import release
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Seconds given after each signal. Interrupted first: DVC then undoes its own half-done work, as after Ctrl-C.
 STEPS = ((signal.SIGINT, 2.5), (signal.SIGTERM, 3.5), (signal.SIGKILL, 2.0))
+PATIENCE = 30.0  # seconds in all for those that hear SIGTERM: a training ends its step and saves its state
 STOPPED = 125  # the supervisor's exit code where it stopped the command
 
 
@@ -186,13 +187,13 @@ def main() -> None:
     command, lease = sys.argv[1:], None
     if command[0] == "--release":
         lease, command = command[1], command[2:]
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     # Handlers of our own, not SIG_IGN: that one would pass on to the command.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     stopped = _wait(child)
-    _end_descendants()
+    end_descendants()
     if lease:
         release(lease)
     code = child.wait()
@@ -212,22 +213,52 @@ def _wait(child: "subprocess.Popen[bytes]") -> bool:
             return True
 
 
-def _end_descendants() -> None:
-    """End what is left of the command, gently first."""
-    import psutil
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose parents end before them."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    for number, seconds in STEPS:
+
+def end_descendants(steps: Sequence[tuple[signal.Signals, float]] = STEPS, patience: float = PATIENCE) -> None:
+    """End what is left of the command, gently first; what has heard SIGTERM and puts its work in order has its time."""
+    begun = time.monotonic()
+    for number, seconds in steps:
+        if not _living():
+            return
+        send_descendants(number)
         deadline = time.monotonic() + seconds
-        me = psutil.Process()
-        for process in me.children(recursive=True) if number == signal.SIGKILL else _own(me):
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-        while time.monotonic() < deadline:
+        while (now := time.monotonic()) < deadline or (
+            number == signal.SIGTERM and now < begun + patience and _hears_sigterm()
+        ):
             if not _living():
                 return
             time.sleep(0.1)
+
+
+def send_descendants(number: signal.Signals) -> None:
+    """Send a signal to all descendants; those that another supervisor ends get SIGKILL alone."""
+    import psutil
+
+    me = psutil.Process()
+    for process in me.children(recursive=True) if number == signal.SIGKILL else list(_own(me)):
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _hears_sigterm() -> bool:
+    """Whether a living descendant has a handler of its own for SIGTERM, as a stage has while it trains."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+        if int(caught, 16) >> (signal.SIGTERM - 1) & 1:
+            return True
+    return False
 
 
 def _own(process: Any) -> Iterator[Any]:

@@ -29,6 +29,7 @@ from eridiff.progress import say
 from eridiff.quantise import Storage
 from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
 from eridiff.sources import ModelSource
+from eridiff.stopping import Stopped
 from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 
 
@@ -132,12 +133,17 @@ Preview = Callable[[int], None]
 
 
 def train(
-    run: Run, data: TrainingSet, state: Path, state_every: int, preview: Preview | None = None
+    run: Run,
+    data: TrainingSet,
+    state: Path,
+    state_every: int,
+    preview: Preview | None = None,
+    asked: Callable[[], int | None] = lambda: None,
 ) -> tuple[Table, float]:
     """Train to the last step, from the state if there is one; checkpoints are left in the state's folder.
 
-    Returns the table of losses and the seconds that the steps took.
-    Raises: TrainError where the loss is no longer finite.
+    asked: the signal that asks for the end, if one does. Returns the table of losses and the seconds that the steps
+    took. Raises: TrainError where the loss is no longer finite; Stopped where it was asked for, the state saved.
     """
     params = run.params
     optimizer = make_optimizer(params.optimizer, run.adapters.values())
@@ -160,8 +166,11 @@ def train(
         _refuse_nonfinite(run, losses, step)
         if step % params.save_every == 0 or step == params.steps:
             save_adapters(state, step, groups)
-        if step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
+        signum = asked()
+        if signum or step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
             save_state(state, step, groups, optimizer, table)
+        if signum:
+            raise Stopped(signum, f"stopped after step {step} of {params.steps}: dvc repro goes on from there")
         if preview is not None:
             preview(step)
         meter.show(step, losses["loss"])

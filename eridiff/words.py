@@ -96,8 +96,8 @@ def test(arguments: list[str]) -> None:
 def repro(arguments: list[str]) -> None:
     """Run the pipeline; arguments go to `dvc repro`."""
     os.chdir(ROOT)
-    dvc = str(VENV / "bin" / "dvc")
-    os.execve(dvc, [dvc, "repro", *arguments], environment())
+    python = str(VENV / "bin" / "python")
+    os.execve(python, [python, "-m", "eridiff.reproduce", *arguments], environment())
 
 
 def flow(word: str, arguments: list[str]) -> None:

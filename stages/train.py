@@ -10,6 +10,7 @@ from eridiff.data import open_training_set
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.footprint import choose_activations
+from eridiff.leftovers import take_away
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
@@ -19,6 +20,7 @@ from eridiff.roots import pin
 from eridiff.runlog import record_run
 from eridiff.runstate import hold, states
 from eridiff.sources import find_source, pointers_of
+from eridiff.stopping import stop_in_order
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train
 from eridiff.trainparams import TrainParams
@@ -47,6 +49,7 @@ def main() -> None:
     root, stage = store_root(), read_stages(Path())["train"]
     state = root / "runs" / train_key(params, pointer, INPUTS, stage)
     with hold(state):
+        take_away(state)
         pin(root, "runs", Path(), [state.name])
         source = find_source([pointer])
         fresh = params.check_base and not states(state)
@@ -61,7 +64,8 @@ def main() -> None:
         if fresh:
             say(check_denoiser(run, data))
         preview = partial(previews.draw, run.denoiser) if previews else None
-        table, seconds = train(run, data, state, local.state_every, preview)
+        with stop_in_order() as asked:
+            table, seconds = train(run, data, state, local.state_every, preview, asked)
         written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(device, params.precision)
     record_run("train", seconds=seconds, activations=run.activations, state=state, **backend)

@@ -105,3 +105,24 @@ def test_a_lock_is_waited_for_refused_and_kept_by_the_command(tmp_path: Path) ->
         assert list(job.lines()) == [] and job.wait() == 0
         with hold_file(path):
             pass
+
+
+# Ends what it started with steps and patience of its own; the child does with SIGTERM what the argument says.
+ENDING = """
+import signal, subprocess, sys, time
+from eridiff.supervise import end_descendants
+child = 'import signal, time; ' + sys.argv[1] + '; print("ready", flush=True); [time.sleep(0.1) for _ in range(600)]'
+process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
+process.stdout.readline()
+end_descendants(((signal.SIGTERM, 0.1), (signal.SIGKILL, 2.0)), patience=20)
+print(process.stdout.read().strip(), process.wait())
+"""
+SAVES = (
+    "signal.signal(15, lambda *_: [time.sleep(1), print('saved', flush=True), signal.signal(15, signal.SIG_DFL), "
+    "signal.raise_signal(15)])"
+)
+
+
+def test_what_hears_sigterm_has_the_time_to_save_and_what_ignores_it_has_not() -> None:
+    assert processes.run(ENDING, SAVES) == "saved -15\n"
+    assert processes.run(ENDING, "signal.signal(15, signal.SIG_IGN)") == " -9\n"

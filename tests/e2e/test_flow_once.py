@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+import signal
 import sqlite3
+import subprocess
 import sys
 from base64 import b64decode
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.flowserver import environment, home
-from tests.e2e.flows import living
+from tests.e2e.flows import living, make_toys, wait
 from tests.e2e.harness import make_clone, parse
 
 pytestmark = pytest.mark.flow
@@ -62,3 +64,43 @@ def test_the_environment_is_quiet_and_local() -> None:
     assert found["DO_NOT_TRACK"] == "1" and found["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert found["PREFECT_SERVER_API_HOST"] == "127.0.0.1"
     assert environment({"PREFECT_SERVER_API_HOST": "0.0.0.0"})["PREFECT_SERVER_API_HOST"] == "0.0.0.0"
+
+
+STEPS = """
+import time
+from eridiff.errors import run_main
+from eridiff.stopping import Stopped, stop_in_order
+def main():
+    with stop_in_order() as asked:
+        for step in range(1, 3000):
+            print("step", step, flush=True)
+            time.sleep(0.1)
+            if signum := asked():
+                time.sleep(4)  # as long as a step and its state may take: longer than the first signals are apart
+                raise Stopped(signum, f"stopped after step {step} of 3000: dvc repro goes on from there")
+run_main(main)
+"""
+
+
+def test_ctrl_c_lets_a_training_save_its_state_and_what_it_says_is_the_last_line(tmp_path: Path) -> None:
+    clone = make_toys(tmp_path)
+    place = clone.root / "projects/tick"
+    (place / "steps.py").write_text(STEPS)
+    stage = {"cmd": "PYTHONPATH=../.. python steps.py", "outs": ["never.txt"]}
+    (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
+    (place / ".dvc/tmp").mkdir(exist_ok=True)
+    (place / ".dvc/tmp/rwlock").write_text("")  # of a DVC that was killed as it wrote it
+    words = [sys.executable, "-m", "eridiff.flowserver", "once", sys.executable, "-m", "stages.flow", "flow"]
+    environment = {**clone.environment(), "XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": ""}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*words, "--project", "tick"], cwd=clone.root, env=environment, stdout=file, stderr=file
+        )
+    wait(lambda: "step 3" in log.read_text() or process.poll() is not None, 240, log.read_text)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    lines = log.read_text().splitlines()
+    assert re.fullmatch(r"stopped after step \d+ of 3000: dvc repro goes on from there", lines[-1]), lines
+    assert any(".dvc/tmp/rwlock was cut short" in line for line in lines)
+    assert living(clone.root) == []

@@ -1,0 +1,67 @@
+"""`make repro`: `dvc repro`, with DVC's files mended before it and nothing of it left running after it.
+
+`python -m eridiff.reproduce ARGUMENTS...` in a project's folder. Where a stage was stopped, what it says of the next
+run is printed last, after DVC's own lines.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from eridiff.dvcrepair import mend
+from eridiff.errors import run_main
+from eridiff.progress import warn
+from eridiff.stopping import SIGNALS, last_words
+from eridiff.supervise import STEPS, adopt_orphans, end_descendants, send_descendants
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """Run `dvc repro`; its exit code, 128 + N where signal N ended it, 0 where make is interrupted in its place."""
+    for line in mend(Path()):
+        warn(line)
+    adopt_orphans()
+    with last_words() as words, _passed_on() as asked:
+        command = [sys.executable, "-m", "dvc", "repro", *arguments]
+        code = subprocess.Popen(command, env={**os.environ, **words.environment}).wait()
+        end_descendants(STEPS[1:] if asked() else STEPS)  # one interrupt is enough
+        if words.say():
+            return 0
+    return 128 + (asked() or 0) if asked() else code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _passed_on() -> Iterator[Callable[[], int | None]]:
+    """Pass signals on as Ctrl-C, which a stage puts in order and DVC lets it; yields which came first, if any.
+
+    Ctrl-C itself reaches all of them without help. DVC would die of the others, and leave its stage running.
+    """
+    asked: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if not asked and signum != signal.SIGINT:
+            send_descendants(signal.SIGINT)
+        asked.append(signum)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield lambda: asked[0] if asked else None
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, before[number])
+
+
+def main() -> None:
+    """Run it in the current folder."""
+    sys.exit(reproduce(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_main(main)

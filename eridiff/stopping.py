@@ -1,0 +1,105 @@
+"""Being told to stop: work is put in order first, and what the next run does is the last thing that is said.
+
+Ctrl-C and `kill` reach a stage below DVC, which prints lines of its own after it. So a stage hands its last words to
+whoever started DVC (`make repro`, the flow), in a file that the environment names, and these print them at the end.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+LAST_WORDS = "ERIDIFF_LAST_WORDS"  # the file's path
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NOTICE = b"stopping after this step; Ctrl-C again stops at once, and loses the steps since the last saved state\n"
+
+
+class Stopped(Exception):
+    """A signal asked for the end and work was put in order; the message says what the next run does."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+@contextmanager
+def stop_in_order() -> Iterator[Callable[[], int | None]]:
+    """Within this block a signal only asks for the end; yields what tells which signal did, if any.
+
+    A second Ctrl-C acts as before this block. A second signal of another kind does not: supervisors send one after the
+    other. What is ignored (`nohup`, a script's `&`) stays ignored.
+    """
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and signum in asked:
+            signal.signal(signum, before[signal.Signals(signum)])
+            signal.raise_signal(signum)
+            return
+        asked.append(signum)
+        if len(asked) == 1:
+            with suppress(OSError):  # the terminal may be gone; print() must not be entered twice
+                os.write(2, NOTICE)
+
+    for number in SIGNALS:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield lambda: asked[0] if asked else None
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, before[number])
+
+
+def say_last(message: str) -> None:
+    """Print a stage's last words, and leave them to who prints them after DVC."""
+    if path := os.environ.get(LAST_WORDS):
+        with suppress(FileNotFoundError), open(path, "a", encoding="utf-8") as file:
+            file.write(f"{message}\n")
+    print(message, flush=True)
+
+
+class LastWords:
+    """What the stages of a run left to be printed at its end: a file without a name, which nobody has to remove."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.environment = {LAST_WORDS: f"/proc/{os.getpid()}/fd/{number}"}
+
+    def say(self) -> bool:
+        """Print them, if there are any; under make then end it too, since it would print a line of its own."""
+        words = os.pread(self._number, os.fstat(self._number).st_size, 0).decode("utf-8", errors="replace")
+        if not words:
+            return False
+        sys.stderr.flush()
+        print(words, end="", flush=True)
+        return _end_make()
+
+
+@contextmanager
+def last_words() -> Iterator[LastWords]:
+    """The place for the last words of a run that is started within."""
+    number = os.memfd_create("last-words")
+    try:
+        yield LastWords(number)
+    finally:
+        os.close(number)
+
+
+def _end_make() -> bool:
+    """Interrupt the make that started this process, as Ctrl-C does, if there is one. It ends with the signal.
+
+    With a failed command it prints `make: *** [repro] Error 130` last; with one that ends well, after Ctrl-C, nothing.
+    """
+    import psutil
+
+    if "MAKELEVEL" not in os.environ:
+        return False
+    parent = psutil.Process().parent()
+    if parent is None or parent.name() not in ("make", "gmake"):
+        return False
+    parent.send_signal(signal.SIGINT)
+    return True

@@ -1,0 +1,183 @@
+"""What is told to stop puts its work in order, and what it says of the next run is the last line."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eridiff.errors import run_main
+from eridiff.runstate import load_state
+from eridiff.stopping import NOTICE, Stopped, last_words, say_last, stop_in_order
+from eridiff.train import train
+from tests import processes, training
+from tests.bases import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+# Works in steps; each line of standard input is the end of one.
+STEPS = """
+import sys
+from eridiff.errors import run_main
+from eridiff.stopping import Stopped, stop_in_order
+def main():
+    with stop_in_order() as asked:
+        print("works", flush=True)
+        for step, line in enumerate(sys.stdin, 1):
+            if signum := asked():
+                raise Stopped(signum, f"stopped after step {step} of 60: dvc repro goes on from there")
+run_main(main)
+"""
+SAID = "stopped after step 1 of 60: dvc repro goes on from there\n"
+
+
+def stopped_by(*signals: int, step: bool = True) -> tuple[int, str, str]:
+    """Exit code and output of steps that signals come in the middle of; then the step ends, if it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STEPS],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None and process.stdin is not None
+    assert process.stdout.readline() == "works\n"
+    for number, signum in enumerate(signals):
+        process.send_signal(signum)
+        if number == 0:
+            assert process.stderr.readline() == NOTICE.decode()  # it has heard it
+    out, errors = process.communicate("end of the step\n" if step else None, timeout=60)
+    return process.returncode, out, errors
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ((signal.SIGINT,), 130),
+        ((signal.SIGTERM,), 143),
+        ((signal.SIGHUP,), 129),
+        ((signal.SIGINT, signal.SIGTERM), 130),  # as a supervisor sends them
+        ((signal.SIGTERM, signal.SIGINT), 143),  # as systemd and `make repro` do
+        ((signal.SIGTERM, signal.SIGTERM), 143),
+    ],
+)
+def test_a_step_ends_first(signals: tuple[int, ...], code: int) -> None:
+    assert stopped_by(*signals) == (code, SAID, "")
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    assert stopped_by(signal.SIGINT, signal.SIGINT, step=False) == (130, "", "")
+
+
+def test_what_is_ignored_stays_so_and_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_in_order() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked() is None
+            signal.raise_signal(signal.SIGTERM)
+            assert asked() == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_last_words_are_handed_to_who_started_dvc(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def main() -> None:
+        raise Stopped(signal.SIGTERM, "stopped after step 57 of 60: dvc repro goes on from there")
+
+    with last_words() as words:
+        assert not words.say()
+        monkeypatch.setenv(*next(iter(words.environment.items())))
+        with pytest.raises(SystemExit) as ended:
+            run_main(main)
+        processes.run("from eridiff.stopping import say_last; say_last('of another process')")
+        print("dvc says more")
+        assert not words.say()  # no make to end
+    assert ended.value.code == 143
+    assert capfd.readouterr().out.splitlines()[1:] == [
+        "dvc says more",
+        "stopped after step 57 of 60: dvc repro goes on from there",
+        "of another process",
+    ]
+    say_last("who started it is gone")  # its file with it
+
+
+LAUNCH = """
+import os, signal, subprocess, sys
+from eridiff.stopping import last_words, say_last
+heard = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: heard.append(1))
+with last_words() as words:
+    os.environ |= words.environment
+    print("works", flush=True)
+    while not heard:
+        signal.pause()
+    say_last("stopped after step 57 of 60: dvc repro goes on from there")
+    print("ERROR: failed to reproduce 'train'", flush=True)
+    sys.exit(0 if words.say() else 143)
+"""
+
+
+@pytest.mark.parametrize("shell", ["", "exec "], ids=["direct", "by a shell"])  # ARGS may have quotes
+@pytest.mark.parametrize("whom", ["all", "make", "command"])
+def test_nothing_comes_after_it_under_make(tmp_path: Path, whom: str, shell: str) -> None:
+    (tmp_path / "launch.py").write_text(LAUNCH)
+    (tmp_path / "Makefile").write_text(f"repro:\n\t@{shell}{sys.executable} launch.py 'a b'\n")
+    process = subprocess.Popen(
+        ["make", "repro"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "works\n"
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        import psutil
+
+        found = psutil.Process(process.pid)
+        wanted = found if whom == "make" else found.children()[0]
+        wanted.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "stopped after step 57 of 60: dvc repro goes on from there"
+    assert process.returncode != 0
+
+
+@pytest.mark.slow
+def test_a_training_saves_its_state_at_the_end_of_its_step(tmp_path: Path) -> None:
+    """At a step where none is due; what follows is what a straight run gives."""
+    family = FAMILIES[0]
+    params = training.params_of({"steps": 6, "save_every": 6})
+    data = training.random_set(family, tmp_path, params)
+    steps: list[int] = []
+
+    def asked() -> int | None:
+        steps.append(1)
+        return signal.SIGTERM if len(steps) == 3 else None
+
+    with pytest.raises(Stopped, match=r"^stopped after step 3 of 6: dvc repro goes on from there$") as stopped:
+        train(training.start(family, params), data, tmp_path / "state", 50, None, asked)
+    assert stopped.value.signum == signal.SIGTERM
+    run = training.start(family, params)
+    optimizer = torch.optim.AdamW(run.adapters.values())
+    done, table = load_state(tmp_path / "state", {"adapters": run.adapters}, optimizer)
+    assert (done, len(table["loss"])) == (3, 3)
+    resumed = training.start(family, params)
+    train(resumed, data, tmp_path / "state", 50)
+    straight = training.start(family, params)
+    train(straight, data, tmp_path / "other", 50)
+    assert all(torch.equal(resumed.adapters[name], straight.adapters[name]) for name in straight.adapters)
