@@ -38,7 +38,7 @@ def train_until_a_state(clone: Clone, log: Path, *command: str) -> "subprocess.P
             start_new_session=True,
         )
     deadline = time.monotonic() + 240
-    while not list(clone.store.glob("runs/*/state*")):
+    while not list(clone.store.glob("runs/*/state-*.sealed.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     return process
