@@ -85,12 +85,16 @@ def new(
     trigger: Annotated[str | None, typer.Option(help="Word that will call what is trained, with --preset.")] = None,
     preset: Annotated[str | None, typer.Option(help="Name of a preset, such as those in presets/.")] = None,
     params: Annotated[Path, typer.Option(help="Params file to copy as it is.")] = Path("params.yaml"),
+    push_pictures: Annotated[
+        bool, typer.Option("--push-pictures", help="Let `dvc push` send the pictures and captions too.")
+    ] = False,
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
     from eridiff.errors import ConfigError
     from eridiff.gpus import find_gpus
     from eridiff.presets import find_preset
     from eridiff.projects import make_project
+    from eridiff.pushing import what_stays
     from eridiff.starting import offer_presets, settle_base, start_project
 
     if trigger is None and preset is not None:
@@ -98,12 +102,14 @@ def new(
     if preset is None and trigger is not None:
         raise ConfigError(offer_presets(find_gpus()))
     if trigger is None or preset is None:
-        folder = make_project(name, images, params)
+        folder = make_project(name, images, params, push=push_pictures)
         typer.echo(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
-        return
-    folder = start_project(name, images, trigger, find_preset(preset))
-    typer.echo(settle_base(folder / "params.yaml"))
-    typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+    else:
+        folder = start_project(name, images, trigger, find_preset(preset), push=push_pictures)
+        typer.echo(settle_base(folder / "params.yaml"))
+        typer.echo(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+    for line in what_stays(folder):
+        typer.echo(line)
 
 
 @app.command("import-config")
@@ -139,13 +145,14 @@ def plan(
 
 @app.command()
 def renew() -> None:
-    """Bring this project's dvc.yaml up to the checkout's, as after an update of eridiff."""
+    """Bring this project up to what `eridiff new` makes today, as after an update of eridiff.
+
+    Its dvc.yaml and its kind of links; pictures that are links into DVC's cache; objects there that an edit altered.
+    """
     from eridiff.projects import renew_project
 
-    changed = renew_project(Path.cwd())
-    typer.echo(
-        "dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already"
-    )
+    for line in renew_project(Path.cwd()) or ["this project is as `eridiff new` makes one already"]:
+        typer.echo(line)
 
 
 @app.command()
@@ -157,17 +164,21 @@ def why(
     import contextlib
     import sys
 
+    from eridiff.dedupe import dedupe_outs
+    from eridiff.ownouts import read_outs
     from eridiff.prediction import render
     from eridiff.progress import warn
-    from eridiff.projects import is_behind
+    from eridiff.project import store_root
+    from eridiff.projects import find_behind
     from eridiff.why import explain
 
-    if is_behind(Path.cwd()):
-        warn("this project's dvc.yaml is not the checkout's, which has changed: `eridiff renew` brings it up.")
+    for reason in find_behind(Path.cwd()):
+        warn(f"this project is one of before: {reason}. `eridiff renew` brings it up.")
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)
     typer.echo(prediction.to_json() if json_output else render(prediction))
+    dedupe_outs(store_root(), read_outs())  # what `dvc checkout` and runs without training copied
 
 
 def main() -> None:

@@ -5,12 +5,16 @@ from pathlib import Path
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.export import ExportParams, export_checkpoint
+from eridiff.progress import say
+from eridiff.pushing import STAY, pushes_pictures
 
 
 def main() -> None:
     """Run the stage."""
     params = load_section(ExportParams, "export")
     export_checkpoint(Path("data/lora"), params, Path("data/export"))
+    if pushes_pictures(Path()) is False:
+        say(STAY)  # the last stage's last line: DVC's own hint to push follows it
 
 
 if __name__ == "__main__":

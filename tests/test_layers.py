@@ -49,6 +49,7 @@ LAYERS = (
     ("entrytable", "differences", "pixeldigests"),
     ("catalogue",),
     ("families", "buckets", "store", "floats", "project", "pipeline", "earlier", "concept", "figures", "supervise"),
+    ("dedupe", "ownpictures", "pushing"),
     ("stagegraph", "experiments", "flowserver"),
     ("stagerun", "runpage"),
     ("tiles", "tracing", "variants", "shards", "predecessor", "licences"),
