@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from eridiff.captions import CaptionParams, captions_rows
+from eridiff.config import load_section
+from eridiff.filedigests import FileDigests
+from eridiff.pictures import scan_pictures
+from tests.e2e.harness import make_clone
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent.parent
@@ -263,3 +269,35 @@ def test_pictures_are_pushed_where_that_was_asked_for(options: tuple[str, ...], 
         project.run("dvc", "push", "-q")
         clone.run("dvc", "pull")
         assert clone.files() == version_of(2)
+
+
+def texts_in(folder: Path) -> set[str]:
+    """The captions that a project's folder holds now, read afresh, as `captions` would clean them."""
+    params = load_section(CaptionParams, "captions", folder / "params.yaml")
+    with FileDigests(folder / "runs/digests.sqlite", anew=True) as digests:
+        pictures, _ = scan_pictures(folder / "data/raw", digests)
+    return {text for row in captions_rows(pictures, params) for text in row["variants"]} | {""}
+
+
+def test_why_plans_what_the_folder_holds(tmp_path: Path) -> None:
+    """After edits and a checkout: which texts would be encoded, against those of the files themselves."""
+    clone = make_clone(tmp_path, "clone")
+    new = (sys.executable, "-m", "eridiff", "new", "cats", "--images", "data/raw", "--params", "params.yaml")
+    clone.run(*new, PYTHONPATH=str(clone.root))
+    clone.place = clone.root / "projects/cats"
+    caption = clone.place / "data/raw/fox.txt"
+    texts = ["a fox, the first text", "a fox, the second text", "a fox, the third text"]
+    for version, text in enumerate(texts):
+        caption.write_text(text)  # in place
+        clone.repro("captions")
+        clone.commit(text)
+        clone.run("git", "tag", f"v{version}")
+    for version in (2, 0, 1, 0):
+        clone.run("git", "checkout", "-q", f"v{version}")
+        clone.run("dvc", "checkout", "data/raw.dvc", "check", "captions")  # what has run
+        prediction = clone.why()
+        planned = {sample["name"] for sample in prediction["samples"] if sample["stage"] == "text"}
+        assert prediction["stages"]["captions"]["state"] == "-"
+        assert planned == texts_in(clone.place)
+        assert [any(text in name for name in planned) for text in texts] == [n == version for n in range(3)]
+        assert caption.read_text() == texts[version]
