@@ -46,6 +46,12 @@ def unsafe_types(folder: Path) -> tuple[str, ...]:
     return tuple(kind for kind in chosen if kind not in SAFE_TYPES)
 
 
+def describe_unsafe(folder: Path) -> str | None:
+    """What is wrong with a project's kinds of links, in words; None where nothing is."""
+    unsafe = unsafe_types(folder)
+    return f"its cache.type has {' and '.join(unsafe)}: an edit of data/raw would alter DVC's cache" if unsafe else None
+
+
 def set_safe_types(folder: Path) -> None:
     """Let DVC make no links but reflinks in a project, whatever its own or its local configuration said."""
     from dvc.config import Config

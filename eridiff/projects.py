@@ -16,6 +16,7 @@ from eridiff.intake import copy_files, list_files
 from eridiff.ownpictures import (
     SAFE_TYPES,
     cache_of,
+    describe_unsafe,
     find_misnamed,
     make_own,
     rename_misnamed,
@@ -42,8 +43,8 @@ def find_behind(folder: Path) -> list[str]:
     found = []
     if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
         found.append("its dvc.yaml is not the checkout's, which has changed")
-    if unsafe := unsafe_types(folder):
-        found.append(f"its cache.type has {' and '.join(unsafe)}: an edit of data/raw would alter DVC's cache")
+    if unsafe := describe_unsafe(folder):
+        found.append(unsafe)
     return found
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from eridiff.ownouts import object_path
 from eridiff.ownpictures import find_misnamed, make_own, rename_misnamed, unsafe_types
+from stages import captions
+from tests.checkouts import SMALL
 
 
 def put(cache: Path, data: bytes, *, name: bytes | None = None, suffix: str = "") -> Path:
@@ -120,3 +122,22 @@ def test_the_kinds_of_links_of_a_project(tmp_path: Path, config: str, local: str
     (tmp_path / ".dvc/config").write_text(f"[cache]\n{config}\n")
     (tmp_path / ".dvc/config.local").write_text(f"[cache]\n{local}\n")
     assert unsafe_types(tmp_path) == unsafe
+
+
+@pytest.mark.parametrize("kinds", ["hardlink,reflink,copy", "reflink,copy"])
+def test_a_run_warns_of_links_that_an_edit_goes_through(
+    kinds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who never asks `eridiff why` in a project of before is told by the stage that reads the pictures."""
+    monkeypatch.chdir(tmp_path)
+    Path("data/raw").mkdir(parents=True)
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text(f'[cache]\ntype = "{kinds}"\n')
+    for name in ("params/tiny-sdxl.yaml", "raw/fox.png", "raw/fox.txt"):
+        target = Path("params.yaml") if name.startswith("params") else Path("data", name)
+        target.write_bytes((SMALL / name).read_bytes())
+    captions.main()
+    warned = (
+        "warning: this project is one of before: its cache.type has hardlink: an edit of data/raw would alter DVC's"
+    )
+    assert (warned in capsys.readouterr().err) == ("hardlink" in kinds)
