@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eridiff.entries import Location, open_shard, read_catalogue, shard_id
 from eridiff.errors import StoreError
-from eridiff.files import can_link
+from eridiff.files import link_kind
 from eridiff.ownouts import KIND_OF, OwnFile, OwnOut, digest_md5
 
 BLOCK_BYTES = 512  # of st_blocks
@@ -46,7 +46,7 @@ def dedupe_outs(root: Path, outs: Iterable[OwnOut]) -> Deduped:
     but space. What stands in the project's folder is read only where DVC does not know it.
     """
     done = Deduped()
-    for out in outs:
+    for out in (out for out in outs if out.stage in KIND_OF):
         shards = [file for file in out.files if file.path.suffix == ".safetensors" and file.object.exists()]
         apart = [file for file in shards if not _is_one(file)]
         sound: set[OwnFile] = set()
@@ -88,7 +88,7 @@ def _is_one(file: OwnFile) -> bool:
 def _may_link(folder: Path, names: Iterable[Path], done: Deduped) -> bool:
     """Whether links can be made from a folder, asked before anything is read; if not, the names keep their files."""
     try:
-        if can_link(folder):
+        if link_kind(folder) == "hardlink":
             return True
         why = "this file system has no hardlinks"
     except OSError as error:  # as a store that this user may only read

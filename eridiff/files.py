@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 CHUNK_BYTES = 1 << 20
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -57,16 +57,19 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def can_link(folder: Path) -> bool:
-    """Whether two names in a folder can be one file: whether its file system has hardlinks."""
+def link_kind(folder: Path) -> Literal["hardlink", "symlink", "copy"]:
+    """How two names can share one file in a folder: the best kind of link that its file system has, or none."""
     source = folder / f".link.{uuid.uuid4().hex[:12]}.tmp"
     target = source.with_suffix(".link.tmp")
     try:
         source.touch()
         with suppress(OSError):
             os.link(source, target)
-            return True
-        return False
+            return "hardlink"
+        with suppress(OSError):
+            os.symlink(source, target)
+            return "symlink"
+        return "copy"
     finally:
         target.unlink(missing_ok=True)
         source.unlink(missing_ok=True)

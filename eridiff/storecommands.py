@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from eridiff.dedupe import dedupe_cache, dedupe_outs
-from eridiff.files import can_link
+from eridiff.files import link_kind
 from eridiff.ownouts import OwnOut, all_objects, cache_folder, read_outs
 from eridiff.project import store_root
 from eridiff.roots import read_pins
@@ -48,7 +48,11 @@ def du() -> None:
         typer.echo(f"in DVC's cache, more      {_bytes(size.cache):>10}")
         typer.echo(f"in the project, more      {_bytes(size.folder):>10}")
         typer.echo(f"on disk in all            {_bytes(size.disk):>10}   {size.factor:.2f} x the payload")
-        one = "makes them one file" if can_link(Path.cwd()) else "cannot: this file system has no hardlinks"
+        one = (
+            "makes them one file"
+            if link_kind(Path.cwd()) == "hardlink"
+            else "cannot: this file system has no hardlinks"
+        )
         if size.store and size.cache > size.payload / 2:
             typer.echo(f"The store and DVC's cache have a copy each: `eridiff store dedupe` {one}.")
         if size.folder > size.payload / 2:

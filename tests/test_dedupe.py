@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,12 @@ def test_only_equal_bytes_become_one(
         return
     assert placed.inodes() == after
     assert tuple(path.read_bytes() == placed.bytes for path in placed.names) == sound
+
+
+def test_outs_of_other_stages_are_left_alone(placed: Placed) -> None:
+    """A tool may write into an exported file."""
+    assert dedupe_outs(placed.root, [replace(placed.folder, stage="export")]) == Deduped()
+    assert placed.inodes() == [0, 1, 2]
 
 
 def test_a_sound_file_is_no_link_to_a_damaged_object(placed: Placed) -> None:

@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 from eridiff import projects
-from eridiff.files import can_link
+from eridiff.files import link_kind
 from eridiff.ownpictures import unsafe_types
 from eridiff.pushing import GO, RENTED, STAY, pushes_pictures, what_stays
 
 
-def test_whether_files_can_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_kind_of_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise PermissionError("Operation not permitted")
 
-    assert can_link(tmp_path)
+    assert link_kind(tmp_path) == "hardlink"
     monkeypatch.setattr(os, "link", refuse)
-    assert not can_link(tmp_path)
+    assert link_kind(tmp_path) == "symlink"
+    monkeypatch.setattr(os, "symlink", refuse)
+    assert link_kind(tmp_path) == "copy"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -27,6 +29,7 @@ def init(root: Path, monkeypatch: pytest.MonkeyPatch, *, config: str, push: bool
     for place in (root / ".git", root / ".dvc", folder / ".dvc", folder / "data"):
         place.mkdir(parents=True)
     (root / ".dvc/config").write_text(config)
+    (root / ".dvcignore").write_text("")
     (folder / "data/raw.dvc").write_text("outs:\n- md5: 00.dir\n  path: raw\n")
     commands: list[list[str]] = []
 
