@@ -114,26 +114,32 @@ def new(
     trigger: Annotated[str | None, typer.Option(help="Word that will call what is trained, with --preset.")] = None,
     preset: Annotated[str | None, typer.Option(help="Name of a preset, such as those in presets/.")] = None,
     params: Annotated[Path | None, typer.Option(help="Params file to copy as it is, in place of a preset.")] = None,
+    push_pictures: Annotated[
+        bool, typer.Option("--push-pictures", help="Let `dvc push` send the pictures and captions too.")
+    ] = False,
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
     from eridiff.gpus import find_gpus
     from eridiff.presets import find_preset
     from eridiff.projects import make_project
+    from eridiff.pushing import what_stays
     from eridiff.starting import offer_presets, settle_base, start_project
 
     if params is not None:
         if preset or trigger:
             raise ConfigError("--params copies a file as it is: leave --preset and --trigger out, or --params.")
-        folder = make_project(name, images, params)
+        folder = make_project(name, images, params, push=push_pictures)
         say(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
-        return
-    if preset is None:
-        raise ConfigError(offer_presets(find_gpus()))
-    if trigger is None:
-        raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
-    folder = start_project(name, images, trigger, find_preset(preset))
-    say(settle_base(folder / "params.yaml"))
-    say(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+    else:
+        if preset is None:
+            raise ConfigError(offer_presets(find_gpus()))
+        if trigger is None:
+            raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
+        folder = start_project(name, images, trigger, find_preset(preset), push=push_pictures)
+        say(settle_base(folder / "params.yaml"))
+        say(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+    for line in what_stays(folder):
+        say(line)
 
 
 @app.command("import-config")
@@ -170,11 +176,14 @@ def plan(
 
 @app.command()
 def renew() -> None:
-    """Bring this project's dvc.yaml up to the checkout's, as after an update of eridiff."""
+    """Bring this project up to what `eridiff new` makes today, as after an update of eridiff.
+
+    Its dvc.yaml and its kind of links; pictures that are links into DVC's cache; objects there that an edit altered.
+    """
     from eridiff.projects import renew_project
 
-    changed = renew_project(Path.cwd())
-    say("dvc.yaml renewed: `eridiff why` says what runs now" if changed else "dvc.yaml is the checkout's already")
+    for line in renew_project(Path.cwd()) or ["this project is as `eridiff new` makes one already"]:
+        say(line)
 
 
 @app.command()
@@ -185,18 +194,22 @@ def why(
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
     import contextlib
 
+    from eridiff.dedupe import dedupe_outs
+    from eridiff.ownouts import read_outs
     from eridiff.prediction import render
     from eridiff.progress import warn
-    from eridiff.projects import is_behind
+    from eridiff.project import store_root
+    from eridiff.projects import find_behind
     from eridiff.why import explain
 
-    if is_behind(Path.cwd()):
-        warn("this project's dvc.yaml is not the checkout's, which has changed: `eridiff renew` brings it up.")
+    for reason in find_behind(Path.cwd()):
+        warn(f"this project is one of before: {reason}. `eridiff renew` brings it up.")
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)
     for line in [prediction.to_json()] if json_output else render(prediction):
         say(line)
+    dedupe_outs(store_root(), read_outs())  # what `dvc checkout` and runs without training copied
     if prediction.error:
         raise typer.Exit(1)
 

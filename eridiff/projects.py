@@ -11,9 +11,20 @@ import subprocess
 from pathlib import Path
 
 from eridiff.errors import ConfigError
-from eridiff.files import link_kind, write_text
+from eridiff.files import write_text
 from eridiff.intake import copy_files, list_files
+from eridiff.ownpictures import (
+    SAFE_TYPES,
+    cache_of,
+    describe_unsafe,
+    find_misnamed,
+    make_own,
+    rename_misnamed,
+    set_safe_types,
+    unsafe_types,
+)
 from eridiff.project import NAME, checkout_root
+from eridiff.pushing import POINTER
 
 SHARED = ("eridiff/", "stages/", "data/bases")  # paths of dvc.yaml that lie in the checkout
 
@@ -25,22 +36,42 @@ def project_dvc_yaml(text: str) -> str:
     return re.sub(r"(?m)^(\s*cmd: )(python -m )", r"\1PYTHONPATH=../.. \2", text)
 
 
-def is_behind(folder: Path) -> bool:
-    """Whether a project's dvc.yaml is another than the checkout's would give; never in the checkout itself."""
-    return _is_project(folder) and (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder)
+def find_behind(folder: Path) -> list[str]:
+    """What of a project is not as `eridiff new` makes it today; [] in the checkout itself."""
+    if not _is_project(folder):
+        return []
+    found = []
+    if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
+        found.append("its dvc.yaml is not the checkout's, which has changed")
+    if unsafe := describe_unsafe(folder):
+        found.append(unsafe)
+    return found
 
 
-def renew_project(folder: Path) -> bool:
-    """Write a project's dvc.yaml anew from the checkout's; returns whether it changed. Nothing else is touched.
+def renew_project(folder: Path) -> list[str]:
+    """Bring a project of before up to what `eridiff new` makes today; returns what was done.
+
+    Its dvc.yaml is the checkout's. Where DVC made links of its pictures they are files of their own again, and objects
+    of DVC's cache that were altered by an edit no longer stand under their names.
 
     Raises: ConfigError where the folder is no project.
     """
     if not _is_project(folder):
         raise ConfigError(f"{folder} is no project: run this in a folder of {checkout_root(folder) / 'projects'}.")
-    behind = is_behind(folder)
-    if behind:
+    done = []
+    if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
         write_text(folder / "dvc.yaml", _renewed(folder))
-    return behind
+        done.append("dvc.yaml renewed: `eridiff why` says what runs now")
+    if unsafe := unsafe_types(folder):
+        set_safe_types(folder)
+        done.append(f"cache.type is {','.join(SAFE_TYPES)} now, without {' and '.join(unsafe)}")
+    if (folder / ".dvc").is_dir():
+        cache = cache_of(folder)
+        changed = make_own(folder / "data" / "raw", cache)
+        some = "1 file of data/raw is" if len(changed) == 1 else f"{len(changed)} files of data/raw are"
+        done += [f"{some} your own now, no link into DVC's cache"] if changed else []
+        done += rename_misnamed(cache, find_misnamed(cache))
+    return done
 
 
 def _is_project(folder: Path) -> bool:
@@ -51,11 +82,11 @@ def _renewed(folder: Path) -> str:
     return project_dvc_yaml((checkout_root(folder) / "dvc.yaml").read_text("utf-8"))
 
 
-def make_project(name: str, images: Path, params: Path) -> Path:
+def make_project(name: str, images: Path, params: Path, *, push: bool = False) -> Path:
     """Make projects/NAME from a folder of pictures and a params file; returns its folder.
 
-    The pictures are copied (reflinked where the file system can), never linked: DVC would make the originals
-    read-only. Nothing that exists is overwritten.
+    The pictures are copied (reflinked where the file system can), never linked: an edit of one would alter the other.
+    Nothing that exists is overwritten. push: whether `dvc push` sends the pictures too.
     """
     root = checkout_root()
     folder = root / "projects" / name
@@ -70,30 +101,30 @@ def make_project(name: str, images: Path, params: Path) -> Path:
         write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
         shutil.copyfile(params, folder / "params.yaml")
         copy_files(images, files, folder / "data" / "raw")
-        _init_dvc(root, folder)
+        _init_dvc(root, folder, push=push)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
 
 
-def _init_dvc(root: Path, folder: Path) -> None:
+def _init_dvc(root: Path, folder: Path, *, push: bool) -> None:
     """Make the folder a DVC repository that shares the checkout's cache, and track its pictures."""
     if not (root / ".git").exists():
         _run(["git", "init", "-q"], root)
     _run(["dvc", "init", "-q", "--subdir"], folder)
     for name in (".dvc/config", ".dvcignore"):
         shutil.copyfile(root / name, folder / name)
+    if unsafe_types(folder):  # of a checkout whose owner changed it
+        set_safe_types(folder)
     cache = Path(_run(["dvc", "cache", "dir"], root).strip())
     inside = cache.is_relative_to(root)
     place = os.path.relpath(cache, folder) if inside else str(cache)
     _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
-    if link_kind(folder) == "symlink":  # else DVC would keep each file twice
-        _run(["dvc", "config", "-q", "--local", "cache.type", "symlink"], folder)
     _run(["dvc", "add", "data/raw"], folder)  # not -q: it hides why it fails
-    _run(["dvc", "unprotect", "data/raw"], folder)  # users edit their pictures and captions in place
-    pointer = folder / "data" / "raw.dvc"
-    write_text(pointer, pointer.read_text("utf-8").rstrip() + "\n  push: false\n")  # pictures leave when asked to
+    if not push:
+        pointer = folder / POINTER
+        write_text(pointer, pointer.read_text("utf-8").rstrip() + "\n  push: false\n")
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -35,12 +35,13 @@ Started from the preset {preset} on a machine with:
 """
 
 
-def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
+def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: bool = False) -> Path:
     """Make projects/NAME from a preset, with the trigger and the export's name filled in; returns its folder.
 
     Says first which GPUs there are, and whether the preset is meant for their memory. The preset's class word, its
     licence, its subjects to draw and measure and its folders of regularisation pictures that are not there are taken
     out.
+    push: whether `dvc push` sends the pictures too.
 
     Raises: ConfigError for a wrong trigger, name or preset; DataError where there are no pictures.
     """
@@ -51,7 +52,7 @@ def start_project(name: str, images: Path, trigger: str, preset: Path) -> Path:
     gpus = describe_gpus(read_preset(preset), find_gpus())
     for line in gpus:
         say(line)
-    folder = make_project(name, images, preset)
+    folder = make_project(name, images, preset, push=push)
     changes: dict[str, dict[str, Any]] = {
         "captions": {"trigger": trigger},
         "export": {"name": name, "title": f"{name} ({trigger})"},

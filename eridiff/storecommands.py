@@ -1,4 +1,4 @@
-"""`eridiff store ls | du | link | gc | verify | repair`: the care of the store."""
+"""`eridiff store ls | du | dedupe | gc | verify | repair`: the care of the store."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from eridiff.dedupe import dedupe_cache, dedupe_outs
 from eridiff.files import link_kind
-from eridiff.ownouts import OwnOut, cache_folder, read_originals, read_outs
+from eridiff.ownouts import OwnOut, all_objects, cache_folder, read_originals, read_outs
 from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.roots import read_pins
@@ -15,20 +16,9 @@ from eridiff.shardfaults import Fault
 from eridiff.storecare import verify
 from eridiff.storegc import LEASE_DAYS, Garbage, Plan, plan_gc, remove
 from eridiff.storerepair import compare, repair
-from eridiff.storesize import disk_of, join, kind_sizes, project_size
+from eridiff.storesize import disk_of, kind_sizes, project_size
 
 store_app = typer.Typer(no_args_is_help=True, help="The store: what it holds, its size, its health.")
-NO_HARDLINKS = "this file system has no hardlinks, so each keeps its own"
-STORE_COPIES = {
-    "hardlink": "`eridiff store link` makes them one file",
-    "symlink": NO_HARDLINKS,
-    "copy": NO_HARDLINKS,
-}
-PROJECT_COPIES = {
-    "hardlink": "`dvc checkout --relink` makes them links",
-    "symlink": "`dvc config --local cache.type symlink`, then `dvc checkout --relink`, makes them links",
-    "copy": "this file system has no links of any kind, so each keeps its own",
-}
 Days = Annotated[
     float,
     typer.Option(min=0, max=36500, help="Lease: what is younger stays. Less than a day only if nothing runs."),
@@ -63,18 +53,30 @@ def du() -> None:
         say(f"in DVC's cache, more      {_bytes(size.cache):>10}")
         say(f"in the project, more      {_bytes(size.folder):>10}")
         say(f"on disk in all            {_bytes(size.disk):>10}   {size.factor:.2f} x the payload")
-        links = link_kind(Path.cwd())
+        one = (
+            "makes them one file"
+            if link_kind(Path.cwd()) == "hardlink"
+            else "cannot: this file system has no hardlinks"
+        )
         if size.store and size.cache > size.payload / 2:
-            say(f"The store and DVC's cache have a copy each: {STORE_COPIES[links]}.")
+            say(f"The store and DVC's cache have a copy each: `eridiff store dedupe` {one}.")
         if size.folder > size.payload / 2:
-            say(f"The project's files are copies of DVC's: {PROJECT_COPIES[links]}.")
+            say(f"The project's files are copies of DVC's: `eridiff store dedupe` {one}.")
     say(f"the whole store           {_bytes(disk_of(root)):>10}   {root}")
 
 
-@store_app.command("link")
-def link() -> None:
-    """Make one file of shards that stand in the store and in DVC's cache with equal bytes."""
-    say(f"freed {_bytes(join(_existing_store(), cache_folder()))}")
+@store_app.command("dedupe")
+def dedupe() -> None:
+    """Make one file of a shard's copies in the store, in DVC's cache and in this project, where their bytes are equal.
+
+    Training does so with the shards that it reads. This also takes the objects of earlier states and other projects.
+    """
+    root = _existing_store()
+    outs = dedupe_outs(root, read_outs())
+    rest = dedupe_cache(root, all_objects(cache_folder()))
+    say(f"{_count(outs.links + rest.links, 'file')} made links, freed {_bytes(outs.freed + rest.freed)}")
+    for name, why in (outs.refused | rest.refused).items():
+        say(f"{name} keeps its own copy: {why}")
 
 
 @store_app.command("gc")

@@ -1,24 +1,19 @@
-"""What the store and a project take on disk, and making one file of what stands there more than once.
+"""What the store and a project take on disk.
 
-With hardlinks a shard of the store, DVC's object and the project's file are one inode: disk is payload. Without, the
-store has one copy, and DVC's cache and the project's folder one each, or one together where those two can be linked.
+With hardlinks a shard of the store, DVC's object and the project's file are one inode (eridiff/dedupe.py): disk is
+payload. Without, the store has one copy, and DVC's cache and the project's folder one each, or one together where those
+two can be linked.
 """
 
-import filecmp
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.entries import open_shard, read_catalogue, shard_id
-from eridiff.errors import StoreError
-from eridiff.leftovers import temporary_path
-from eridiff.ownouts import KIND_OF, OwnOut, all_objects
+from eridiff.dedupe import BLOCK_BYTES, KINDS, store_shard
+from eridiff.entries import open_shard, read_catalogue
+from eridiff.ownouts import KIND_OF, OwnOut
 from eridiff.store import Store
-
-KINDS = ("latents", "texts")
-BLOCK_BYTES = 512  # of st_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +70,7 @@ def project_size(root: Path, outs: Iterable[OwnOut]) -> ProjectSize:
             if place is not None and file.path.suffix == ".safetensors":
                 entries = read_catalogue(open_shard(place))
                 payload += sum(entry.size for entry in entries.values())
-                name = shard_id({key: entry.checksum for key, entry in entries.items()})
-                shards.append(root / KIND_OF[out.stage] / "shards" / f"{name}.safetensors")
+                shards.append(store_shard(root, out.stage, entries))
         objects.append(out.listing)
     seen: set[tuple[int, int]] = set()
     store, cache, folder = (_disk(paths, seen) for paths in (shards, objects, files))
@@ -98,39 +92,3 @@ def _disk(paths: Iterable[Path], seen: set[tuple[int, int]]) -> int:
                 seen.add((facts.st_dev, facts.st_ino))
                 total += facts.st_blocks * BLOCK_BYTES
     return total
-
-
-def join(root: Path, cache: Path) -> int:
-    """Put links to DVC's objects in the place of shards with equal bytes; returns the bytes that this frees.
-
-    Only the store is changed: an object of DVC's cache is never touched. Equal means compared byte by byte.
-    Raises: StoreError where the file system has no hardlinks between the two.
-    """
-    by_size: dict[int, list[Path]] = {}
-    for path in all_objects(cache):
-        by_size.setdefault(path.stat().st_size, []).append(path)
-    freed = 0
-    for shard in (path for kind in KINDS for path in sorted((root / kind).glob("shards/*.safetensors"))):
-        facts = shard.stat()
-        candidates = by_size.get(facts.st_size, [])
-        if facts.st_nlink == 1 and any(_join_one(shard, path) for path in candidates):
-            freed += facts.st_blocks * BLOCK_BYTES
-    return freed
-
-
-def _join_one(shard: Path, other: Path) -> bool:
-    """Whether the other file has the same bytes and is now linked as the shard."""
-    if not filecmp.cmp(shard, other, shallow=False):
-        return False
-    temporary = temporary_path(shard)
-    try:
-        os.link(other, temporary)
-        os.replace(temporary, shard)
-    except OSError as error:
-        raise StoreError(
-            f"{shard} cannot be a link to {other} ({error.strerror}): the store and DVC's cache are on two file "
-            "systems, or theirs has no hardlinks. Each keeps its copy; to share, put the store beside the cache."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True

@@ -13,14 +13,17 @@ from eridiff.captions import (
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.filedigests import FileDigests
+from eridiff.ownpictures import describe_unsafe
 from eridiff.pictures import scan_pictures
-from eridiff.progress import say
+from eridiff.progress import say, warn
 from eridiff.tables import write_table
 
 
 def main() -> None:
     """Read data/raw; write data/captions."""
     params = load_section(CaptionParams, "captions")
+    if unsafe := describe_unsafe(Path()):
+        warn(f"this project is one of before: {unsafe}. `eridiff renew` brings it up.")
     with FileDigests() as digests:
         pictures, ignored = scan_pictures(Path("data/raw"), digests)
     images, captions = images_rows(pictures), captions_rows(pictures, params)

@@ -6,6 +6,8 @@ from eridiff.choices import EXPORT_EMA, read_choice
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.export import ExportParams, export_checkpoint
+from eridiff.progress import say
+from eridiff.pushing import STAY, pushes_pictures
 
 
 def main() -> None:
@@ -13,6 +15,8 @@ def main() -> None:
     params = load_section(ExportParams, "export")
     params = params.model_copy(update={"ema": read_choice(Path("data/choices.json"), EXPORT_EMA)})
     export_checkpoint(Path("data/lora"), params, Path("data/export"))
+    if pushes_pictures(Path()) is False:
+        say(STAY)  # the last stage's last line: DVC's own hint to push follows it
 
 
 if __name__ == "__main__":

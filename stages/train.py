@@ -7,10 +7,12 @@ from eridiff.basecheck import check_denoiser, check_vae, find_vae
 from eridiff.checkpoint import code_digests, make_lineage, put_out, train_key
 from eridiff.config import ModelParams, load_section
 from eridiff.data import open_training_set
+from eridiff.dedupe import dedupe_outs
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.footprint import choose_activations
 from eridiff.leftovers import take_away
+from eridiff.ownouts import read_outs
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
@@ -43,6 +45,7 @@ def main() -> None:
     family = load_family(model.family)
     pointer = pointers_of(model.base, ["denoiser"], model.family)["denoiser"]
     device = choose_device(allow_cpu=model.allow_cpu)
+    dedupe_outs(store_root(), read_outs())
     tables = {name: read_table(path) for name, path in INPUTS.items()}
     data = open_training_set(tables, Path("data/latents"), Path("data/text"), params)
     lineage = make_lineage(model.family, pointer, params, INPUTS, *tables["captions"], tables["buckets"][0])

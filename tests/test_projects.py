@@ -1,4 +1,4 @@
-"""How a new project's files are linked, by what its file system can do; the rest of `eridiff new` is in tests/e2e."""
+"""What `eridiff new` lays down for DVC: its kind of links, and whether pictures are pushed; else see tests/e2e."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,14 @@ import pytest
 
 from eridiff import projects
 from eridiff.files import link_kind
-
-
-def refuse(*arguments: object) -> None:
-    raise PermissionError("Operation not permitted")
+from eridiff.ownpictures import unsafe_types
+from eridiff.pushing import GO, RENTED, STAY, pushes_pictures, what_stays
 
 
 def test_the_best_kind_of_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError("Operation not permitted")
+
     assert link_kind(tmp_path) == "hardlink"
     monkeypatch.setattr(os, "link", refuse)
     assert link_kind(tmp_path) == "symlink"
@@ -22,18 +23,14 @@ def test_the_best_kind_of_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("without", "set_up"), [((), False), (("link",), True), (("link", "symlink"), False)])
-def test_dvc_is_told_where_only_symbolic_links_can_be_made(
-    without: tuple[str, ...], set_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the pictures are added; the tracked configuration stays the checkout's."""
-    for name in without:
-        monkeypatch.setattr(os, name, refuse)
-    root, folder = tmp_path, tmp_path / "projects/cats"
+def init(root: Path, monkeypatch: pytest.MonkeyPatch, *, config: str, push: bool) -> tuple[Path, list[list[str]]]:
+    """A project's DVC, with the commands that would run: its folder, and they."""
+    folder = root / "projects/cats"
     for place in (root / ".git", root / ".dvc", folder / ".dvc", folder / "data"):
         place.mkdir(parents=True)
-    (root / ".dvc/config").write_text("[cache]\n")
-    (folder / "data/raw.dvc").write_text("outs:\n- path: raw\n")
+    (root / ".dvc/config").write_text(config)
+    (root / ".dvcignore").write_text("")
+    (folder / "data/raw.dvc").write_text("outs:\n- md5: 00.dir\n  path: raw\n")
     commands: list[list[str]] = []
 
     def run(command: list[str], folder: Path) -> str:
@@ -41,8 +38,28 @@ def test_dvc_is_told_where_only_symbolic_links_can_be_made(
         return str(root / ".dvc/cache")
 
     monkeypatch.setattr(projects, "_run", run)
-    projects._init_dvc(root, folder)
-    told = ["dvc", "config", "-q", "--local", "cache.type", "symlink"]
-    assert (told in commands) == set_up
-    assert not set_up or commands.index(told) < commands.index(["dvc", "add", "data/raw"])
-    assert (folder / ".dvc/config").read_text() == "[cache]\n"
+    projects._init_dvc(root, folder, push=push)
+    return folder, commands
+
+
+SAFE = "[cache]\ntype = reflink,copy\n"
+
+
+@pytest.mark.parametrize("config", [SAFE, "[cache]\ntype = hardlink\n"])
+def test_pictures_are_never_linked_whatever_the_checkout_does(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = init(tmp_path, monkeypatch, config=config, push=False)
+    assert unsafe_types(folder) == ()
+    assert (folder / ".dvc/config").read_text().count("reflink,copy") == 1
+    assert (tmp_path / ".dvc/config").read_text() == config
+
+
+@pytest.mark.parametrize(("push", "said"), [(False, [STAY, RENTED]), (True, [GO])])
+def test_pictures_are_pushed_where_that_was_asked_for(
+    push: bool, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pushes_pictures(tmp_path) is None  # git's, as the demo's
+    folder, _ = init(tmp_path, monkeypatch, config=SAFE, push=push)
+    assert pushes_pictures(folder) is push
+    assert what_stays(folder) == said

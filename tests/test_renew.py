@@ -1,4 +1,4 @@
-"""A project whose dvc.yaml has fallen behind the checkout's: named by `why`, renewed by one command."""
+"""A project of before, whose dvc.yaml or links are not those of today: named by `why`, renewed by one command."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from eridiff.cli import app
 from eridiff.errors import ConfigError
-from eridiff.projects import is_behind, project_dvc_yaml, renew_project
+from eridiff.ownpictures import unsafe_types
+from eridiff.projects import find_behind, project_dvc_yaml, renew_project
 from tests.checkouts import make_checkout
 
 DVC_YAML = """stages:
@@ -36,9 +37,9 @@ def run(*arguments: str) -> str:
 
 def test_one_that_is_level_is_left_alone(project: Path) -> None:
     before = (project / "dvc.yaml").stat()
-    assert not is_behind(project)
+    assert find_behind(project) == []
     assert "../../eridiff/check.py" in (project / "dvc.yaml").read_text()
-    assert run("renew") == "dvc.yaml is the checkout's already\n"
+    assert run("renew") == "this project is as `eridiff new` makes one already\n"
     assert (project / "dvc.yaml").stat().st_mtime_ns == before.st_mtime_ns
 
 
@@ -46,20 +47,51 @@ def test_one_that_is_behind_is_named_and_renewed(project: Path) -> None:
     root = project.parent.parent
     (root / "dvc.yaml").write_text(DVC_YAML + "      - eridiff/new.py\n")
     (project / "params.yaml").write_text("train: mine\n")
-    assert is_behind(project)
+    assert find_behind(project) == ["its dvc.yaml is not the checkout's, which has changed"]
     assert "`eridiff renew` brings it up" in run("why")
     assert "dvc.yaml renewed" in run("renew")
     assert (project / "dvc.yaml").read_text() == project_dvc_yaml(DVC_YAML + "      - eridiff/new.py\n")
-    assert not is_behind(project)
+    assert find_behind(project) == []
     assert "renew" not in run("why")
     assert (project / "params.yaml").read_text() == "train: mine\n"
 
 
 def test_the_checkout_itself_is_no_project(project: Path) -> None:
     root = project.parent.parent
-    assert not is_behind(root)
+    assert find_behind(root) == []
     with pytest.raises(ConfigError, match=r"is no project: run this in a folder of .*projects"):
         renew_project(root)
     (root / "projects" / "empty").mkdir()
     with pytest.raises(ConfigError, match="is no project"):
         renew_project(root / "projects" / "empty")
+
+
+OLD = '[core]\n    analytics = false\n[cache]\n    type = "hardlink,reflink,copy"\n    dir = ../../../.dvc/cache\n'
+
+
+@pytest.mark.parametrize("local", ["", "[cache]\n    type = symlink\n"])
+def test_a_project_of_hardlinks_is_moved_over(project: Path, local: str) -> None:
+    """An edit had gone into the cache: its object is named, and the picture is the user's own again."""
+    (project / "data/raw").mkdir(parents=True)
+    objects = project.parent.parent / ".dvc/cache/files/md5"
+    (objects / "8b").mkdir(parents=True)
+    altered = objects / "8b/04d5e3775d298e78455efc5ca404d5"  # of "first"
+    altered.write_bytes(b"second")
+    (project / "data/raw/0.txt").hardlink_to(altered)
+    altered.chmod(0o444)
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text(OLD)
+    (project / ".dvc/config.local").write_text(local)
+    kinds = "symlink" if local else "hardlink"
+    assert find_behind(project) == [f"its cache.type has {kinds}: an edit of data/raw would alter DVC's cache"]
+    assert f"cache.type has {kinds}" in run("why") and "`eridiff renew`" in run("why")
+    lines = run("renew").splitlines()
+    assert lines[0] == f"cache.type is reflink,copy now, without {kinds}"
+    assert lines[1] == "1 file of data/raw is your own now, no link into DVC's cache"
+    assert lines[2].startswith(f"{altered} holds other bytes than its name says") and len(lines) == 3
+    assert unsafe_types(project) == ()
+    (project / "data/raw/0.txt").write_bytes(b"third")  # not as root too
+    moved = objects / "a9/f0e61a137d86aa9db53465e0801612"  # of "second"
+    assert moved.read_bytes() == b"second" and not altered.exists()
+    assert run("renew") == "this project is as `eridiff new` makes one already\n"
+    assert (project / ".dvc/config").read_text().count("dir = ") == 1

@@ -124,7 +124,7 @@ def test_a_base_that_cannot_be_added_stops_nothing(
 def test_what_a_preset_says_of_its_own_pictures_is_left_out(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_project(name: str, images: Path, params: Path) -> Path:
+    def make_project(name: str, images: Path, params: Path, *, push: bool) -> Path:
         shutil.copytree(images, checkout / "projects" / name / "data" / "raw")
         return checkout / "projects" / name
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.config import read_yaml
+from eridiff.pushing import STAY
 from tests.e2e.harness import make_clone
 
 pytestmark = pytest.mark.e2e
@@ -62,6 +63,15 @@ def test_three_decisions_and_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ran = clone.repro()
     assert ran.stages == ["check", "captions", "buckets", "latents", "text", "train", "sample", "export"]
     assert (project / "data/export/cats.safetensors").exists()
+    # Training has made one file of each shard in the store, in DVC's cache and in the project; DVC did not look again.
+    for kind, name in (("latents", "latents"), ("texts", "text")):
+        shards = list((project / "data" / name).glob("shard-*.safetensors"))
+        assert shards and {path.stat().st_nlink for path in shards} == {3}
+        inodes = {path.stat().st_ino for path in (clone.store / kind / "shards").iterdir()}
+        assert inodes == {path.stat().st_ino for path in shards}
+    last = [line for line in ran.output.splitlines() if line.startswith(("your pictures", "Use `dvc push`"))]
+    assert last == [STAY, "Use `dvc push` to send your updates to remote storage."]
+    assert clone.repro().stages == []
     (clone.root / "data/bases/tiny-sdxl/license.json").write_text('{"licenses": [{"name": "MIT"}]}')
     assert clone.repro().stages == ["check", "export"]
     assert "- MIT, according to" in (project / "data/export/README.md").read_text()

@@ -27,17 +27,25 @@ def factor(toy: Toy) -> float:
 
 
 def test_store_cache_and_project_are_one_inode(tmp_path: Path) -> None:
+    """DVC copies what a stage put out, into its cache and back; `dedupe`, or the training, makes one file of it."""
     toy = make_toy(tmp_path / "project", tmp_path / "store")
     toy.numbers(*range(60))
     assert toy.repro() == 60
+    folders = (toy.store / "latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
+    assert 3.0 <= on_disk(*folders) / (60 * LENGTH) <= 3.1 and 3.0 <= factor(toy) <= 3.1
+    assert toy.eridiff("dedupe").startswith("2 files made links, freed 22.9 MiB")
     facts = [path.stat() for path in (toy.shard, toy.object, toy.out)]
     assert len({(fact.st_dev, fact.st_ino) for fact in facts}) == 1
     assert {(fact.st_nlink, fact.st_mode & 0o777) for fact in facts} == {(3, 0o444)}
-    folders = (toy.store / "latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
     assert 1.0 <= on_disk(*folders) / (60 * LENGTH) <= 1.1
     assert 1.0 <= factor(toy) <= 1.1
     assert "no fault" in toy.eridiff("verify")
     assert toy.repro() is None
+    assert toy.eridiff("dedupe") == "0 files made links, freed 0 B\n"
+    toy.run("dvc", "checkout")
+    assert toy.out.samefile(toy.shard)
+    toy.run("dvc", "checkout", "--relink")
+    assert not toy.out.samefile(toy.object) and toy.object.samefile(toy.shard)
 
 
 def test_older_states_go_with_dvc_gc_and_gc(tmp_path: Path) -> None:
@@ -45,8 +53,10 @@ def test_older_states_go_with_dvc_gc_and_gc(tmp_path: Path) -> None:
     toy.numbers(*range(60))
     toy.repro()
     first = toy.shard
+    toy.eridiff("dedupe")
     toy.numbers(*range(61))
     assert toy.repro() == 1
+    toy.eridiff("dedupe")
     folders = (toy.store / "latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
     assert on_disk(*folders) > 2 * 60 * LENGTH
     assert "nothing to remove" in toy.eridiff("gc")
@@ -59,25 +69,23 @@ def test_older_states_go_with_dvc_gc_and_gc(tmp_path: Path) -> None:
     assert f"needed by {toy.folder}: 1 shard of latents" in toy.eridiff("ls")
 
 
-def test_copies_are_linked_again(tmp_path: Path) -> None:
-    """As in a project that DVC's order of links was not set for, or after `dvc pull` beside a full store."""
-    toy = make_toy(tmp_path / "project", tmp_path / "store", cache_type="copy")
-    toy.repro()
-    assert len({path.stat().st_ino for path in (toy.shard, toy.object, toy.out)}) == 3
-    said = toy.eridiff("du")
-    assert "`eridiff store link` makes them one file" in said
-    assert "`dvc checkout --relink` makes them links" in said
-    assert 3.0 <= factor(toy) <= 3.1
-    before = toy.shard.read_bytes()
-    assert toy.eridiff("link").startswith("freed 980.0 KiB")
-    assert toy.shard.samefile(toy.object)
-    assert toy.shard.read_bytes() == before
-    assert toy.eridiff("link") == "freed 0 B\n"
-    toy.run("dvc", "config", "cache.type", "hardlink,reflink,copy")
-    toy.run("dvc", "checkout", "--relink")
-    assert toy.out.samefile(toy.object)
-    assert factor(toy) <= 1.1
-    assert "no fault" in toy.eridiff("verify")
+def test_copies_of_earlier_states_and_of_other_projects_are_one_file(tmp_path: Path) -> None:
+    one, two = (make_toy(tmp_path / name, tmp_path / "store") for name in ("one", "two"))
+    one.repro()
+    first = one.shard
+    said = one.eridiff("du")
+    assert "The store and DVC's cache have a copy each: `eridiff store dedupe` makes them one file." in said
+    assert "The project's files are copies of DVC's: `eridiff store dedupe` makes them one file." in said
+    two.repro()
+    assert two.eridiff("dedupe").startswith("2 files made links")
+    assert two.object.samefile(first) and two.out.samefile(first)
+    old = one.object
+    one.numbers(*range(6))
+    one.repro()
+    assert one.eridiff("dedupe").startswith("3 files made links")
+    assert old.samefile(first) and old.stat().st_nlink == 4
+    assert one.out.samefile(one.object) and factor(one) <= 1.1
+    assert "no fault" in one.eridiff("verify") and "no fault" in two.eridiff("verify")
 
 
 @pytest.fixture
@@ -94,25 +102,15 @@ def test_a_store_on_another_file_system_is_a_second_copy(tmp_path: Path, elsewhe
     toy = make_toy(tmp_path / "project", elsewhere / "store")
     toy.numbers(*range(60))
     assert toy.repro() == 60
+    said = toy.eridiff("dedupe")
+    assert said.startswith("1 file made links")
+    assert f"{toy.object} keeps its own copy: {toy.store} is another file system" in said
     assert toy.out.samefile(toy.object)
     folders = (toy.folder / ".dvc/cache/files", toy.folder / "data")
     assert 2.0 <= (on_disk(elsewhere) + on_disk(*folders)) / (60 * LENGTH) <= 2.1
     assert 2.0 <= factor(toy) <= 2.1
-    assert "on two file systems" in toy.eridiff("link", code=1)
     toy.numbers(*range(61))
     assert toy.repro() == 1
-
-
-def test_without_hardlinks_anywhere_the_project_may_link_symbolically(tmp_path: Path, elsewhere: Path) -> None:
-    toy = make_toy(tmp_path / "project", elsewhere / "store", cache_type="symlink")
-    toy.numbers(*range(60))
-    assert toy.repro() == 60
-    assert toy.out.is_symlink()
-    assert 2.0 <= factor(toy) <= 2.1
-    assert toy.repro() is None
-    toy.numbers(*range(61))
-    assert toy.repro() == 1
-    assert "no fault" in toy.eridiff("verify")
 
 
 NO_HARDLINKS = """
@@ -136,22 +134,18 @@ def make_shim(folder: Path, code: str) -> Path:
     return folder
 
 
-def test_without_hardlinks_du_says_what_links_instead(tmp_path: Path) -> None:
-    """Store, DVC's cache and project where only symbolic links can be made."""
+def test_without_hardlinks_there_are_three_copies(tmp_path: Path) -> None:
+    """Also where there are symbolic links: a picture that is one would be altered in DVC's cache by an edit."""
     toy = make_toy(tmp_path / "project", tmp_path / "store", shim=make_shim(tmp_path / "shim", NO_HARDLINKS))
     toy.numbers(*range(60))
     assert toy.repro() == 60
     assert 3.0 <= factor(toy) <= 3.1
-    said = toy.eridiff("du")
-    assert "have a copy each: this file system has no hardlinks" in said
-    assert "`dvc config --local cache.type symlink`, then `dvc checkout --relink`" in said
-    toy.run("dvc", "config", "--local", "cache.type", "symlink")
-    toy.run("dvc", "checkout", "--relink")
-    assert toy.out.is_symlink()
-    folders = (toy.store / "latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
-    assert 2.0 <= on_disk(*folders) / (60 * LENGTH) <= 2.1
-    assert 2.0 <= factor(toy) <= 2.1
-    assert toy.repro() is None
+    assert "have a copy each: `eridiff store dedupe` cannot: this file system has no hardlinks" in toy.eridiff("du")
+    said = toy.eridiff("dedupe")
+    assert (
+        said.startswith("0 files made links, freed 0 B")
+        and "keeps its own copy: this file system has no hardlinks" in said
+    )
     toy.numbers(*range(61))
     assert toy.repro() == 1
     assert "no fault" in toy.eridiff("verify")
@@ -195,6 +189,7 @@ def test_a_store_without_links_and_locks(tmp_path: Path, no_links: Path) -> None
     assert toy.repro() == 60
     with pytest.raises(OSError):
         (no_links / "link").hardlink_to(toy.shard)
+    toy.eridiff("dedupe")
     folders = (no_links / "store/latents", toy.folder / ".dvc/cache/files", toy.folder / "data")
     assert 2.0 <= on_disk(*folders) / (60 * LENGTH) <= 2.1
     assert 2.0 <= factor(toy) <= 2.1
@@ -213,7 +208,7 @@ def test_all_of_it_without_links_is_three_copies(tmp_path: Path, no_links: Path)
     toy.numbers(*range(60))
     assert toy.repro() == 60
     assert 3.0 <= factor(toy) <= 3.1
-    assert "no links of any kind" in toy.eridiff("du")
+    assert "this file system has no hardlinks" in toy.eridiff("du")
     toy.numbers(*range(61))
     assert toy.repro() == 1
     assert "no fault" in toy.eridiff("verify")
