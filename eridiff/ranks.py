@@ -29,9 +29,11 @@ from eridiff.files import digest_json, write_text
 from eridiff.placement import Keys
 from eridiff.progress import say
 from eridiff.project import user_cache
+from eridiff.seals import check_seal, sealed_json
 from eridiff.store import Store
 
 STALLED_SECONDS = 600.0  # with nothing new in the store, after which process 0 encodes the rest itself
+AGAIN = "Run `dvc repro` again: it is written anew."
 POLL_SECONDS = 0.1
 ENDING_SECONDS = 10.0  # that the others have to end by themselves
 OLD_SECONDS = 24 * 3600.0  # after which the plan of another launch is removed
@@ -128,7 +130,7 @@ class Ranks:
 
     @staticmethod
     def _write(path: Path, names: Sequence[str]) -> None:
-        write_text(path, json.dumps(list(names)))
+        write_text(path, sealed_json({"names": list(names)}))
 
     def _remove_old(self) -> None:
         """Remove what other launches have left."""
@@ -153,10 +155,13 @@ class Ranks:
     def read(self, path: Path) -> list[str]:
         """As another process than 0: what process 0 has written to `new_path` or `plan_path`, once it is there.
 
-        Raises: as `wait_for`.
+        Raises: as `wait_for`; DataError, StoreError where it is damaged.
         """
         self.wait_for(path)
-        names: list[str] = json.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
+        if not check_seal(data, path, AGAIN):
+            raise StoreError(f"{path} is damaged: it carries no checksum. {AGAIN}")
+        names: list[str] = json.loads(data)["names"]
         return names
 
     def wait_for(self, path: Path) -> None:

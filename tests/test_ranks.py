@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from eridiff import ranks
-from eridiff.errors import ConfigError, StoreError
+from eridiff.errors import ConfigError, EridiffError, StoreError
 from eridiff.ranks import Ranks, encode_together, find_ranks
 from eridiff.store import Store
 from eridiff.tables import read_table
@@ -226,7 +226,19 @@ def test_old_plans_are_removed(tmp_path: Path) -> None:
     os.utime(old, (time.time() - 2 * ranks.OLD_SECONDS,) * 2)
     first.announce(["a"], 1)
     assert {path.name for path in first.plan_path.parent.iterdir()} == {"young.json", "new-m.json"}
-    assert json.loads(first.plan_path.read_text()) == ["a"]
+    assert json.loads(first.plan_path.read_text())["names"] == ["a"]
+
+
+def test_every_flipped_bit_of_a_plan_is_found() -> None:
+    """It says what another process encodes."""
+    first = Ranks(module="m", size=2, launch="new")
+    first.announce(["a", "b"], 1)
+    data = first.plan_path.read_bytes()
+    assert first.read(first.plan_path) == ["a", "b"]
+    for place in range(len(data)):
+        first.plan_path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(EridiffError, match=r"new-m\.json is damaged: .*Run `dvc repro` again"):
+            first.read(first.plan_path)
 
 
 HELPER = """
