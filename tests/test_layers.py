@@ -31,7 +31,11 @@ LAYERS = (
         "flowbusy",
         "gpus",
         "signatures",
+        "icc",
+        "firstbytes",
+        "orientation",
     ),
+    ("colour",),
     (
         "config",
         "tables",
