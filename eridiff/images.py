@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageFile, TiffImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, TiffImagePlugin
 
 from eridiff.colour import Colour, colour_of, to_srgb
 from eridiff.errors import DataError
@@ -28,6 +28,7 @@ MAX_BYTES = 2 << 30  # of a file, which is read whole: a TIFF of as many pixels,
 LARGE = 40_000_000  # pixels, from which on a file must not unpack to more than so many times its size
 MAX_UNPACKED = 500  # no photograph and no drawing does; a plain colour in PNG has a thousand
 COUNTED_BYTES = 1 << 16  # of a file whose frames are counted one by one
+SMALL, SMALL_PIXELS = 1 << 17, 16  # a picture of one colour: bytes of metadata, and pixels a byte
 BAND = 1 << 22  # pixels that are worked on at a time where a copy of all would only cost memory
 
 # Cameras and scanners also store 8, 10 or 12 bits in 16; the upper 8 of these are next to nothing.
@@ -57,12 +58,14 @@ class PictureHeader:
     """What a picture's header says: stored size in pixels, EXIF orientation (1 to 8).
 
     colour: what becomes of its colours, for people; "" where they are sRGB's.
+    doubtful: only its pixels tell whether it shows anything: it may be transparent, or is small for its size.
     """
 
     width: int
     height: int
     orientation: int
     colour: str = ""
+    doubtful: bool = True
 
 
 def read_header(path: Path) -> PictureHeader:
@@ -80,7 +83,9 @@ def read_header(path: Path) -> PictureHeader:
                 width, height = height, width
     except OSError as error:
         raise _unreadable(path, error) from None
-    return PictureHeader(width=width, height=height, orientation=orientation, colour=colour.note)
+    unpacked = isinstance(image, BmpImagePlugin.BmpImageFile | TiffImagePlugin.TiffImageFile)
+    doubtful = unpacked or image.has_transparency_data or size < SMALL + width * height // SMALL_PIXELS
+    return PictureHeader(width=width, height=height, orientation=orientation, colour=colour.note, doubtful=doubtful)
 
 
 def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
@@ -111,6 +116,21 @@ def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
     except BROKEN as error:
         raise _damaged(path, error) from None
     return pixels.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else pixels
+
+
+def shows_nothing(path: Path) -> str:
+    """Why a picture shows nothing, "" where it shows something, or cannot be decoded (who decodes it later says why).
+
+    JPEG and its like do not keep one colour exactly: two levels of 255 are one colour.
+    """
+    try:
+        image = load_pixels(path)
+    except DataError:
+        return ""
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return "fully transparent"
+    bands = [band.getextrema() for band in image.split()]
+    return "of one colour" if all(high - low <= 2 for low, high in bands) else ""  # type: ignore[operator]
 
 
 def keeps_its_numbers(path: Path, expected_digest: str) -> bool:

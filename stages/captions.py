@@ -13,6 +13,7 @@ from eridiff.captions import (
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.filedigests import FileDigests
+from eridiff.picturenotes import image_facts, notes
 from eridiff.pictures import scan_pictures
 from eridiff.progress import say
 from eridiff.tables import write_table
@@ -25,9 +26,9 @@ def main() -> None:
         pictures, ignored = scan_pictures(Path("data/raw"), digests)
     images, captions = images_rows(pictures), captions_rows(pictures, params)
     out = Path("data/captions")
-    write_table(out / "images.parquet", images, IMAGE_COLUMNS)
+    write_table(out / "images.parquet", images, IMAGE_COLUMNS, image_facts(pictures))
     write_table(out / "captions.parquet", captions, CAPTION_COLUMNS, {"trigger": params.trigger})
-    say(report(pictures, captions, ignored, params))
+    say("\n".join([report(pictures, captions, ignored, params), *notes(pictures, ignored)]))
 
 
 if __name__ == "__main__":
