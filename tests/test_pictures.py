@@ -13,7 +13,6 @@ from PIL import Image
 
 from eridiff.errors import DataError, listing
 from eridiff.filedigests import FileDigests
-from eridiff.firstbytes import SAVE
 from eridiff.icc import PRIMARIES, matrix_profile
 from eridiff.picturenotes import image_facts, notes
 from eridiff.pictures import Ignored, Picture, scan_pictures
