@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, TiffImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from eridiff.colour import Colour, colour_of, to_srgb
 from eridiff.errors import DataError
@@ -27,6 +27,7 @@ MAX_PIXELS = 175_000_000
 MAX_BYTES = 2 << 30  # of a file, which is read whole: a TIFF of as many pixels, 16 bits each, as it is
 LARGE = 40_000_000  # pixels, from which on a file must not unpack to more than so many times its size
 MAX_UNPACKED = 500  # no photograph and no drawing does; a plain colour in PNG has a thousand
+MAX_SCANNED = 10_000_000_000  # pixels, each as often as a scan of a JPEG passes it: some seconds
 COUNTED_BYTES = 1 << 16  # of a file whose frames are counted one by one
 SMALL, SMALL_PIXELS = 1 << 17, 16  # a picture of one colour: bytes of metadata, and pixels a byte
 BAND = 1 << 22  # pixels that are worked on at a time where a copy of all would only cost memory
@@ -103,6 +104,7 @@ def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
         raise DataError(f"{path}: changed since the captions stage ran: run `dvc repro`, which reads it anew.")
     file = io.BytesIO(data)
     image, colour = _open(file, path, size)
+    _refuse_scans(image, data, path)
     orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else orientation_of(image, file)
     try:
         with quiet():
@@ -131,6 +133,15 @@ def shows_nothing(path: Path) -> str:
         return "fully transparent"
     bands = [band.getextrema() for band in image.split()]
     return "of one colour" if all(high - low <= 2 for low, high in bands) else ""  # type: ignore[operator]
+
+
+def _refuse_scans(image: ImageFile.ImageFile, data: bytes, path: Path) -> None:
+    """Refuse a JPEG whose decoding would take minutes: each of its scans, empty ones too, passes all of the picture."""
+    scans = data.count(b"\xff\xda") if isinstance(image, JpegImagePlugin.JpegImageFile) else 0
+    if scans * image.width * image.height > MAX_SCANNED:
+        raise DataError(
+            f"{path}: {scans} scans of {image.width}x{image.height} would take minutes. Save it as PNG, or remove it."
+        )
 
 
 def keeps_its_numbers(path: Path, expected_digest: str) -> bool:
