@@ -31,23 +31,21 @@ CONTROLS = ("condlabel", "cond", "conditioning", "control", "canny", "openpose",
 THUMBNAILS = ("thumb", "thumbs", "thumbnail", r"\d{2,4}x\d{2,4}")
 COPY = r"copy|kopie|copie|copia|cópia|kopia|kopi|копия|コピー|副本"
 
-# What follows a picture's name, with the separator. The first group of each pattern is that name.
+# A picture's name with what follows it. The group of each pattern is that name.
 _AFTER = r"^(.+?)[-_. ](?:{})$"
 _BEFORE = r"^(?:{})[-_. ](.+)$"
-STEMS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(pattern, re.IGNORECASE))
-    for kind, pattern in (
-        ("mask", _AFTER.format("|".join(MASKS))),
-        ("mask", _BEFORE.format("mask")),
-        ("control picture", _AFTER.format("|".join(CONTROLS))),
-        ("thumbnail", _AFTER.format("|".join(THUMBNAILS))),
-        ("thumbnail", _BEFORE.format("thumb")),
-        ("copy", r"^(.+?) ?\(\d{1,3}\)$"),
-        ("copy", rf"^(.+?)(?: - |[-_ ])(?:{COPY})(?: ?\(?\d{{1,3}}\)?)?$"),
-        ("copy", rf"^(.+?) \((?:{COPY}|another copy|\d+(?:st|nd|rd|th) copy)\)$"),
-        ("copy", rf"^(?:{COPY}) (?:\(\d+\) )?(?:of|von|de|di|van) (.+)$"),
-    )
+NAMES: tuple[tuple[Kind, str], ...] = (
+    ("mask", _AFTER.format("|".join(MASKS))),
+    ("mask", _BEFORE.format("mask")),
+    ("control picture", _AFTER.format("|".join(CONTROLS))),
+    ("thumbnail", _AFTER.format("|".join(THUMBNAILS))),
+    ("thumbnail", _BEFORE.format("thumb")),
+    ("copy", r"^(.+?) ?\(\d{1,3}\)$"),
+    ("copy", rf"^(.+?)(?: - |[-_ ])(?:{COPY})(?: ?\(?\d{{1,3}}\)?)?$"),
+    ("copy", rf"^(.+?) \((?:{COPY}|another copy|\d+(?:st|nd|rd|th) copy)\)$"),
+    ("copy", rf"^(?:{COPY}) (?:\(\d+\) )?(?:of|von|de|di|van) (.+)$"),
 )
+STEMS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in NAMES)
 BACKUP = re.compile(r"^(.+?)(?:~|_original|[._-](?:bak|backup|orig|old|tmp))$", re.IGNORECASE)  # of a whole name
 UNFINISHED = (".part", ".crdownload", ".download", ".partial", ".opdownload", ".aria2")
 

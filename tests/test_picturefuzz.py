@@ -24,7 +24,8 @@ REFUSED = {  # the others are read: what would cost much in them is not looked a
     "zTXt many.png": "damaged picture (Too much memory used in text chunks",
     "iCCP.png": "damaged picture (Decompressed data too large",
     "plain.png": "", "frames.gif": "several frames or pages", "screen.gif": "65535x65535 is 4,294,836,225 pixels",
-    "inner.gif": "more than 175,000,000 pixels", "tile.tif": "damaged picture", "strip.tif": "damaged picture", "tags.tif": "damaged picture",
+    "inner.gif": "more than 175,000,000 pixels", "tile.tif": "damaged picture",
+    "strip.tif": "damaged picture", "tags.tif": "damaged picture",
     "pages.tif": "several frames or pages", "scans.jpg": "", "canvas.webp": "more than 175,000,000 pixels",
 }  # fmt: skip
 
