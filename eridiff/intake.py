@@ -41,6 +41,18 @@ def look_through(images: Path) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(problems)
 
 
+def refuse_endless(pictures: Path) -> None:
+    """Refuse pipes and devices among the pictures, before DVC is started: it would read them without end.
+
+    Raises: DataError that names them.
+    """
+    endless = (
+        [problem for problem in look_through(pictures)[1] if problem.endswith(NO_FILE)] if pictures.is_dir() else []
+    )
+    if endless:
+        raise DataError(f"{pictures} holds what DVC would read without end. Remove these:{listing(endless)}")
+
+
 def copy_files(images: Path, files: list[str], target: Path) -> None:
     """Copy files (reflinked where the file system can) with their folders, writable; links become what they name.
 

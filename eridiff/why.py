@@ -19,7 +19,7 @@ from eridiff.dvcgraph import Graph, StageRecord
 from eridiff.errors import BaseError, ConfigError, DataError, EridiffError, listing
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.intake import look_through
+from eridiff.intake import look_through, refuse_endless
 from eridiff.picturenotes import image_facts
 from eridiff.pictures import scan_pictures
 from eridiff.prediction import (
@@ -57,6 +57,7 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
         prediction.error = str(error)
         prediction.stages["check"] = StagePlan(state=RUNS, reasons=["params.yaml has a mistake: nothing else starts"])
         return prediction
+    refuse_endless(Path(PICTURES))
     graph = Graph(folder)
     try:
         _Predictor(graph, prediction, rehash=rehash).run()

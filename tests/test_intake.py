@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.errors import DataError
-from eridiff.intake import copy_files, list_files
+from eridiff.intake import copy_files, list_files, refuse_endless
 
 ODD = ("-dash.jpg", "a b.JPG", "new\nline.png", "ümlaut 🐱.jpeg", 'it\'s "so".webp', "back\\slash.gif")
 
@@ -80,6 +80,22 @@ def test_text_that_a_link_finds_elsewhere_is_refused(images: Path, tmp_path: Pat
         f"       -dash.txt: a link that leaves the folder, to {tmp_path / 'secret.txt'}",
         "       zero.jpg: no file: a pipe, a socket or a device",
     ]
+
+
+def test_what_dvc_would_read_without_end_is_refused(images: Path) -> None:
+    refuse_endless(images)
+    refuse_endless(images / "nowhere")
+    (images / "gone.png").symlink_to("nowhere")  # DVC stops there by itself
+    refuse_endless(images)
+    os.mkfifo(images / "pipe.jpg")
+    (images / "zero.txt").symlink_to("/dev/zero")
+    with pytest.raises(DataError) as caught:
+        refuse_endless(images)
+    assert str(caught.value) == (
+        f"{images} holds what DVC would read without end. Remove these:"
+        "\n       pipe.jpg: no file: a pipe, a socket or a device"
+        "\n       zero.txt: no file: a pipe, a socket or a device"
+    )
 
 
 def test_pictures_are_told_by_their_first_bytes(tmp_path: Path) -> None:
