@@ -5,14 +5,14 @@ that a plan is the same on every machine.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from eridiff.config import Section
-from eridiff.errors import DataError, listing
+from eridiff.errors import CONTROL, MAX_NAMED, DataError, listing
 from eridiff.tables import Row
 
 BUCKET_COLUMNS = {"path": "str", "file_digest": "str"} | dict.fromkeys(
@@ -22,7 +22,11 @@ BUCKET_COLUMNS = {"path": "str", "file_digest": "str"} | dict.fromkeys(
     ),
     "int",
 )  # fmt: skip
+NONE: Mapping[str, str] = {}
 MAX_CROPPED = 10
+MUCH_CUT = 50  # percent of a picture, from which on it is named: what its caption says may be gone
+MUCH_ENLARGED = 2  # times its own size: what is trained is the filter's blur
+MAX_RESIZED = 175_000_000  # pixels: as many as a picture may have
 
 Size = tuple[int, int]
 LeftOut = tuple[str, str]  # path, reason
@@ -80,13 +84,23 @@ def plan_buckets(image_rows: Iterable[Row], params: BucketParams) -> tuple[list[
         original = upright_size(image)
         for sizes in all_sizes:
             bucket = nearest_bucket(original, sizes)
-            if not params.upscale and (original[0] < bucket[0] or original[1] < bucket[1]):
-                left_out.append((image["path"], f"{_text(original)} is smaller than its bucket {_text(bucket)}"))
+            if reason := _why_not(original, bucket, params):
+                left_out.append((image["path"], reason))
             else:
                 rows.setdefault((image["path"], bucket), _row(image, original, bucket, params))
     if not rows:
         raise DataError(_all_left_out(left_out))
     return list(rows.values()), left_out
+
+
+def _why_not(original: Size, bucket: Size, params: BucketParams) -> str:
+    """Why a picture cannot be put into a bucket, "" where it can."""
+    if not params.upscale and (original[0] < bucket[0] or original[1] < bucket[1]):
+        return f"{_text(original)} is smaller than its bucket {_text(bucket)}"
+    resize = cover(original, bucket)
+    if resize[0] * resize[1] > MAX_RESIZED:
+        return f"{_text(original)} would be enlarged to {_text(resize)} for its bucket {_text(bucket)}"
+    return ""
 
 
 def _row(image: Row, original: Size, bucket: Size, params: BucketParams) -> Row:
@@ -133,8 +147,16 @@ def crop_loss(row: Row) -> float:
     return 100 * (1 - kept)
 
 
-def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
-    """Markdown: how many pictures each bucket holds and what cropping costs; pictures left out, by name."""
+def enlargement(row: Row) -> float:
+    """How many times as large as itself a picture is made; below 1 where it is made smaller."""
+    return float(max(row["resize_w"] / row["original_w"], row["resize_h"] / row["original_h"]))
+
+
+def report(rows: Sequence[Row], left_out: Sequence[LeftOut], blank: Mapping[str, str] = NONE) -> str:
+    """Markdown: how many pictures each bucket holds and what cropping costs; pictures left out, by name.
+
+    blank: pictures that show nothing, and why.
+    """
     lines = ["# Buckets", "", f"{_num_pictures(rows)} pictures used, {len(left_out)} left out.", ""]
     lines += ["| bucket | pictures | with repeats | mean crop loss |", "|---|---|---|---|"]
     counts = Counter((row["bucket_w"], row["bucket_h"]) for row in rows)
@@ -142,6 +164,9 @@ def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
         own = [row for row in rows if (row["bucket_w"], row["bucket_h"]) == size]
         repeats, loss = sum(row["repeats"] for row in own), sum(map(crop_loss, own)) / count
         lines.append(f"| {_text(size)} | {count} | {repeats} | {loss:.1f} % |")
+    if odd := _odd(rows, blank):
+        lines += ["", "## Look at these", "", "| picture | what |", "|---|---|"]
+        lines += [f"| {_cell(path)} | {what} |" for _, path, what in odd]
     lines += ["", "## Cropped most", "", *_cropped_most(rows), "", "## Left out", ""]
     if left_out:
         hint = "Use larger pictures, lower `buckets.resolution`, or set `buckets.upscale: true`."
@@ -152,11 +177,36 @@ def report(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> str:
-    """The stage's last line, and one for each picture left out."""
+def summary(rows: Sequence[Row], left_out: Sequence[LeftOut], blank: Mapping[str, str] = NONE) -> str:
+    """The stage's last line, and one for each picture that is left out or may not be what a person thinks it is."""
     buckets = len({(row["bucket_w"], row["bucket_h"]) for row in rows})
-    first = f"buckets: {_num_pictures(rows)} pictures in {buckets} buckets, {len(left_out)} left out"
-    return "\n".join([first, *(f"left out: {path}: {reason}" for path, reason in left_out)])
+    odd = _odd(rows, blank)
+    counts = Counter(kind for kind, _, _ in odd)
+    told = "".join(f", {count} {kind}" for kind, count in counts.items())
+    first = f"buckets: {_num_pictures(rows)} pictures in {buckets} buckets, {len(left_out)} left out{told}"
+    lines = [f"left out: {path}: {reason}" for path, reason in left_out]
+    for kind in counts:
+        named = [f"{kind}: {path}: {what}" for other, path, what in odd if other == kind]
+        lines += named[:MAX_NAMED] + ([f"{kind}: {len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else [])
+    return "\n".join(line.translate(CONTROL) for line in [first, *lines])
+
+
+def _odd(rows: Sequence[Row], blank: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Kind, path and words of pictures that lose much, are enlarged much, or show nothing; of each kind by path."""
+    found: list[tuple[str, str, str]] = []
+    for row in rows:
+        path, bucket = row["path"], f"{_text((row['original_w'], row['original_h']))} in a bucket of {_size(row)}"
+        if crop_loss(row) > MUCH_CUT:
+            found.append((f"cut by more than {MUCH_CUT} %", path, f"{crop_loss(row):.1f} % is cut off, {bucket}"))
+        if enlargement(row) > MUCH_ENLARGED:
+            found.append((f"enlarged more than {MUCH_ENLARGED}-fold", path, f"{enlargement(row):.1f}-fold, {bucket}"))
+    used = {row["path"] for row in rows}
+    found += [("blank", path, why) for path, why in blank.items() if path in used]
+    return sorted(found, key=lambda one: (one[0] == "blank", one[0], one[1]))
+
+
+def _size(row: Row) -> str:
+    return _text((row["bucket_w"], row["bucket_h"]))
 
 
 def _num_pictures(rows: Iterable[Row]) -> int:

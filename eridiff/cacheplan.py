@@ -169,14 +169,16 @@ def plan_latents(
 ) -> CachePlan:
     """The stage `latents`. rows: of buckets.parquet; output: its last index.
 
-    What the last index says of pixels counts, so that a clone without pictures can be planned.
+    What the last index says of pixels counts, so that a clone without pictures can be planned; of a picture that is
+    there it counts as far as its colours were not converted since.
     """
     pointer, family = setting.pointer("vae"), setting.family
     vae = pointer.components["vae"]
     pixels = PixelDigests(setting.root)
-    pixels.known |= {row["file_digest"]: row["pixel_digest"] for row in output[0]}
+    pixels.before |= {row["file_digest"]: row["pixel_digest"] for row in output[0]}
+    told = pixels.known.keys() | pixels.before.keys()
     absent = {row["path"] for row in rows if not (setting.pictures / row["path"]).exists()}
-    unknown = {row["path"] for row in rows if row["path"] in absent and row["file_digest"] not in pixels.known}
+    unknown = {row["path"] for row in rows if row["path"] in absent and row["file_digest"] not in told}
     before = {(row["path"], row.get("variant", 0), row["flip"]): row["key"] for row in output[0]}
 
     @cache

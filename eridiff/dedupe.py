@@ -7,7 +7,6 @@ these copies are put in place by links to the store's shard, whose bytes are com
 
 import os
 import stat
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from eridiff.entries import Location, open_shard, read_catalogue, shard_id
 from eridiff.errors import StoreError
 from eridiff.files import link_kind
+from eridiff.leftovers import temporary_path
 from eridiff.ownouts import KIND_OF, OwnFile, OwnOut, digest_md5
 
 BLOCK_BYTES = 512  # of st_blocks
@@ -142,7 +142,7 @@ def _link(source: Path, target: Path, done: Deduped, beside: Path) -> bool:
 
     beside: where the link stands first. Not in DVC's cache nor in an out, where a kill would leave a foreign file.
     """
-    temporary = beside / f".{source.name}.{uuid.uuid4().hex[:12]}.tmp"
+    temporary = temporary_path(beside / source.name)
     facts = target.stat()
     try:
         if stat.S_IMODE(source.stat().st_mode) != OBJECT_MODE:

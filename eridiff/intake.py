@@ -8,7 +8,9 @@ import subprocess
 from pathlib import Path
 
 from eridiff.errors import DataError, listing
+from eridiff.firstbytes import is_picture
 from eridiff.images import PICTURE_SUFFIXES
+from eridiff.picturefolder import NO_FILE, leads_outside
 
 MAX_LINES = 3  # on a full disk `cp` says the same of every file
 FILES_A_CALL = 200  # of `cp`; a path has at most 4096 bytes, a command line two million
@@ -26,7 +28,7 @@ def list_files(images: Path) -> list[str]:
         raise DataError(
             f"{images} cannot be copied as it is. Mend or remove these, then run it again:{listing(problems)}"
         )
-    if not any(name.lower().endswith(PICTURE_SUFFIXES) for name in files):
+    if not any(name.lower().endswith(PICTURE_SUFFIXES) or is_picture(images / name) for name in files):
         raise DataError(f"{images} holds no pictures. Known kinds: {', '.join(PICTURE_SUFFIXES)}.")
     return files
 
@@ -37,6 +39,18 @@ def look_through(images: Path) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     _walk(images, "", (os.path.realpath(images),), files, problems)
     return sorted(files), sorted(problems)
+
+
+def refuse_endless(pictures: Path) -> None:
+    """Refuse pipes and devices among the pictures, before DVC is started: it would read them without end.
+
+    Raises: DataError that names them.
+    """
+    endless = (
+        [problem for problem in look_through(pictures)[1] if problem.endswith(NO_FILE)] if pictures.is_dir() else []
+    )
+    if endless:
+        raise DataError(f"{pictures} holds what DVC would read without end. Remove these:{listing(endless)}")
 
 
 def copy_files(images: Path, files: list[str], target: Path) -> None:
@@ -85,5 +99,7 @@ def _problem(entry: "os.DirEntry[str]", above: tuple[str, ...]) -> str | None:
     if entry.is_dir():
         return "a link to a folder that it lies in" if os.path.realpath(entry.path) in above else None
     if not entry.is_file():
-        return "a link to nothing" if entry.is_symlink() else "no file: a pipe, a socket or a device"
+        return "a link to nothing" if entry.is_symlink() and not os.path.exists(entry.path) else NO_FILE
+    if elsewhere := leads_outside(Path(above[0]), entry.path):
+        return f"a link that leaves the folder, to {elsewhere}"
     return None if os.access(entry.path, os.R_OK) else "cannot be read (Permission denied)"

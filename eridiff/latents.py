@@ -9,7 +9,7 @@ from pydantic import Field
 from eridiff.config import Section, Seed
 from eridiff.encodepipe import MAX_READERS, ahead, available_cores
 from eridiff.errors import ConfigError, DataError, listing
-from eridiff.images import load_pixels, pixel_digest
+from eridiff.images import keeps_its_numbers, load_pixels, pixel_digest
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.samples import Sample, Samples
@@ -105,6 +105,8 @@ def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: Pixel
 
     Raises: DataError that names all pictures that cannot be decoded; the others are remembered.
     """
+    files = list(files)
+    take_over_pixels(files, pictures, pixels)
     unknown = list({digest: path for path, digest in files if digest not in pixels.known}.items())
 
     def read(file: tuple[str, str]) -> tuple[str, str | DataError]:
@@ -124,6 +126,28 @@ def learn_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: Pixel
             else:
                 learn(digest, pixel)
     refuse_unusable(wrong)
+
+
+def take_over_pixels(files: Iterable[tuple[str, str]], pictures: Path, pixels: PixelDigests) -> None:
+    """Remember what was known before colours were converted, of the pictures that this does not change.
+
+    Of a picture that is not here it counts, for this run alone: nobody can tell.
+    """
+    wanted = {digest: path for path, digest in files if digest in pixels.before and digest not in pixels.known}
+    gone = {digest for digest, path in wanted.items() if not (pictures / path).exists()}
+    pixels.known |= {digest: pixels.before[digest] for digest in gone}
+    wanted = {digest: path for digest, path in wanted.items() if digest not in gone}
+
+    def look(file: tuple[str, str]) -> str | None:
+        digest, path = file
+        return digest if keeps_its_numbers(pictures / path, digest) else None
+
+    threads = min(available_cores(), MAX_READERS) if len(wanted) > 1 else 0
+    looked = ahead(list(wanted.items()), look, threads=threads, depth=2 * threads)
+    with pixels.learning() as learn:
+        for found in track(looked, what="colours of known pictures", total=len(wanted), unit="pictures"):
+            if found:
+                learn(found, pixels.before[found])
 
 
 def refuse_unusable(wrong: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from eridiff.encodepipe import MAX_READERS, ahead, shared_cores
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.latentcache import BatchEncoder, Load, cut_sample
-from eridiff.latents import LatentParams, check_sides, refuse_unusable
+from eridiff.latents import LatentParams, check_sides, refuse_unusable, take_over_pixels
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.ranks import Ranks
@@ -67,11 +67,18 @@ class NewPictures:
                 left.remove(digest)
                 yield list(rows)
 
+    def _take_over(self) -> None:
+        """Learn what the rules of before gave and those of now give too: the others are new."""
+        if self.pixels.before:
+            files = ((row["path"], row["file_digest"]) for row in self.rows)
+            take_over_pixels(files, self.pictures, self.pixels)
+
     def first_keys(self, common: Parts) -> list[str]:
         """The keys of the first one's samples: mostly enough to know that something lacks.
 
         [] where there is none, or it cannot be decoded: whoever reads all names it, with the others.
         """
+        self._take_over()
         rows = next(self._rows_of(self.pixels.unknown), None)
         if rows is None:
             return []
@@ -106,6 +113,7 @@ class NewPictures:
             encoded, _ = self._encode(share, common, load, store, ranks, workers) if share else (set(), [])
             ranks.tell_done(encoded)
             return Work(encoded=len(encoded), seconds=time.monotonic() - began)
+        self._take_over()
         files = sorted(self.pixels.unknown)
         if files:
             check_sides(self.rows, self.side_multiple)

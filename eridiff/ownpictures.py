@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import stat
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from eridiff.leftovers import temporary_path
 from eridiff.ownouts import all_objects, digest_md5, object_path
 from eridiff.progress import track
 
@@ -127,7 +127,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _copy_over(path: Path) -> None:
     """Put a copy in place of a file, in one step."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = temporary_path(path)
     try:
         shutil.copy2(path, temporary)
         os.replace(temporary, path)

@@ -1,33 +1,46 @@
 """The folder of pictures: which pictures it holds, how often each counts, and the caption of each.
 
-A caption comes from a file beside the picture (`cat.txt` or `cat.caption` for `cat.png`) or from a row of
-`metadata.jsonl`, `.csv` or `.parquet` at or above it. Nothing is dropped in silence: what is neither a
+What a file is, is told by its first bytes; what belongs to another picture or program is left out by its name
+(eridiff/companions.py). A caption comes from a file beside the picture (`cat.txt` or `cat.caption` for `cat.png`) or
+from a row of `metadata.jsonl`, `.csv` or `.parquet` at or above it. Nothing is dropped in silence: what is neither a
 picture nor a caption is returned by name, and what contradicts itself is an error that names all offenders.
 """
 
-import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from eridiff.captionfiles import METADATA_NAMES, read_metadata, read_text
+from eridiff.companions import Companion, captions_of_left_out, find_companions
 from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
-from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header
+from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header, shows_nothing
+from eridiff.picturefolder import (
+    SIDECAR_SUFFIXES,
+    find_pictures,
+    real_files,
+    walk,
+    why_unused,
+)
+from eridiff.picturefolder import (
+    Ignored as Ignored,
+)
 from eridiff.progress import track
 
-SIDECAR_SUFFIXES = (".txt", ".caption")
-TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
 MAX_REPEATS = 1000
-HEADER = "header 1"  # what is remembered of a file; raised by hand when read_header says something else
+HEADER = "header 2"  # what is remembered of a file; raised by hand when read_header says something else
+BLANK = "blank 1"  # the same of shows_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture. path: relative, posix; width, height: as stored; caption: raw, None without one."""
+    """A picture. path: relative, posix; width, height: as stored; caption: raw, None without one.
+
+    colour: what becomes of its colours, where they are not sRGB's; blank: why it shows nothing, where it does not.
+    """
 
     path: str
     file_digest: str
@@ -37,14 +50,8 @@ class Picture:
     repeats: int
     caption: str | None
     caption_source: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ignored:
-    """A file of the folder that is not used, and why."""
-
-    path: str
-    reason: str
+    colour: str = field(default="", compare=False)
+    blank: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +68,22 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
 
     Raises: DataError for a missing or empty folder; for all unreadable pictures and captions and all contradictions.
     """
-    files, ignored = _walk(folder)
-    paths = [path for path in files if _suffix(path) in PICTURE_SUFFIXES]
-    ignored += [Ignored(path=path, reason=reason) for path in files if (reason := _why_unused(path))]
     problems: list[str] = []  # of every kind: one run names them all
+    files, ignored = walk(folder)
+    files = real_files(folder, files, ignored, problems)
+    paths = find_pictures(folder, files)
+    companions = find_companions(files, paths)
+    files, paths = _leave_out(files, paths, companions, folder, digests, ignored)
+    ignored += [
+        Ignored(path=path, reason=reason)
+        for path in sorted(set(files).difference(paths))
+        if (reason := why_unused(path, folder))
+    ]
     sidecars, orphans = _sidecars(folder, files, paths, problems)
     ignored = sorted([*ignored, *orphans], key=lambda item: item.path)
     if not paths:
         raise DataError(_no_pictures(folder, ignored))
-    captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths, problems)], folder, problems)
+    captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths, problems, companions)], folder, problems)
     repeats = _all_repeats(folder, paths, problems)
     # before any digest: a damaged file is named within seconds
     headers = _all_headers(folder, paths, digests, problems)
@@ -87,9 +101,44 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
             repeats=repeats[path],
             caption=caption.text if caption else None,
             caption_source=caption.source if caption else None,
+            colour=header.colour,
+            blank=digests.remember(folder / path, BLANK, partial(shows_nothing, folder / path))
+            if header.doubtful
+            else "",
         )
         pictures.append(picture)
     return pictures, ignored
+
+
+def _leave_out(
+    files: Sequence[str],
+    paths: Sequence[str],
+    companions: dict[str, Companion],
+    folder: Path,
+    digests: FileDigests,
+    ignored: list[Ignored],
+) -> tuple[list[str], list[str]]:
+    """The files and pictures that stay; those that belong to others, and their captions, become ignored."""
+    for companion in companions.values():
+        reason = companion.reason
+        if companion.kind == "copy" and companion.owner:
+            one, other = folder / companion.path, folder / companion.owner
+            if _are_equal(one, other, digests):
+                reason = f"a copy of {companion.owner}, equal to the byte"
+            else:
+                reason += " (its bytes differ)"
+        ignored.append(Ignored(path=companion.path, reason=reason, kind=companion.kind))
+    captions = captions_of_left_out(files, paths, companions)
+    ignored += [Ignored(path=path, reason=f"of {owner}, which is left out") for path, owner in captions.items()]
+    gone = companions.keys() | captions.keys()
+    return [path for path in files if path not in gone], [path for path in paths if path not in gone]
+
+
+def _are_equal(one: Path, other: Path, digests: FileDigests) -> bool:
+    try:
+        return one.stat().st_size == other.stat().st_size and digests.sha256(one) == digests.sha256(other)
+    except OSError:
+        return False
 
 
 def _suffix(path: str) -> str:
@@ -98,46 +147,6 @@ def _suffix(path: str) -> str:
 
 def _stem(path: str) -> str:
     return posixpath.splitext(path)[0]
-
-
-def _walk(folder: Path) -> tuple[list[str], list[Ignored]]:
-    """All files, relative and sorted, less hidden ones and DVC's own; links to folders are not followed."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder. Make it and put pictures there, or run `dvc checkout` or `dvc pull`.")
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Check the folder's permissions.")
-
-    files: list[str] = []
-    links: list[Ignored] = []
-    for top, folders, names in os.walk(folder, onerror=refuse):
-        here = Path(top).relative_to(folder)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            if (Path(top) / name).is_symlink():
-                link = (here / name).as_posix()
-                links.append(Ignored(path=link, reason="a link to a folder: copy the folder here"))
-        files += [(here / name).as_posix() for name in names if name[0] != "." and not name.endswith(".dvc")]
-    odd = [ascii(path) for path in files if not _is_unicode(path)]
-    if odd:
-        raise DataError(f"{folder}: names that are no UTF-8. Rename these files:{listing(odd)}")
-    return sorted(files), links
-
-
-def _is_unicode(path: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in path)
-
-
-def _why_unused(path: str) -> str | None:
-    """Why a file is neither a picture nor able to hold captions; None where it is one of them."""
-    suffix = _suffix(path)
-    if suffix in PICTURE_SUFFIXES or suffix in SIDECAR_SUFFIXES or posixpath.basename(path) in METADATA_NAMES:
-        return None
-    if suffix in UNREAD_SUFFIXES:
-        return f"{suffix} pictures are not read: save it as PNG or JPEG"
-    if suffix in TABLE_SUFFIXES:
-        return f"captions are read from {', '.join(METADATA_NAMES)} and from no table of another name"
-    return "neither a picture nor a caption"
 
 
 def _no_pictures(folder: Path, ignored: Sequence[Ignored]) -> str:
@@ -166,13 +175,14 @@ def _header(path: Path, digests: FileDigests) -> PictureHeader:
 
     def read() -> str:
         header = read_header(path)
-        return f"{header.width} {header.height} {header.orientation}"
+        return f"{header.width} {header.height} {header.orientation} {int(header.doubtful)} {header.colour}"
 
     try:
-        width, height, orientation = map(int, digests.remember(path, HEADER, read).split())
+        *numbers, colour = digests.remember(path, HEADER, read).split(" ", 4)
     except OSError:  # before it was opened: read_header says why
         return read_header(path)
-    return PictureHeader(width=width, height=height, orientation=orientation)
+    width, height, orientation, doubtful = map(int, numbers)
+    return PictureHeader(width=width, height=height, orientation=orientation, colour=colour, doubtful=bool(doubtful))
 
 
 def _all_repeats(folder: Path, paths: Sequence[str], problems: list[str]) -> dict[str, int]:
@@ -236,7 +246,9 @@ def _sidecars(
     return captions, orphans
 
 
-def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str]) -> list[Caption]:
+def _metadata_captions(
+    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str], left_out: Collection[str]
+) -> list[Caption]:
     """Captions that stand in metadata files; a row's file_name is relative to the folder of its file."""
     known, captions = set(paths), []
     unread: list[str] = []
@@ -250,6 +262,8 @@ def _metadata_captions(folder: Path, files: Sequence[str], paths: Sequence[str],
         unread += [f"{folder / path}{problem}" for problem in wrong]
         for row in rows:
             picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), row.file_name))
+            if picture in left_out:
+                continue
             if picture not in known:
                 missing.append(f"{folder / path}{row.place}: {row.file_name!r}")
             elif row.text is not None:

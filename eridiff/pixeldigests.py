@@ -1,6 +1,9 @@
 """What the store remembers of pictures: file digest -> pixel digest, so that a rename decodes nothing.
 
-STORE/pixels/ID.tsv    file digest <tab> pixel digest, one immutable file a batch, named by its content
+STORE/pixels/ID.tsv    file digest, space, RULES <tab> pixel digest, one immutable file a batch, named by its content
+
+Lines without RULES are from before colour profiles were converted. They hold for a picture whose numbers are sRGB's, so
+they are taken over after a look at its header (eridiff/latents.py), and nobody decodes all pictures again.
 """
 
 import hashlib
@@ -12,6 +15,7 @@ from eridiff.entries import WAY_OUT
 from eridiff.files import digest_file, write_text
 from eridiff.progress import warn
 
+RULES = "2"  # how a file becomes pixels; raised when some file's pixels change. 2: colours in sRGB
 AT_A_TIME = 1024  # remembered, while pictures are read for the first time
 
 
@@ -25,6 +29,7 @@ class PixelDigests:
         self.folder = root / "pixels"
         self.wanted = wanted
         self.known: dict[str, str] = {}
+        self.before: dict[str, str] = {}  # by the rules of before: true for pictures that are sRGB already
         self.look_again()
 
     def look_again(self) -> None:
@@ -37,7 +42,10 @@ class PixelDigests:
                     continue
                 with path.open(encoding="utf-8") as file:
                     pairs = (line.rstrip("\n").split("\t") for line in file)
-                    self.known |= {key: value for key, value in pairs if wanted is None or key in wanted}
+                    for key, value in pairs:
+                        digest, _, rules = key.partition(" ")
+                        if rules in ("", RULES) and (wanted is None or digest in wanted):
+                            (self.known if rules else self.before)[digest] = value
 
     @property
     def unknown(self) -> set[str]:
@@ -53,7 +61,7 @@ class PixelDigests:
         """Remember new digests in one immutable file, named by its content."""
         new = {key: value for key, value in digests.items() if key not in self.known}
         if new:
-            text = "".join(f"{key}\t{value}\n" for key, value in sorted(new.items()))
+            text = "".join(f"{key} {RULES}\t{value}\n" for key, value in sorted(new.items()))
             write_text(self.folder / self.file_name(text), text)
             self.known |= new
 

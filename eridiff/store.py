@@ -4,7 +4,7 @@
     STORE/KIND/entries/ab/KEY.safetensors    an entry just encoded, not yet in a shard
     STORE/KIND/shards/ID.safetensors         many entries; ID is a digest of the keys and checksums in it
     STORE/KIND/catalogue.sealed.parquet             what the headers of the shards say; may be removed
-    STORE/pixels/ID.tsv                      file digest <tab> pixel digest, one immutable file a batch
+    STORE/pixels/ID.tsv                      file digest, rules <tab> pixel digest, one immutable file a batch
     STORE/roots/PROJECT.STAGE.json           what a project's stage put out last, which gc keeps
     STORE/runs/TRAIN_KEY/                    state from which a killed training resumes
 

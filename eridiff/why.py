@@ -20,7 +20,8 @@ from eridiff.dvcgraph import Graph, StageRecord
 from eridiff.errors import BaseError, ConfigError, DataError, EridiffError, listing
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.intake import look_through
+from eridiff.intake import look_through, refuse_endless
+from eridiff.picturenotes import image_facts
 from eridiff.pictures import scan_pictures
 from eridiff.prediction import (
     MAY_RUN,
@@ -58,6 +59,7 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
         prediction.error = str(error)
         prediction.stages["check"] = StagePlan(state=RUNS, reasons=["params.yaml has a mistake: nothing else starts"])
         return prediction
+    refuse_endless(Path(PICTURES))
     graph = Graph(folder)
     try:
         _Predictor(graph, prediction, rehash=rehash).run()
@@ -187,7 +189,7 @@ class _Predictor:
         images, captions = images_rows(pictures), captions_rows(pictures, params)
         outs: Outs = {}
         for path, rows, columns, facts in (
-            ("data/captions/images.parquet", images, IMAGE_COLUMNS, {}),
+            ("data/captions/images.parquet", images, IMAGE_COLUMNS, image_facts(pictures)),
             ("data/captions/captions.parquet", captions, CAPTION_COLUMNS, {"trigger": params.trigger}),
         ):
             plan.reasons += _row_changes(self._recorded_table(record.outs[path])[0], rows)
@@ -205,7 +207,7 @@ class _Predictor:
         self.tables[path] = (rows, {})
         return {
             path: _md5(table_bytes(rows, BUCKET_COLUMNS, {})),
-            "data/buckets/report.md": _md5(report(rows, left_out).encode()),
+            "data/buckets/report.md": _md5(report(rows, left_out, images[1].get("blank", {})).encode()),
         }
 
     def _latents(self, record: StageRecord, output: Table) -> CachePlan | None:

@@ -13,13 +13,14 @@ from eridiff.tables import read_table, write_table
 def main() -> None:
     """Read data/captions/images.parquet; write data/buckets."""
     params = load_section(BucketParams, "buckets")
-    images, _ = read_table(Path("data/captions/images.parquet"))
+    images, facts = read_table(Path("data/captions/images.parquet"))
     rows, left_out = plan_buckets(images, params)
-    text = report(rows, left_out)
+    blank = facts.get("blank", {})
+    text = report(rows, left_out, blank)
     out = Path("data/buckets")
     write_table(out / "buckets.parquet", rows, BUCKET_COLUMNS)
     write_text(out / "report.md", text)
-    say(summary(rows, left_out))
+    say(summary(rows, left_out, blank))
 
 
 if __name__ == "__main__":

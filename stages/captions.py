@@ -14,6 +14,7 @@ from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.filedigests import FileDigests
 from eridiff.ownpictures import describe_unsafe
+from eridiff.picturenotes import image_facts, notes
 from eridiff.pictures import scan_pictures
 from eridiff.progress import say, warn
 from eridiff.tables import write_table
@@ -28,9 +29,9 @@ def main() -> None:
         pictures, ignored = scan_pictures(Path("data/raw"), digests)
     images, captions = images_rows(pictures), captions_rows(pictures, params)
     out = Path("data/captions")
-    write_table(out / "images.parquet", images, IMAGE_COLUMNS)
+    write_table(out / "images.parquet", images, IMAGE_COLUMNS, image_facts(pictures))
     write_table(out / "captions.parquet", captions, CAPTION_COLUMNS, {"trigger": params.trigger})
-    say(report(pictures, captions, ignored, params))
+    say("\n".join([report(pictures, captions, ignored, params), *notes(pictures, ignored)]))
 
 
 if __name__ == "__main__":

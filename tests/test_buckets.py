@@ -14,6 +14,7 @@ from eridiff.buckets import (
     bucket_sizes,
     cover,
     crop_loss,
+    enlargement,
     nearest_bucket,
     plan_buckets,
     report,
@@ -171,6 +172,47 @@ def test_the_report_names_losses_and_every_picture_left_out() -> None:
         "left out: tiny.png: 5x9 is smaller than its bucket 64x128"
     )
     assert crop_loss(rows[-1]) == 50.0
+
+
+def test_pictures_that_are_not_what_they_seem_are_named() -> None:
+    """Cut by 98.8 %, enlarged 128-fold, and with nothing to see: each in the stage's line and in the report."""
+    images = [image("dot.png", 1, 1), image("fine.png", 200, 200), image("strip.png", 10_000, 60)]
+    images.append(image("void.png", 128, 128))
+    blank = {"gone.png": "of one colour", "void.png": "fully transparent"}
+    rows, left_out = plan_buckets(images, params(upscale=True))
+    assert summary(rows, left_out, blank) == (
+        "buckets: 4 pictures in 2 buckets, 0 left out, 1 cut by more than 50 %, 1 enlarged more than 2-fold, 1 blank\n"
+        "cut by more than 50 %: strip.png: 98.8 % is cut off, 10000x60 in a bucket of 128x64\n"
+        "enlarged more than 2-fold: dot.png: 128.0-fold, 1x1 in a bucket of 128x128\n"
+        "blank: void.png: fully transparent"
+    )
+    assert (
+        "| 128x128 | 3 | 3 | 0.0 % |\n\n## Look at these\n\n| picture | what |\n|---|---|\n"
+        "| strip.png | 98.8 % is cut off, 10000x60 in a bucket of 128x64 |\n"
+        "| dot.png | 128.0-fold, 1x1 in a bucket of 128x128 |\n"
+        "| void.png | fully transparent |\n\n## Cropped most\n"
+    ) in report(rows, left_out, blank)
+
+
+def test_a_picture_just_at_the_limits_is_not_named() -> None:
+    rows, left_out = plan_buckets([image("half.png", 128, 512), image("twice.png", 64, 64)], params(upscale=True))
+    assert (crop_loss(rows[0]), enlargement(rows[1])) == (50.0, 2.0)
+    assert summary(rows, left_out) == "buckets: 2 pictures in 2 buckets, 0 left out"
+    assert "Look at these" not in report(rows, left_out)
+
+
+def test_of_many_the_first_hundred_are_named() -> None:
+    rows, left_out = plan_buckets([image(f"{number:03}\n.png", 9, 9) for number in range(103)], params(upscale=True))
+    lines = summary(rows, left_out).splitlines()
+    assert len(lines) == 102 and lines[1].startswith("enlarged more than 2-fold: 000?.png: 14.2-fold")
+    assert lines[-1] == "enlarged more than 2-fold: 3 more"
+
+
+def test_a_line_is_not_enlarged_to_gigabytes() -> None:
+    rows, left_out = plan_buckets([image("a.png", 200, 200), image("line.png", 1, 60_000)], params(upscale=True))
+    assert [row["path"] for row in rows] == ["a.png"] and left_out == [
+        ("line.png", "1x60000 would be enlarged to 64x3840000 for its bucket 64x128")
+    ]
 
 
 def test_a_report_without_losses() -> None:

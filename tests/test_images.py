@@ -1,6 +1,7 @@
 """One picture: header, pixels, crop, and every kind of bad file."""
 
 import hashlib
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     both_refuse(tmp_path, "cannot be read (Is a directory)")
 
 
-@pytest.mark.parametrize("data", [b"<html>no picture</html>", b"%PDF-1.7 ...", b"x"])
+@pytest.mark.parametrize("data", [b"<xml>no picture</xml>", b"%PDF-1.7 ...", b"x", b"PK\x03\x04"])
 def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(data)
@@ -234,9 +235,23 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     both_refuse(path, "20000x20000 is 400,000,000 pixels", "175,000,000", "Make it smaller")
 
 
+@pytest.mark.parametrize(("colour", "bits", "padding"), [(0, 8, 90_000), (2, 8, 290_000), (6, 16, 390_000)])
+def test_few_bytes_that_unpack_to_many_are_refused_by_the_header(
+    tmp_path: Path, colour: int, bits: int, padding: int
+) -> None:
+    """50 million pixels of one colour in PNG unpack to a thousand times the file's size."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(10_000, 5_000, bits=bits, colour=colour, rows=b"", extra=chunk(b"prVt", bytes(padding))))
+    both_refuse(path, "unpack to 10000x5000, 5", "at most 500 times are allowed", "Make it smaller, or remove it")
+    path.write_bytes(png(10_000, 4_000, bits=bits, colour=colour, rows=b""))  # no more than LARGE
+    assert read_header(path).width == 10_000
+    path.write_bytes(png(10_000, 5_000, bits=1, colour=0, rows=b"", extra=chunk(b"prVt", bytes(13_000))))  # a scan
+    assert read_header(path).width == 10_000
+
+
 def test_large_pictures_below_the_limit_are_read_without_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(png(12_000, 12_000, bits=8, colour=0, rows=b""))  # Pillow would warn
+    path.write_bytes(png(12_000, 12_000, bits=8, colour=0, rows=b"", extra=chunk(b"prVt", bytes(300_000))))
     assert read_header(path).width == 12_000
 
 
@@ -270,7 +285,12 @@ def test_few_bits_stored_in_sixteen_are_refused(tmp_path: Path) -> None:
     ("start", "what"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC picture, which is not read, whatever its name"),
-        (b"\n<!DOCTYPE html>", "no picture, but text that starts with '<', as a web page"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC picture, which is not read, whatever its name"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "no picture, but a video"),
+        (b"8BPS\0\1", "a Photoshop file (PSD)"),
+        (b"\xff\x0a\xfa", "a JPEG XL picture, which is not read, whatever its name"),
+        (b"<svg xmlns=''>", "a drawing (SVG)"),
+        (b"<?xml version='1.0'?><Error>", "no picture, but text that starts with '<', as a web page"),
         (b"hello", "no picture, or of a kind that is not read"),
     ],
 )
@@ -278,6 +298,35 @@ def test_what_is_no_picture_is_told(start: bytes, what: str, tmp_path: Path) -> 
     path = tmp_path / "a.jpg"
     path.write_bytes(start)
     both_refuse(path, f"{what}. Save it as PNG or JPEG, or remove it.")
+
+
+def test_a_pointer_of_git_lfs_names_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    both_refuse(
+        path, "a pointer of git-lfs, not the file itself. Run `git lfs pull` in the repository that it comes from"
+    )
+
+
+@pytest.mark.parametrize("start", [b"\n<!DOCTYPE html>", b"\xef\xbb\xbf<html><body>", b"<HTML>"])
+def test_a_web_page_is_told(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(start)
+    both_refuse(path, "a web page (HTML), not the picture that it shows. Download the picture itself, or remove it.")
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        both_refuse(tmp_path / name, "no file, but a pipe, a socket or a device, or a link to one. Remove it.")
+
+
+def test_a_file_of_absurd_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    pattern().save(path)
+    os.truncate(path, 3 << 30)  # a hole: it takes no room
+    both_refuse(path, "3,221,225,472 bytes, more than 2,147,483,648. Make it smaller")
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

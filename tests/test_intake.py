@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.errors import DataError
-from eridiff.intake import copy_files, list_files
+from eridiff.intake import copy_files, list_files, refuse_endless
 
 ODD = ("-dash.jpg", "a b.JPG", "new\nline.png", "ümlaut 🐱.jpeg", 'it\'s "so".webp', "back\\slash.gif")
 
@@ -64,6 +64,43 @@ def test_all_that_cannot_be_copied_is_named_at_once(images: Path) -> None:
         "\n       pipe.jpg: no file: a pipe, a socket or a device"
         "\n       sub/loop: a link to a folder that it lies in"
     )
+
+
+def test_text_that_a_link_finds_elsewhere_is_refused(images: Path, tmp_path: Path) -> None:
+    """`a.txt -> /etc/passwd` would be a caption; a link within the folder is as good as a file."""
+    (tmp_path / "secret.txt").write_text("x")
+    (images / "own.txt").write_text("a caption")
+    (images / "a b.txt").symlink_to("own.txt")
+    assert "a b.txt" in list_files(images)
+    (images / "-dash.txt").symlink_to(tmp_path / "secret.txt")
+    (images / "zero.jpg").symlink_to("/dev/zero")
+    with pytest.raises(DataError) as caught:
+        list_files(images)
+    assert str(caught.value).splitlines()[1:] == [
+        f"       -dash.txt: a link that leaves the folder, to {tmp_path / 'secret.txt'}",
+        "       zero.jpg: no file: a pipe, a socket or a device",
+    ]
+
+
+def test_what_dvc_would_read_without_end_is_refused(images: Path) -> None:
+    refuse_endless(images)
+    refuse_endless(images / "nowhere")
+    (images / "gone.png").symlink_to("nowhere")  # DVC stops there by itself
+    refuse_endless(images)
+    os.mkfifo(images / "pipe.jpg")
+    (images / "zero.txt").symlink_to("/dev/zero")
+    with pytest.raises(DataError) as caught:
+        refuse_endless(images)
+    assert str(caught.value) == (
+        f"{images} holds what DVC would read without end. Remove these:"
+        "\n       pipe.jpg: no file: a pipe, a socket or a device"
+        "\n       zero.txt: no file: a pipe, a socket or a device"
+    )
+
+
+def test_pictures_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+    assert list_files(tmp_path) == ["IMG_1"]
 
 
 def test_a_folder_without_pictures(images: Path, tmp_path: Path) -> None:

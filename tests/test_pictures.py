@@ -13,6 +13,8 @@ from PIL import Image
 
 from eridiff.errors import DataError, listing
 from eridiff.filedigests import FileDigests
+from eridiff.icc import PRIMARIES, matrix_profile
+from eridiff.picturenotes import image_facts, notes
 from eridiff.pictures import Ignored, Picture, scan_pictures
 
 
@@ -122,8 +124,128 @@ def test_other_files_are_reported_and_hidden_ones_are_not(raw: Path, digests: Fi
         Ignored(path="lonely.txt", reason="a caption file without a picture of its name"),
         Ignored(path="notes.md", reason="neither a picture nor a caption"),
         Ignored(path="x/IMG.HEIC", reason=".heic pictures are not read: save it as PNG or JPEG"),
-        Ignored(path="x/a.npz", reason="neither a picture nor a caption"),
+        Ignored(path="x/a.npz", reason="a cache of another trainer (kohya)"),
     ]
+
+
+def test_a_picture_is_one_by_its_first_bytes(raw: Path, digests: FileDigests) -> None:
+    for name in ("a.jpe", "b.jpg_large", "c", "d.JFIF", "e.png", "f.tmp", "g.heic"):
+        Image.new("RGB", (4, 3), "red").save(raw / "x", format="JPEG")
+        os.replace(raw / "x", raw / name)
+    put(raw / "c.txt", "a caption")
+    put(raw / "h.jpeg", (5, 4))
+    Image.new("RGB", (4, 3)).save(raw / "raw.nef", format="TIFF")  # a camera's file begins as a TIFF does
+    put(raw / "i", b"\0\0\0\x18ftypheic")
+    put(raw / "j", b"no picture")
+    pictures, ignored = scan_pictures(raw, digests)
+    assert [picture.path for picture in pictures] == [
+        "a.jpe", "b.jpg_large", "c", "d.JFIF", "e.png", "f.tmp", "g.heic", "h.jpeg",
+    ]  # fmt: skip
+    assert captions(pictures)["c"] == "a caption"
+    assert ignored == [
+        Ignored(
+            path="i",
+            reason="a HEIC picture, which is not read, whatever its name. Save it as PNG or JPEG, or remove it.",
+        ),
+        Ignored(path="j", reason="neither a picture nor a caption"),
+        Ignored(path="raw.nef", reason=".nef pictures are not read: save it as PNG or JPEG"),
+    ]
+
+
+def test_what_belongs_to_other_pictures_is_left_out(raw: Path, digests: FileDigests) -> None:
+    for name in (
+        "a.png",
+        "a-masklabel.png",
+        "masks/a.png",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.png",
+        "b_mask.png",
+        "c.png",
+    ):
+        put(raw / name)
+    put(raw / "a (1).png")
+    put(raw / "c - Copy.png", (9, 9))
+    put(raw / "._c.png", b"\0\5\x16\7")
+    put(raw / ".thumbnails" / "x.png")
+    for name, text in (("a", "a"), ("a-masklabel", "m"), ("a (1)", "copied"), ("b_mask", "b")):
+        put(raw / f"{name}.txt", text)
+    put(raw / "metadata.jsonl", '{"file_name": "masks/a.png", "text": "no stray"}\n')
+    pictures, ignored = scan_pictures(raw, digests)
+    assert captions(pictures) == {"a.png": "a", "b_mask.png": "b", "c.png": None}
+    assert {item.path: item.reason for item in ignored} == {
+        "._c.png": "macOS's own data of c.png",
+        ".thumbnails/": "pictures in a hidden folder, as file managers keep thumbnails: rename it to use them",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.png": "in @eaDir/, Synology's own folder",
+        "a (1).png": "a copy of a.png, equal to the byte",
+        "a (1).txt": "of a (1).png, which is left out",
+        "a-masklabel.png": "a mask of a.png: rename it if it is a picture of its own",
+        "a-masklabel.txt": "of a-masklabel.png, which is left out",
+        "c - Copy.png": "a copy of c.png: rename it if it is a picture of its own (its bytes differ)",
+        "masks/a.png": "a mask of a.png: rename the folder if its pictures are their own",
+    }
+    assert notes(pictures, ignored)[0] == (
+        "left out by name: 7 that belong to another picture or program: copy 2, mask 2, other program's file 3"
+    )
+
+
+def test_colours_and_pictures_that_show_nothing_are_named(raw: Path, digests: FileDigests) -> None:
+    noise = Image.effect_noise((64, 64), 50).convert("RGB")
+    noise.save(raw / "fine.png")
+    noise.save(raw / "wide.png", icc_profile=matrix_profile("Display P3", PRIMARIES[12]))
+    noise.save(raw / "odd.png", icc_profile=b"rubbish")
+    noise.convert("RGBA").save(raw / "seen.png")
+    clear = noise.convert("RGBA")
+    clear.putalpha(0)
+    clear.save(raw / "clear.png")
+    put(raw / "red.jpg", (300, 300))
+    pictures, ignored = scan_pictures(raw, digests)
+    assert image_facts(pictures) == {"blank": {"clear.png": "fully transparent", "red.jpg": "of one colour"}}
+    assert notes(pictures, ignored) == [
+        "colour: 1 picture converted to sRGB from Display P3: wide.png",
+        "colour: 1 picture taken as sRGB, since its colour profile cannot be used (cannot open profile from string): "
+        "odd.png",
+        "nothing to see: 1 picture fully transparent: clear.png",
+        "nothing to see: 1 picture of one colour: red.jpg",
+    ]
+    assert image_facts([picture for picture in pictures if not picture.blank]) == {}
+
+
+def test_what_is_no_file_is_never_opened(raw: Path, digests: FileDigests, tmp_path: Path) -> None:
+    put(raw / "a.png")
+    for name in ("pipe.png", "pipe.txt", "pipe"):
+        os.mkfifo(raw / name)
+    for name in ("zero.jpg", "zero.txt", "zero"):
+        (raw / name).symlink_to("/dev/zero")
+    (tmp_path / "secret.txt").write_text("x")
+    (raw / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (raw / "metadata.jsonl").symlink_to("../../secret.txt")
+    assert refused(raw, digests).splitlines() == [
+        "files of data/raw that are not read. Put files in their place, or remove them:",
+        f"       data/raw/a.txt: a link that leaves the folder, to {tmp_path / 'secret.txt'}",
+        f"       data/raw/metadata.jsonl: a link that leaves the folder, to {tmp_path / 'secret.txt'}",
+        *(
+            f"       data/raw/{name}: no file: a pipe, a socket or a device"
+            for name in ("pipe.png", "pipe.txt", "zero.jpg", "zero.txt")
+        ),
+    ]
+    for name in ("pipe.png", "pipe.txt", "zero.jpg", "zero.txt", "a.txt", "metadata.jsonl"):
+        (raw / name).unlink()
+    assert {item.path: item.reason for item in scan_pictures(raw, digests)[1]} == dict.fromkeys(
+        ("pipe", "zero"), "no file: a pipe, a socket or a device"
+    )
+
+
+def test_links_within_the_folder_to_pictures_and_into_dvcs_cache_are_read(
+    raw: Path, digests: FileDigests, tmp_path: Path
+) -> None:
+    put(tmp_path / "elsewhere" / "a.png")
+    (raw / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    put(raw / "b.txt", "words")
+    (raw / "a.txt").symlink_to("b.txt")
+    put(raw / "c.png")
+    put(tmp_path / "cache" / "files" / "md5" / "ab" / ("c" * 30), "cached")
+    (raw / "c.txt").symlink_to(tmp_path / "cache" / "files" / "md5" / "ab" / ("c" * 30))
+    pictures, _ = scan_pictures(raw, digests)
+    assert captions(pictures) == {"a.png": "words", "c.png": "cached"}
 
 
 def test_digests_are_remembered(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +253,7 @@ def test_digests_are_remembered(raw: Path, tmp_path: Path, monkeypatch: pytest.M
     os.utime(raw / "a.png", (1, 1))
     with FileDigests(tmp_path / "digests.sqlite") as digests:
         first = scan_pictures(raw, digests)
-    for reader in ("eridiff.filedigests.digest_file", "eridiff.pictures.read_header"):
+    for reader in ("eridiff.filedigests.digest_file", "eridiff.pictures.read_header", "eridiff.pictures.shows_nothing"):
         monkeypatch.setattr(reader, lambda path: pytest.fail(f"{path} was read again"))
     with FileDigests(tmp_path / "digests.sqlite") as digests:
         assert scan_pictures(raw, digests) == first
