@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eridiff.captionfiles import MetadataRow, read_metadata, read_text
+from eridiff.captionfiles import read_text
+from eridiff.captiontables import MetadataRow, read_metadata
 from eridiff.errors import DataError
 
 
@@ -68,7 +69,16 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"file_name": "a.png"}', " line 2: needs the columns file_name and text (or caption), has: file_name"),
         ('{"file_name": "a", "text": "", "caption": ""}', " line 2: has both columns text and caption: keep one"),
         ('{"file_name": 3, "text": "a"}', " line 2: file_name is 3, no file's name"),
-        ('{"file_name": "a.png", "text": ["a"]}', " line 2: text is ['a'], no text"),
+        ('{"file_name": "a.png", "text": [1]}', " line 2: text is 'list', no text"),
+        ('{"file_name": "a.png", "text": "\\ud83d"}', " line 2: text holds half a letter (U+D83D): write the letter"),
+        ('{"file_name": "\\udc00.png", "text": "a"}', " line 2: file_name holds half a letter (U+DC00)"),
+        ('{"file_name": "a", "text": "x", "text": "y"}', " line 2: no JSON (the key 'text' stands twice)"),
+        (
+            '{"file_name": "a", "text": "' + "x" * 300_000 + '"}',
+            " line 2: text has 300,000 letters, and at most 262,144",
+        ),
+        ('{"file_name": "a", "text": ' + "9" * 5_000 + "}", " line 2: no JSON (a number of 5000 digits)"),
+        ("[" * 100_000, " line 2: no JSON (lists or objects in each other, deeper than is read)"),
     ],
 )
 def test_broken_lines_are_named_and_the_others_read(tmp_path: Path, line: str, problem: str) -> None:
@@ -128,5 +138,5 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
         ": needs the columns file_name and text (or caption), has: image"
     ]
     assert read_metadata(write_parquet(path, {"file_name": ["a.png"], "text": [3]}))[1] == [
-        " row 1: text is 3, no text"
+        ": the column text holds int64, no text"
     ]

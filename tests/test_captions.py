@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eridiff.captionreport import report
 from eridiff.captionrules import RULES, RuleName
 from eridiff.captions import (
     CAPTION_COLUMNS,
@@ -17,7 +18,6 @@ from eridiff.captions import (
     captions_rows,
     clean_caption,
     images_rows,
-    report,
 )
 from eridiff.config import validate
 from eridiff.errors import ConfigError, DataError
