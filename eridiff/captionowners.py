@@ -186,8 +186,10 @@ def _other_tables(
     wrong: list[str] = []
     for path in tables:
         owners = _owners(path, pictures)[0] if _suffix(path) == ".json" else ()
+        found: list[Caption] = []
+        reason: str | None
         if len(owners) > 1:
-            found, reason = [], f"{NO_JSON} of one picture: it is called after {' and '.join(sorted(owners))}"
+            reason = f"{NO_JSON} of one picture: it is called after {' and '.join(sorted(owners))}"
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:

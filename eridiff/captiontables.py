@@ -6,7 +6,7 @@ A row names a picture and holds its caption. JSON files of whole data sets (kohy
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,6 @@ def _read_parquet(path: Path, folder: Path | None) -> Found:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    checked: list[MetadataRow | str] = []
     with opened(path, folder, at_most=MAX_PARQUET_BYTES) as source:
         try:
             file = pq.ParquetFile(source, **THRIFT)
@@ -193,32 +192,40 @@ def _read_parquet(path: Path, folder: Path | None) -> Found:
             if problem:
                 return [], [f": {problem}"]
             columns = _columns(file.schema_arrow.names)
-            file = pq.ParquetFile(source, read_dictionary=list(columns), **THRIFT)  # an equal text is held once
-            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(columns), use_threads=False):
-                cells = [_cells(batch.column(column)) for column in columns]
-                for name, text in zip(*cells, strict=True):
-                    checked.append(_row(f" row {len(checked) + 1}", (columns[0], name), (columns[1], text)))
-        except (pa.ArrowException, OSError) as error:
+            # an equal text is held once a batch. Chunks' own words of their sizes are not asked: pyarrow ends the
+            # process on some that are damaged
+            file = pq.ParquetFile(source, read_dictionary=list(columns), **THRIFT)
+            return _sorted_out(_parquet_rows(file, columns))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             return [], [f": no Parquet ({ascii(str(error))[1:200]})"]
-    return _sorted_out(checked)
+
+
+def _parquet_rows(file: Any, columns: tuple[str, str]) -> Iterator[MetadataRow | str]:
+    """The rows of an open Parquet file, or what is wrong with them."""
+    number = size = 0
+    for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(columns), use_threads=False):
+        cells = [_cells(batch.column(column)) for column in columns]
+        size += sum(len(text) for column in cells for text in {id(one): one for one in column if one}.values())
+        if size > MAX_TEXT_BYTES:
+            yield f" row {number}: more than {MAX_TEXT_BYTES:,} letters to here, and no more are read"
+            return
+        for name, text in zip(*cells, strict=True):
+            number += 1
+            yield _row(f" row {number}", (columns[0], name), (columns[1], text))
 
 
 def _parquet_problem(file: Any) -> str | None:
     """Why the columns of an open Parquet file are not read."""
     import pyarrow as pa
 
-    columns = _columns(file.schema_arrow.names)
-    for column in columns:
+    for column in _columns(file.schema_arrow.names):
         kind = file.schema_arrow.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             return f"the column {column} holds {kind}, no text"
     if file.metadata.num_rows > MAX_ROWS:
         return f"{file.metadata.num_rows:,} rows, and at most {MAX_ROWS:,} are read"
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    chunks = [group.column(at) for group in groups for at in range(group.num_columns)]
-    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
-    return f"{size:,} bytes of text, and at most {MAX_TEXT_BYTES:,} are read" if size > MAX_TEXT_BYTES else None
+    return None
 
 
 def _cells(column: Any) -> list[str | bytes | None]:
@@ -227,8 +234,11 @@ def _cells(column: Any) -> list[str | bytes | None]:
 
     if not pa.types.is_dictionary(column.type):
         return [_decoded(cell) for cell in column.cast(pa.large_binary()).to_pylist()]
-    texts = [_decoded(cell) for cell in column.dictionary.cast(pa.large_binary()).to_pylist()]
-    return [None if at is None else texts[at] for at in column.indices.to_pylist()]
+    places = column.indices.to_pylist()
+    wanted = sorted(set(places) - {None})
+    texts = column.dictionary.take(pa.array(wanted, pa.int64())).cast(pa.large_binary()).to_pylist()
+    known = dict(zip(wanted, map(_decoded, texts), strict=True))
+    return [known.get(at) for at in places]
 
 
 def _decoded(cell: bytes | None) -> str | bytes | None:

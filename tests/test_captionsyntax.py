@@ -19,7 +19,7 @@ from eridiff.pictures import Picture
 from eridiff.trigger import HIDDEN
 
 ROOT = Path(__file__).parent.parent
-BIG = 1 << 18  # bytes, the longest caption that is read
+BIG = 1 << 16  # bytes; where time grows with the square, minutes
 
 
 def params(**values: Any) -> CaptionParams:
@@ -262,4 +262,4 @@ def test_the_longest_captions_take_linear_time(piece: str) -> None:
     for rule in [*SYNTAX.values(), *RULES.values(), left_over]:
         rule(text)
     clean_alternatives(text, params(trigger="tok", rules=list(RULES)))
-    assert time.process_time() - start < 60
+    assert time.process_time() - start < 15
