@@ -11,11 +11,18 @@ from typing import BinaryIO
 from eridiff.errors import DataError
 
 SIDECAR_SUFFIXES = (".txt", ".caption", ".tags")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 MAX_CAPTION_BYTES = 1 << 18  # 256 KiB: the longest caption that an encoder reads has some 2,500 letters
 MAX_TABLE_BYTES = 1 << 26  # 64 MiB of text: some 200,000 captions
 BOM = b"\xef\xbb\xbf"
 CACHE_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # DVC's, where its links are symbolic
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def is_caption_file(path: str) -> bool:
+    """Whether a file may hold captions, by its name."""
+    return os.path.splitext(path)[1].lower() in (*SIDECAR_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def read_text(path: Path, folder: Path | None = None, *, at_most: int = MAX_CAPTION_BYTES) -> str:

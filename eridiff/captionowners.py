@@ -5,14 +5,14 @@ Where several hold a caption of one picture, the first kind of RANKS that has on
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.captionfiles import SIDECAR_SUFFIXES, read_text
+from eridiff.captionfiles import METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.captionnames import Pictures, bare, by_names, eye, in_caption_folder, match_rows, nearest, stem
-from eridiff.captiontables import METADATA_NAMES, TABLE_SUFFIXES, read_metadata
+from eridiff.captiontables import MetadataRow, read_metadata
 from eridiff.errors import DataError, listing
 
 RANKS = (
@@ -47,26 +47,23 @@ class Caption:
     rank: int = FILE
 
 
-def is_caption_file(path: str) -> bool:
-    """Whether a file may hold captions, by its name."""
-    return posixpath.splitext(path)[1].lower() in (*SIDECAR_SUFFIXES, *TABLE_SUFFIXES)
-
-
 def find_captions(
-    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str]
+    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str], left_out: Collection[str] = ()
 ) -> tuple[dict[str, Caption], list[Unused]]:
     """The caption of each picture that has one, and the files, rows and captions that are not used.
 
-    files: all of the folder, relative and sorted; paths: the pictures among them. What contradicts itself, cannot be
-    read, or would be lost, is added to `problems`, each kind with all its offenders.
+    files: all of the folder, relative and sorted; paths: the pictures among them; left_out: pictures that are not
+    used, whose rows are no mistakes. What contradicts itself, cannot be read, or would be lost, is added to
+    `problems`, each kind with all its offenders.
     """
-    pictures = by_names(paths)
+    pictures, gone = by_names(paths), by_names(left_out)
     texts = [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]
     captions, unused, lost = _sidecars(folder, texts, pictures, problems)
     tables = [path for path in files if posixpath.basename(path) in METADATA_NAMES]
-    captions += _metadata_captions(folder, tables, pictures, problems)
+    captions += _metadata_captions(folder, tables, pictures, gone, problems)
     others = [path for path in files if _suffix(path) in TABLE_SUFFIXES and path not in set(tables)]
-    more, also_unused, also_lost = _other_tables(folder, others, pictures, {one.picture for one in captions}, problems)
+    served = {one.picture for one in captions}
+    more, also_unused, also_lost = _other_tables(folder, others, pictures, gone, served, problems)
     chosen, passed = _one_each([*captions, *more], folder, problems)
     lost += also_lost
     if paths and lost and not chosen and not problems:
@@ -136,7 +133,21 @@ def _orphan(path: str, pictures: Pictures, *, guess: bool) -> str:
     return f"a caption file without a picture of its name{hint}"
 
 
-def _metadata_captions(folder: Path, tables: Sequence[str], pictures: Pictures, problems: list[str]) -> list[Caption]:
+def _owned(
+    rows: Sequence[MetadataRow], table: str, pictures: Pictures, gone: Pictures
+) -> list[tuple[MetadataRow, str | None]]:
+    """Each row with its picture, None where none is certain; less those of pictures that are left out."""
+    place = posixpath.dirname(table)
+    owners = match_rows([row.file_name for row in rows], place, pictures)
+    strangers = [row.file_name for row, owner in zip(rows, owners, strict=True) if owner is None]
+    known = {name for name, owner in zip(strangers, match_rows(strangers, place, gone), strict=True) if owner}
+    pairs = zip(rows, owners, strict=True)
+    return [(row, owner) for row, owner in pairs if owner is not None or row.file_name not in known]
+
+
+def _metadata_captions(
+    folder: Path, tables: Sequence[str], pictures: Pictures, gone: Pictures, problems: list[str]
+) -> list[Caption]:
     """Captions of metadata files; a row's file_name is relative to the folder of its file."""
     captions: list[Caption] = []
     unread: list[str] = []
@@ -148,9 +159,10 @@ def _metadata_captions(folder: Path, tables: Sequence[str], pictures: Pictures, 
             unread.append(str(error))
             continue
         unread += [f"{folder / path}{problem}" for problem in wrong]
-        owners = match_rows([row.file_name for row in rows], posixpath.dirname(path), pictures)
-        free = by_names(pictures.paths.difference(one for one in owners if one)) if None in owners else pictures
-        for row, owner in zip(rows, owners, strict=True):
+        owned = _owned(rows, path, pictures, gone)
+        taken = {owner for _, owner in owned if owner}
+        free = by_names(pictures.paths - taken) if len(taken) < len(owned) else pictures
+        for row, owner in owned:
             if owner is None:
                 hint = _did_you_mean(row.file_name, free, guess=len(missing) < GUESSED)
                 missing.append(f"{folder / path}{row.place}: {_shown(row.file_name)}{hint}")
@@ -177,7 +189,7 @@ def _shown(name: str) -> str:
 
 
 def _other_tables(
-    folder: Path, tables: Sequence[str], pictures: Pictures, served: set[str], problems: list[str]
+    folder: Path, tables: Sequence[str], pictures: Pictures, gone: Pictures, served: set[str], problems: list[str]
 ) -> tuple[list[Caption], list[Unused], list[str]]:
     """Captions of JSON files of one picture and of tables of any name; what is not used, and what seems lost."""
     captions: list[Caption] = []
@@ -193,7 +205,7 @@ def _other_tables(
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
-            found, reason = _table_captions(folder, path, pictures, wrong)
+            found, reason = _table_captions(folder, path, pictures, gone, wrong)
             lost += [path] if not found and (reason is None or LIKE_CAPTIONS.search(stem(path))) else []
             reason = reason or (None if found else "none of its rows names a picture of the folder")
         if reason and not served.issuperset(owners) and reason.startswith(NO_JSON):
@@ -224,7 +236,9 @@ def _json_caption(folder: Path, path: str, owner: str) -> tuple[list[Caption], s
     return [Caption(picture=owner, text=text, source=path, rank=JSON)], None
 
 
-def _table_captions(folder: Path, path: str, pictures: Pictures, wrong: list[str]) -> tuple[list[Caption], str | None]:
+def _table_captions(
+    folder: Path, path: str, pictures: Pictures, gone: Pictures, wrong: list[str]
+) -> tuple[list[Caption], str | None]:
     """The captions of a table of another name, and what to say of it; rows that seem a picture's are `wrong`."""
     try:
         rows, mistakes = read_metadata(folder / path, folder)
@@ -233,13 +247,13 @@ def _table_captions(folder: Path, path: str, pictures: Pictures, wrong: list[str
     if not rows:
         return [], f"holds no captions{':' if mistakes else ''}{mistakes[0].removeprefix(':') if mistakes else ''}"
     wrong += [f"{folder / path}{mistake}" for mistake in mistakes]
-    owners = match_rows([row.file_name for row in rows], posixpath.dirname(path), pictures)
+    owned = _owned(rows, path, pictures, gone)
     found = [
         Caption(picture=owner, text=row.text, source=f"{path}{row.place}", rank=TABLE)
-        for row, owner in zip(rows, owners, strict=True)
+        for row, owner in owned
         if owner is not None and row.text is not None
     ]
-    strangers = [row for row, owner in zip(rows, owners, strict=True) if owner is None]
+    strangers = [row for row, owner in owned if owner is None]
     if not found or not strangers:
         return found, None
     captioned = {one.picture for one in found}

@@ -14,8 +14,6 @@ from typing import Any
 from eridiff.captionfiles import MAX_TABLE_BYTES, opened, read_text
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 NAME_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")
 TEXT_COLUMNS = ("text", "caption")
 NEEDS = "needs the columns file_name and text (or caption), has: "

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from eridiff.captionowners import find_captions, is_caption_file
+from eridiff.captionfiles import is_caption_file
+from eridiff.captionowners import find_captions
 from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
 from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header

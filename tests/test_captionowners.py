@@ -234,6 +234,15 @@ def test_rows_of_a_table_that_name_no_picture_are_said(raw: Path) -> None:
     assert problem.startswith("captions that would be lost.") and "key 'p1.jpg'. Did you mean 'p1.png'?" in problem
 
 
+def test_rows_of_pictures_that_are_left_out_are_no_mistakes(raw: Path) -> None:
+    put(raw, **{"metadata.csv": "file_name,text\na.png,a\na-mask.png,mask\n"})
+    put(raw, **{"meta_cap.json": '{"/x/a": {"caption": "a"}, "/x/a-mask": {"caption": "mask"}}'})
+    problems: list[str] = []
+    files = ["a-mask.png", "a.png", "meta_cap.json", "metadata.csv"]
+    captions, unused = find_captions(raw, files, ["a.png"], problems, left_out=["a-mask.png"])
+    assert ({path: one.text for path, one in captions.items()}, unused, problems) == ({"a.png": "a"}, [], [])
+
+
 def test_a_broken_json_is_an_error_only_where_its_caption_would_be_lost(raw: Path) -> None:
     put(raw, **{"p0.json": '{"caption": "a ca'})
     (problem,) = found(raw, "p0.png")[2]
