@@ -78,8 +78,10 @@ def _too_long(path: Path, size: int, at_most: int) -> str:
 def leads_out(path: Path, folder: Path) -> str | None:
     """Where a link leads that leaves the folder; None for what lies in it, or is an object of a DVC cache.
 
-    The folder may be a link itself, to where the originals are.
+    The folder may be a link itself, to where the originals are; folders below it are none, since such are not walked.
     """
+    if not os.path.islink(path):
+        return None
     real = os.path.realpath(path)
     inside = os.path.join(os.path.realpath(folder), "")
     return None if real.startswith(inside) or CACHE_OBJECT.search(real) else real

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MAX_CONTAINERS = 2_000_000  # lists and objects of one text: each takes 64 bytes and more, whatever is in it
+MAX_VALUES = 3_000_000  # of one text: each takes 50 to 100 bytes, however short it is written
+MAX_COMMAS = 12_000_000  # as many numbers, or words in captions
 SENTENCES = ("caption", "text", "prompt", "description")  # the first that holds something counts
 TAGS = ("tags", "tag_string")  # of kohya's scripts and of picture boards; added to the sentence
 
@@ -17,11 +18,11 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises: NotJson that says why: also for keys that stand twice, of which one would be lost, for nesting beyond
-    Python's stack, and for more lists and objects than memory is for.
+    Python's stack, and for more values than memory is for.
     """
-    containers = text.count("[") + text.count("{")
-    if containers > MAX_CONTAINERS:
-        raise NotJson(f"{containers:,} brackets, and at most {MAX_CONTAINERS:,} are read")
+    values = text.count("[") + text.count("{") + text.count('"') // 2
+    if values > MAX_VALUES or text.count(",") > MAX_COMMAS:
+        raise NotJson(f"more than {MAX_VALUES:,} values, and no more are read: split it, or use metadata.jsonl")
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_int=_short)
     except RecursionError:

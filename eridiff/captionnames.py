@@ -32,6 +32,8 @@ class Pictures:
     """By path less suffix, equal to the eye."""
     bare: Names
     """As seen_stems, without folders that are called after pictures or captions."""
+    depth: int
+    """Of the picture in the most folders: how many parts its path has."""
     last: Mapping[str, str]
     """By name or stem less all folders, equal to the eye: the first of them, to be suggested."""
 
@@ -45,6 +47,7 @@ def by_names(paths: Iterable[str]) -> Pictures:
         seen=_grouped((eye(path), path) for path in paths),
         seen_stems=_grouped((eye(stem(path)), path) for path in paths),
         bare=_grouped((bare(stem(path)), path) for path in paths),
+        depth=max((path.count("/") + 1 for path in paths), default=0),
         last={form: path for path in sorted(paths, reverse=True) for form in _last(path)},
     )
 
@@ -129,7 +132,7 @@ def _shared(folders: Iterable[list[str]]) -> int:
 def _guess(parts: list[str], folder: str, shared: int, pictures: Pictures) -> str | None:
     """The only picture that a path may mean; its leading folders go where all paths of the table share them, or where
     a folder is left that fits."""
-    for dropped in range(len(parts)):
+    for dropped in range(max(len(parts) - pictures.depth, 0), len(parts)):
         tail = "/".join(parts[dropped:])
         if dropped > shared and dropped == len(parts) - 1:
             return None

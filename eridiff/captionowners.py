@@ -61,7 +61,9 @@ def find_captions(
     captions, unused, lost = _sidecars(folder, texts, pictures, problems)
     tables = [path for path in files if posixpath.basename(path) in METADATA_NAMES]
     captions += _metadata_captions(folder, tables, pictures, gone, problems)
-    others = [path for path in files if _suffix(path) in TABLE_SUFFIXES and path not in set(tables)]
+    others = [
+        path for path in files if _suffix(path) in TABLE_SUFFIXES and posixpath.basename(path) not in METADATA_NAMES
+    ]
     served = {one.picture for one in captions}
     more, also_unused, also_lost = _other_tables(folder, others, pictures, gone, served, problems)
     chosen, passed = _one_each([*captions, *more], folder, problems)

@@ -5,6 +5,7 @@ A row names a picture and holds its caption. JSON files of whole data sets (kohy
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MAX_CELL = 1 << 18  # letters of a caption, as in a file of its own
 MAX_PARQUET_BYTES = 1 << 36  # it may hold the pictures too
 MAX_TEXT_BYTES = 1 << 28  # of the two columns, unpacked
 MAX_ROWS = 1_000_000
+MAX_PROBLEMS = 1_000
 ROWS_AT_A_TIME = 1024
 THRIFT: dict[str, Any] = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
 
@@ -108,6 +110,7 @@ def _shown(value: object) -> str:
 
 
 def _sorted_out(checked: Iterable[MetadataRow | str]) -> Found:
+    """Rows and problems, up to bounds: a file of short lines would take a hundred times its size."""
     rows: list[MetadataRow] = []
     problems: list[str] = []
     for item in checked:
@@ -115,13 +118,24 @@ def _sorted_out(checked: Iterable[MetadataRow | str]) -> Found:
             problems.append(item)
         else:
             rows.append(item)
+        if len(rows) > MAX_ROWS or len(problems) > MAX_PROBLEMS:
+            problems.append(f": more than {MAX_ROWS:,} rows or {MAX_PROBLEMS:,} mistakes, and no more are read")
+            break
     return rows, problems
 
 
 def _read_jsonl(text: str) -> Found:
-    # split, not splitlines: that would also cut at U+2028 inside a caption
-    lines = [(f" line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _sorted_out(_jsonl_line(place, line) for place, line in lines)
+    return _sorted_out(_jsonl_line(f" line {number}", line) for number, line in _lines(text))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, with their numbers. Not splitlines: that would also cut at U+2028 in a caption."""
+    number, end = 1, 0
+    for hit in re.finditer(r"[^\n]+", text):
+        number += text.count("\n", end, hit.start())
+        end = hit.end()
+        if hit[0].strip():
+            yield number, hit[0]
 
 
 def _jsonl_line(place: str, line: str) -> MetadataRow | str:
@@ -157,25 +171,29 @@ def _holds(value: object) -> bool:
 
 def _read_csv(text: str, delimiter: str) -> Found:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    checked: list[MetadataRow | str] = []
     try:
         header = next(reader, [])
-        problem = _columns_problem(header)
-        if problem:
-            return [], [f" line 1: {problem}"]
-        columns = _columns(header)
-        places = [header.index(column) for column in columns]
+    except csv.Error as error:
+        return [], [f" line {reader.line_num}: no CSV ({error})"]
+    problem = _columns_problem(header)
+    return ([], [f" line 1: {problem}"]) if problem else _sorted_out(_csv_rows(reader, header))
+
+
+def _csv_rows(reader: "csv._reader", header: list[str]) -> Iterator[MetadataRow | str]:
+    """The rows after the header, or what is wrong with them."""
+    columns = _columns(header)
+    places = [header.index(column) for column in columns]
+    try:
         for fields in reader:
             place = f" line {reader.line_num}"
             if len(fields) == len(header):
                 name, cell = ((column, fields[at]) for column, at in zip(columns, places, strict=True))
-                checked.append(_row(place, name, cell))
+                yield _row(place, name, cell)
             elif fields:
                 hint = "put a caption that holds commas in double quotes"
-                checked.append(f"{place}: {len(fields)} fields for {len(header)} columns: {hint}")
+                yield f"{place}: {len(fields)} fields for {len(header)} columns: {hint}"
     except csv.Error as error:
-        checked.append(f" line {reader.line_num}: no CSV ({error})")
-    return _sorted_out(checked)
+        yield f" line {reader.line_num}: no CSV ({error})"
 
 
 def _read_parquet(path: Path, folder: Path | None) -> Found:
@@ -221,8 +239,6 @@ def _parquet_problem(file: Any) -> str | None:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             return f"the column {column} holds {kind}, no text"
-    if file.metadata.num_rows > MAX_ROWS:
-        return f"{file.metadata.num_rows:,} rows, and at most {MAX_ROWS:,} are read"
     return None
 
 

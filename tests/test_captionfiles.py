@@ -192,8 +192,19 @@ def test_columns_that_stand_twice_are_refused(tmp_path: Path) -> None:
 
 def test_a_json_of_brackets_is_not_unpacked(tmp_path: Path) -> None:
     """Each empty list of two letters would take 64 bytes."""
-    rows, problems = found(tmp_path / "captions.json", "[" + "[]," * 2_500_000 + "[]]")
-    assert (rows, problems) == ([], [": no JSON (2,500,002 brackets, and at most 2,000,000 are read)"])
+    rows, problems = found(tmp_path / "captions.json", "[" + "[]," * 3_500_000 + "[]]")
+    assert rows == [] and problems[0].startswith(": no JSON (more than 3,000,000 values, and no more are read")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "line"),
+    [("metadata.csv", "file_name,text\n", "\n"), ("metadata.csv", "file_name,text\n", ",,\n"), ("m.jsonl", "", "\n"),
+     ("m.jsonl", "", "1\n"), ("m.tsv", "file\ttext\n", "\t\n")],
+)  # fmt: skip
+def test_files_of_short_lines_are_read_within_bounds(tmp_path: Path, name: str, start: str, line: str) -> None:
+    rows, problems = found(tmp_path / name, start + line * 1_500_000)
+    assert len(rows) <= 1_000_001 and len(problems) <= 1_002
+    assert not problems or problems[-1] == ": more than 1,000,000 rows or 1,000 mistakes, and no more are read"
 
 
 def test_a_text_file_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:

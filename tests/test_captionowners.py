@@ -299,4 +299,5 @@ def test_ten_thousand_rows_without_a_picture_take_no_time() -> None:
     start = time.process_time()
     assert match_rows(names, "", pictures) == [None] * 10_000
     assert [nearest(name, pictures) for name in names] == [None] * 10_000
+    assert match_rows(["a/" * 100_000 + "0.png"] * 100, "", pictures) == [None] * 100
     assert time.process_time() - start < 5
