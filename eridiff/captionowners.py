@@ -59,11 +59,10 @@ def find_captions(
     pictures, gone = by_names(paths), by_names(left_out)
     texts = [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]
     captions, unused, lost = _sidecars(folder, texts, pictures, problems)
-    tables = [path for path in files if posixpath.basename(path) in METADATA_NAMES]
-    captions += _metadata_captions(folder, tables, pictures, gone, problems)
-    others = [
-        path for path in files if _suffix(path) in TABLE_SUFFIXES and posixpath.basename(path) not in METADATA_NAMES
-    ]
+    tables = [path for path in files if _suffix(path) in TABLE_SUFFIXES]
+    named = [path for path in tables if posixpath.basename(path) in METADATA_NAMES]
+    others = [path for path in tables if posixpath.basename(path) not in METADATA_NAMES]
+    captions += _metadata_captions(folder, named, pictures, gone, problems)
     served = {one.picture for one in captions}
     more, also_unused, also_lost = _other_tables(folder, others, pictures, gone, served, problems)
     chosen, passed = _one_each([*captions, *more], folder, problems)

@@ -31,7 +31,9 @@ IMAGE_COLUMNS = {
 CAPTION_COLUMNS = {"path": "str", "raw": "str", "clean": "str", "variants": "strs", "rules": "strs"}
 
 HARMLESS: tuple[RuleName, ...] = ("html_tags", "html_entities", "unicode", "whitespace", "punctuation")
-ALL_RULES: Mapping[str, Callable[[str], str]] = {**SYNTAX, **RULES}
+ALL_RULES: Mapping[str, Callable[[str], str]] = {
+    name: rule for table in (SYNTAX, RULES) for name, rule in table.items()
+}
 AFTER_TRIGGER: tuple[RuleName, ...] = ("duplicate_tags", "punctuation")
 
 MAX_VARIANTS = 1000

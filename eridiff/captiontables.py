@@ -179,7 +179,7 @@ def _read_csv(text: str, delimiter: str) -> Found:
     return ([], [f" line 1: {problem}"]) if problem else _sorted_out(_csv_rows(reader, header))
 
 
-def _csv_rows(reader: "csv._reader", header: list[str]) -> Iterator[MetadataRow | str]:
+def _csv_rows(reader: Any, header: list[str]) -> Iterator[MetadataRow | str]:
     """The rows after the header, or what is wrong with them."""
     columns = _columns(header)
     places = [header.index(column) for column in columns]
