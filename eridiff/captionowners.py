@@ -206,7 +206,7 @@ def _other_tables(
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
-            found, reason = _table_captions(folder, path, pictures, gone, wrong)
+            found, reason = _table_captions(folder, path, pictures, gone, served, wrong)
             lost += [path] if not found and (reason is None or LIKE_CAPTIONS.search(stem(path))) else []
             reason = reason or (None if found else "none of its rows names a picture of the folder")
         if reason and not served.issuperset(owners) and reason.startswith(NO_JSON):
@@ -238,7 +238,7 @@ def _json_caption(folder: Path, path: str, owner: str) -> tuple[list[Caption], s
 
 
 def _table_captions(
-    folder: Path, path: str, pictures: Pictures, gone: Pictures, wrong: list[str]
+    folder: Path, path: str, pictures: Pictures, gone: Pictures, served: set[str], wrong: list[str]
 ) -> tuple[list[Caption], str | None]:
     """The captions of a table of another name, and what to say of it; rows that seem a picture's are `wrong`."""
     try:
@@ -257,8 +257,7 @@ def _table_captions(
     strangers = [row for row, owner in owned if owner is None]
     if not found or not strangers:
         return found, None
-    captioned = {one.picture for one in found}
-    bare_ones = by_names(path for path in pictures.paths if path not in captioned)
+    bare_ones = by_names(pictures.paths - served - {one.picture for one in found})
     for row in strangers[:GUESSED]:
         near = nearest(row.file_name, bare_ones, guess=False)
         wrong += [f"{folder / path}{row.place}. Did you mean {_shown(near)}?"] if near else []

@@ -54,10 +54,11 @@ def _unknown_syntax(rows: Sequence[Row], params: CaptionParams) -> Iterator[str]
 
 
 def _ignored(ignored: Iterable[Ignored]) -> Iterator[str]:
-    """A line each; of those with one reason the first, and how many more there are."""
+    """A line each; of those with one reason (up to its colon) the first, and how many more there are."""
     seen: Counter[str] = Counter()
     for item in ignored:
-        seen[item.reason] += 1
-        if seen[item.reason] <= A_REASON:
+        reason = item.reason.split(":")[0]
+        seen[reason] += 1
+        if seen[reason] <= A_REASON:
             yield f"ignored: {item.path}: {item.reason}"
     yield from (f"ignored: {count - A_REASON} more: {why}" for why, count in seen.items() if count > A_REASON)

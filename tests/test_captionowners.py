@@ -232,6 +232,9 @@ def test_rows_of_a_table_that_name_no_picture_are_said(raw: Path) -> None:
     put(raw, **{"meta_cap.json": json.dumps({**rows, "p1.jpg": {"caption": "d"}})})
     (problem,) = found(raw, "p0.png", "p1.png")[2]
     assert problem.startswith("captions that would be lost.") and "key 'p1.jpg'. Did you mean 'p1.png'?" in problem
+    put(raw, **{"p1.txt": "its own"})
+    assert found(raw, "p0.png", "p1.png")[0] == {"p0.png": "a", "p1.png": "its own"}
+    assert found(raw, "p0.png", "p1.png")[2] == []
 
 
 def test_rows_of_pictures_that_are_left_out_are_no_mistakes(raw: Path) -> None:

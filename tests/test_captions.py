@@ -356,8 +356,8 @@ def test_report_counts_rules_and_names_what_is_ignored() -> None:
         "same picture: 2_x/a.png, c.png\n"
         "ignored: notes.md: neither a picture nor a caption"
     )
-    many = [Ignored(path=f"{number:02}.md", reason="no") for number in range(25)]
-    assert report(pictures, rows, many, params()).splitlines()[-2:] == ["ignored: 19.md: no", "ignored: 5 more: no"]
+    many = [Ignored(path=f"{number:02}.md", reason=f"no: {number}") for number in range(25)]
+    assert report(pictures, rows, many, params()).splitlines()[-2:] == ["ignored: 19.md: no: 19", "ignored: 5 more: no"]
     assert report(pictures, rows, [Ignored(path="\x1b[31m\nerror: x", reason="no")], params()).endswith(
         "ignored: ?[31m?error: x: no"
     )
