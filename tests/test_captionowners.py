@@ -7,6 +7,8 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from eridiff.captionnames import by_names, match_rows, nearest
 from eridiff.captionowners import find_captions
@@ -304,3 +306,43 @@ def test_thousands_of_rows_without_a_picture_take_no_time() -> None:
     assert [nearest(name, pictures) for name in names] == [None] * 5_000
     assert match_rows(["a/" * 100_000 + "0.png"] * 9, "", pictures) == [None] * 9
     assert time.process_time() - start < 5
+
+
+NAMES = st.sampled_from(["a", "A", "b", "a.v1", NFC, NFD, "1"])
+FOLDERS = st.sampled_from(["", "x/", "captions/", "images/", "X/captions/"])
+PATHS = st.builds(lambda folder, name, end: folder + name + end, FOLDERS, NAMES, st.sampled_from([".png", ".jpg"]))
+ENDS = [".txt", ".caption", ".tags", ".png.txt", ".jpg.TXT", ".json"]
+OTHERS = st.builds(lambda folder, name, end: folder + name + end, FOLDERS, NAMES, st.sampled_from(ENDS))
+TABLES = ["meta_cap.json", "x/metadata.jsonl", "captions.csv"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.sets(PATHS, min_size=1, max_size=5),
+    st.sets(OTHERS, max_size=5),
+    st.sampled_from(TABLES),
+    st.lists(PATHS, max_size=3),
+)
+def test_no_caption_is_lost_without_a_word(
+    raw: Path, pictures: set[str], sidecars: set[str], table: str, rows: list[str]
+) -> None:
+    """Each caption is a picture's, one alone, or a line or an error names its file."""
+    for old in sorted(raw.rglob("*"), reverse=True):
+        old.rmdir() if old.is_dir() else old.unlink()
+    texts = {name: f"text of {name}" for name in sidecars}
+    put(raw, **{name: json.dumps({"caption": text}) if ".json" in name else text for name, text in texts.items()})
+    if table == "meta_cap.json":
+        put(raw, **{table: json.dumps({row: {"caption": f"row {row}"} for row in rows})})
+    elif table == "captions.csv":
+        put(raw, **{table: "image,text\n" + "".join(f"{row},row {row}\n" for row in rows)})
+    else:
+        lines = [json.dumps({"file_name": row, "text": f"row {row}"}) for row in rows]
+        put(raw, **{table: "\n".join(lines)})
+    captions, unused, problems = found(raw, *sorted(pictures))
+    assert set(captions) <= pictures
+    assert len(set(captions.values())) == len(captions), "one caption of two pictures"
+    if not problems:
+        said = "\n".join(f"{path}: {why}" for path, why in unused)
+        assert [name for name, text in texts.items() if text not in captions.values() and name not in said] == []
+        lost = [row for row in rows if f"row {row}" not in captions.values()]
+        assert not lost or table in said
