@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.captionfiles import METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
+from eridiff.captionfiles import MAX_TABLE_BYTES, METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.captionnames import Pictures, bare, by_names, eye, in_caption_folder, match_rows, nearest, stem
 from eridiff.captiontables import MetadataRow, read_metadata
@@ -202,14 +202,14 @@ def _other_tables(
         found: list[Caption] = []
         reason: str | None
         if len(owners) > 1:
-            reason = f"{NO_JSON} of one picture: it is called after {' and '.join(sorted(owners))}"
+            reason = f"the JSON of one picture, called after {' and '.join(sorted(owners))}"
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
             found, reason = _table_captions(folder, path, pictures, gone, served, wrong)
             lost += [path] if not found and (reason is None or LIKE_CAPTIONS.search(stem(path))) else []
             reason = reason or (None if found else "none of its rows names a picture of the folder")
-        if reason and not served.issuperset(owners) and reason.startswith(NO_JSON):
+        if reason and not served.issuperset(owners) and reason != NEITHER:
             wrong.append(f"{folder / path}: {reason}")
         elif reason:
             unused.append((path, reason))
@@ -221,19 +221,19 @@ def _other_tables(
     return captions, unused, lost
 
 
-NO_JSON = "no JSON"
+NEITHER = "holds neither caption nor tags"
 
 
 def _json_caption(folder: Path, path: str, owner: str) -> tuple[list[Caption], str | None]:
     """The caption of a JSON file that is called after a picture; or why there is none."""
     try:
-        text = caption_in(parse_json(read_text(folder / path, folder, at_most=1 << 22)))
+        text = caption_in(parse_json(read_text(folder / path, folder, at_most=MAX_TABLE_BYTES)))
     except NotJson as error:
-        return [], f"{NO_JSON} ({error})"
+        return [], f"no JSON ({error})"
     except DataError as error:
         return [], str(error).removeprefix(f"{folder / path}: ")
     if text is None or lone_surrogate(text):
-        return [], "holds neither caption nor tags" if text is None else f"{NO_JSON} of whole letters"
+        return [], NEITHER if text is None else "its caption holds half a letter"
     return [Caption(picture=owner, text=text, source=path, rank=JSON)], None
 
 

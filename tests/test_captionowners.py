@@ -257,6 +257,32 @@ def test_a_broken_json_is_an_error_only_where_its_caption_would_be_lost(raw: Pat
     assert (captions, problems) == ({"p0.png": "a cat"}, []) and unused[0][1].startswith("no JSON (")
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"caption": "B\xe4r"}', "byte 14 (0xE4) is no UTF-8"),
+        (b'{"caption": "\\ud800"}', "its caption holds half a letter"),
+        (b'{"a": 1, "a": 2}', "no JSON (the key 'a' stands twice)"),
+    ],
+)
+def test_a_json_of_one_picture_that_cannot_be_read(raw: Path, data: bytes, words: str) -> None:
+    (raw / "p0.json").write_bytes(data)
+    (problem,) = found(raw, "p0.png")[2]
+    assert f"{raw}/p0.json: {words}" in problem
+
+
+def test_a_json_of_two_pictures_is_an_error(raw: Path) -> None:
+    put(raw, **{"p0.json": '{"caption": "a"}'})
+    (problem,) = found(raw, "p0.png", "p0.jpg")[2]
+    assert f"{raw}/p0.json: the JSON of one picture, called after p0.jpg and p0.png" in problem
+
+
+def test_json_of_other_programs_is_no_caption(raw: Path) -> None:
+    """Outlines of labelme, a workflow: named, and the picture is as without them."""
+    put(raw, **{"p0.json": '{"version": "5.0", "shapes": [], "imageData": "' + "A" * 5_000_000 + '"}'})
+    assert found(raw, "p0.png") == ({}, [("p0.json", "holds neither caption nor tags")], [])
+
+
 def test_only_regular_files_of_the_folder_are_read(raw: Path) -> None:
     """A pipe is not waited for, a device not read to its end, and what lies elsewhere is nobody's caption."""
     os.mkfifo(raw / "a.txt")
