@@ -85,8 +85,9 @@ def match_rows(names: Sequence[str], folder: str, pictures: Pictures) -> list[st
         exact = posixpath.normpath(posixpath.join(folder, name))
         found.append(exact if exact in pictures.paths else None)
     taken = set(found) - {None}
-    left = {at: _parts(name) for at, name in enumerate(names) if found[at] is None}
-    shared = _shared(parts[:-1] for parts in left.values())
+    every = [_parts(name) for name in names]
+    shared = _shared(parts[:-1] for parts in every)
+    left = {at: parts for at, parts in enumerate(every) if found[at] is None}
     guesses: dict[str, list[int]] = {}
     for at, parts in left.items():
         guess = _guess(parts, eye(folder), shared, pictures)

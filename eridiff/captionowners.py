@@ -56,15 +56,15 @@ def find_captions(
     used, whose rows are no mistakes. What contradicts itself, cannot be read, or would be lost, is added to
     `problems`, each kind with all its offenders.
     """
-    pictures, gone = by_names(paths), by_names(left_out)
+    pictures, everything = by_names(paths), by_names([*paths, *left_out])
     texts = [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]
     captions, unused, lost = _sidecars(folder, texts, pictures, problems)
     tables = [path for path in files if _suffix(path) in TABLE_SUFFIXES]
     named = [path for path in tables if posixpath.basename(path) in METADATA_NAMES]
     others = [path for path in tables if posixpath.basename(path) not in METADATA_NAMES]
-    captions += _metadata_captions(folder, named, pictures, gone, problems)
+    captions += _metadata_captions(folder, named, pictures, everything, problems)
     served = {one.picture for one in captions}
-    more, also_unused, also_lost = _other_tables(folder, others, pictures, gone, served, problems)
+    more, also_unused, also_lost = _other_tables(folder, others, pictures, everything, served, problems)
     chosen, passed = _one_each([*captions, *more], folder, problems)
     lost += also_lost
     if paths and lost and not chosen and not problems:
@@ -135,19 +135,16 @@ def _orphan(path: str, pictures: Pictures, *, guess: bool) -> str:
 
 
 def _owned(
-    rows: Sequence[MetadataRow], table: str, pictures: Pictures, gone: Pictures
+    rows: Sequence[MetadataRow], table: str, pictures: Pictures, everything: Pictures
 ) -> list[tuple[MetadataRow, str | None]]:
-    """Each row with its picture, None where none is certain; less those of pictures that are left out."""
-    place = posixpath.dirname(table)
-    owners = match_rows([row.file_name for row in rows], place, pictures)
-    strangers = [row.file_name for row, owner in zip(rows, owners, strict=True) if owner is None]
-    known = {name for name, owner in zip(strangers, match_rows(strangers, place, gone), strict=True) if owner}
-    pairs = zip(rows, owners, strict=True)
-    return [(row, owner) for row, owner in pairs if owner is not None or row.file_name not in known]
+    """Each row with its picture, None where none is certain; less those of pictures that are left out, which are looked
+    for beside the others: `masks/a.png` is not `a.png`."""
+    owners = match_rows([row.file_name for row in rows], posixpath.dirname(table), everything)
+    return [(row, one) for row, one in zip(rows, owners, strict=True) if one is None or one in pictures.paths]
 
 
 def _metadata_captions(
-    folder: Path, tables: Sequence[str], pictures: Pictures, gone: Pictures, problems: list[str]
+    folder: Path, tables: Sequence[str], pictures: Pictures, everything: Pictures, problems: list[str]
 ) -> list[Caption]:
     """Captions of metadata files; a row's file_name is relative to the folder of its file."""
     captions: list[Caption] = []
@@ -160,7 +157,7 @@ def _metadata_captions(
             unread.append(str(error))
             continue
         unread += [f"{folder / path}{problem}" for problem in wrong]
-        owned = _owned(rows, path, pictures, gone)
+        owned = _owned(rows, path, pictures, everything)
         taken = {owner for _, owner in owned if owner}
         free = by_names(pictures.paths - taken) if len(taken) < len(owned) else pictures
         for row, owner in owned:
@@ -190,7 +187,7 @@ def _shown(name: str) -> str:
 
 
 def _other_tables(
-    folder: Path, tables: Sequence[str], pictures: Pictures, gone: Pictures, served: set[str], problems: list[str]
+    folder: Path, tables: Sequence[str], pictures: Pictures, everything: Pictures, served: set[str], problems: list[str]
 ) -> tuple[list[Caption], list[Unused], list[str]]:
     """Captions of JSON files of one picture and of tables of any name; what is not used, and what seems lost."""
     captions: list[Caption] = []
@@ -206,7 +203,7 @@ def _other_tables(
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
-            found, reason = _table_captions(folder, path, pictures, gone, served, wrong)
+            found, reason = _table_captions(folder, path, pictures, everything, served, wrong)
             lost += [path] if not found and (reason is None or LIKE_CAPTIONS.search(stem(path))) else []
             reason = reason or (None if found else "none of its rows names a picture of the folder")
         if reason and not served.issuperset(owners) and reason != NEITHER:
@@ -238,7 +235,7 @@ def _json_caption(folder: Path, path: str, owner: str) -> tuple[list[Caption], s
 
 
 def _table_captions(
-    folder: Path, path: str, pictures: Pictures, gone: Pictures, served: set[str], wrong: list[str]
+    folder: Path, path: str, pictures: Pictures, everything: Pictures, served: set[str], wrong: list[str]
 ) -> tuple[list[Caption], str | None]:
     """The captions of a table of another name, and what to say of it; rows that seem a picture's are `wrong`."""
     try:
@@ -248,7 +245,7 @@ def _table_captions(
     if not rows:
         return [], f"holds no captions{':' if mistakes else ''}{mistakes[0].removeprefix(':') if mistakes else ''}"
     wrong += [f"{folder / path}{mistake}" for mistake in mistakes]
-    owned = _owned(rows, path, pictures, gone)
+    owned = _owned(rows, path, pictures, everything)
     found = [
         Caption(picture=owner, text=row.text, source=f"{path}{row.place}", rank=TABLE)
         for row, owner in owned

@@ -150,6 +150,7 @@ def test_a_folder_that_is_not_here_is_not_passed_over() -> None:
     assert match_rows(["/set/a/0.png", "/set/b/0.png"], "", by_names(["0.png"])) == [None, None]
     assert match_rows(["/set/a/0.png", "/set/b/1.png"], "", by_names(["0.png", "1.png"])) == [None, None]
     assert match_rows(["/set/a/0.png", "/set/a/1.png"], "", by_names(["0.png", "1.png"])) == ["0.png", "1.png"]
+    assert match_rows(["1.png", "/set/0.png"], "", by_names(["0.png", "1.png"])) == ["1.png", None]
     assert match_rows(["0.png", "/set/0.png"], "", by_names(["0.png"])) == ["0.png", None]  # the exact one has it
 
 
@@ -246,6 +247,9 @@ def test_rows_of_pictures_that_are_left_out_are_no_mistakes(raw: Path) -> None:
     files = ["a-mask.png", "a.png", "meta_cap.json", "metadata.csv"]
     captions, unused = find_captions(raw, files, ["a.png"], problems, left_out=["a-mask.png"])
     assert ({path: one.text for path, one in captions.items()}, unused, problems) == ({"a.png": "a"}, [], [])
+    put(raw, **{"metadata.csv": "file_name,text\nmasks/a.png,mask\n"})
+    captions, unused = find_captions(raw, ["metadata.csv"], ["a.png"], problems, left_out=["masks/a.png"])
+    assert (captions, unused, problems) == ({}, [], [])
 
 
 def test_a_broken_json_is_an_error_only_where_its_caption_would_be_lost(raw: Path) -> None:
