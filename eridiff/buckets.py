@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from eridiff.config import Section
-from eridiff.errors import CONTROL, MAX_NAMED, DataError, listing
+from eridiff.errors import MAX_NAMED, DataError, listing
+from eridiff.printable import printable
 from eridiff.tables import Row
 
 BUCKET_COLUMNS = {"path": "str", "file_digest": "str"} | dict.fromkeys(
@@ -188,7 +189,7 @@ def summary(rows: Sequence[Row], left_out: Sequence[LeftOut], blank: Mapping[str
     for kind in counts:
         named = [f"{kind}: {path}: {what}" for other, path, what in odd if other == kind]
         lines += named[:MAX_NAMED] + ([f"{kind}: {len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else [])
-    return "\n".join(line.translate(CONTROL) for line in [first, *lines])
+    return "\n".join(printable(line) for line in [first, *lines])
 
 
 def _odd(rows: Sequence[Row], blank: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -1,41 +1,36 @@
-"""Captions in text files and in `metadata.jsonl`, `.csv` and `.parquet`: files => rows and problems."""
+"""Caption files: their text, read within bounds and only from regular files of the folder of pictures."""
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from eridiff.errors import DataError
 
+SIDECAR_SUFFIXES = (".txt", ".caption", ".tags")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-TEXT_COLUMNS = ("text", "caption")
+TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+MAX_CAPTION_BYTES = 1 << 18  # 256 KiB: the longest caption that an encoder reads has some 2,500 letters
+MAX_TABLE_BYTES = 1 << 26  # 64 MiB of text: some 200,000 captions
 BOM = b"\xef\xbb\xbf"
+CACHE_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # DVC's, where its links are symbolic
+KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class MetadataRow:
-    """One caption of a metadata file. place: ` line 3` or ` row 3`; text: None where the row holds none."""
-
-    place: str
-    file_name: str
-    text: str | None
+def is_caption_file(path: str) -> bool:
+    """Whether a file may hold captions, by its name."""
+    return os.path.splitext(path)[1].lower() in (*SIDECAR_SUFFIXES, *TABLE_SUFFIXES)
 
 
-Found = tuple[list[MetadataRow], list[str]]  # rows, and problems as ` line 3: what is wrong`
-
-
-def read_text(path: Path) -> str:
+def read_text(path: Path, folder: Path | None = None, *, at_most: int = MAX_CAPTION_BYTES) -> str:
     """A UTF-8 file, with or without a byte order mark.
 
-    Raises: DataError that names the file and the first wrong byte.
+    Raises: DataError as opened, and one that names the first byte that is no UTF-8.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None
+    data = read_bytes(path, folder, at_most=at_most)
     start = len(BOM) if data.startswith(BOM) else 0
     try:
         return data[start:].decode("utf-8")
@@ -46,99 +41,47 @@ def read_text(path: Path) -> str:
         raise DataError(f"{place} is no UTF-8{kind}. Save the file as UTF-8.") from None
 
 
-def read_metadata(path: Path) -> Found:
-    """The captions of a metadata file, and what is wrong with rows that cannot be read, by their places.
+def read_bytes(path: Path, folder: Path | None = None, *, at_most: int) -> bytes:
+    """A file of at most so many bytes. Raises: DataError as opened."""
+    with opened(path, folder, at_most=at_most) as file:
+        data = file.read(at_most + 1)
+    if len(data) > at_most:  # it grew, or says that it is empty
+        raise DataError(_too_long(path, len(data), at_most))
+    return data
 
-    Raises: DataError for a text file that is no UTF-8.
+
+@contextmanager
+def opened(path: Path, folder: Path | None = None, *, at_most: int) -> Iterator[BinaryIO]:
+    """A regular file of at most so many bytes, open for reading; folder: what it must lie in, links followed.
+
+    Raises: DataError that names a file that is no regular one (it is not waited for), too long, unreadable, or a link
+    out of the folder: what such a link names was not put there as a caption.
     """
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    text = read_text(path)
-    return _read_jsonl(text) if path.suffix == ".jsonl" else _read_csv(text)
-
-
-def _columns_problem(columns: Iterable[str]) -> str | None:
-    """What is wrong with the columns of a row; None where it has what is needed."""
-    columns = list(columns)
-    texts = [name for name in TEXT_COLUMNS if name in columns]
-    if "file_name" not in columns or not texts:
-        return f"needs the columns file_name and text (or caption), has: {', '.join(columns) or 'none'}"
-    if len(texts) > 1:
-        return "has both columns text and caption: keep one"
-    return None
-
-
-def _check(place: str, record: Mapping[str, Any]) -> MetadataRow | str:
-    """A record as a row, or what is wrong with it."""
-    problem = _columns_problem(record)
-    if problem:
-        return f"{place}: {problem}"
-    column = next(name for name in TEXT_COLUMNS if name in record)
-    file_name, text = record["file_name"], record[column]
-    if not isinstance(file_name, str):
-        return f"{place}: file_name is {file_name!r}, no file's name"
-    if not isinstance(text, str | None):
-        return f"{place}: {column} is {text!r}, no text"
-    return MetadataRow(place=place, file_name=file_name, text=text)
-
-
-def _sorted_out(checked: Iterable[MetadataRow | str]) -> Found:
-    rows: list[MetadataRow] = []
-    problems: list[str] = []
-    for item in checked:
-        if isinstance(item, str):
-            problems.append(item)
-        else:
-            rows.append(item)
-    return rows, problems
-
-
-def _read_jsonl(text: str) -> Found:
-    # split, not splitlines: that would also cut at U+2028 inside a caption
-    lines = [(f" line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _sorted_out(_jsonl_line(place, line) for place, line in lines)
-
-
-def _jsonl_line(place: str, line: str) -> MetadataRow | str:
+    if folder is not None and (target := leads_out(path, folder)):
+        raise DataError(f"{path}: a link out of {folder}, to {target}. Copy the file here, or remove the link.")
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"{place}: no JSON ({error})"
-    if not isinstance(record, dict):
-        return f'{place}: no JSON object such as {{"file_name": "cat.png", "text": "a cat"}}'
-    return _check(place, record)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # waits for no pipe
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{path}: {KINDS.get(stat.S_IFMT(status.st_mode), 'a folder')}, no file. Remove it.")
+            if status.st_size > at_most:
+                raise DataError(_too_long(path, status.st_size, at_most))
+            yield file
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None
 
 
-def _read_csv(text: str) -> Found:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    checked: list[MetadataRow | str] = []
-    try:
-        header = next(reader, [])
-        problem = _columns_problem(header)
-        if problem:
-            return [], [f" line 1: {problem}"]
-        for fields in reader:
-            place = f" line {reader.line_num}"
-            if len(fields) == len(header):
-                checked.append(_check(place, dict(zip(header, fields, strict=True))))
-            elif fields:
-                hint = "put a caption that holds commas in double quotes"
-                checked.append(f"{place}: {len(fields)} fields for {len(header)} columns: {hint}")
-    except csv.Error as error:
-        checked.append(f" line {reader.line_num}: no CSV ({error})")
-    return _sorted_out(checked)
+def _too_long(path: Path, size: int, at_most: int) -> str:
+    return f"{path}: {size:,} bytes, and at most {at_most:,} are read. Shorten it, or remove it."
 
 
-def _read_parquet(path: Path) -> Found:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def leads_out(path: Path, folder: Path) -> str | None:
+    """Where a link leads that leaves the folder; None for what lies in it, or is an object of a DVC cache.
 
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        return [], [f": no Parquet ({error})"]
-    problem = _columns_problem(table.column_names)
-    if problem:
-        return [], [f": {problem}"]
-    records = enumerate(table.to_pylist(), 1)
-    return _sorted_out(_check(f" row {number}", record) for number, record in records)
+    The folder may be a link itself, to where the originals are; folders below it are none, since such are not walked.
+    """
+    if not os.path.islink(path):
+        return None
+    real = os.path.realpath(path)
+    inside = os.path.join(os.path.realpath(folder), "")
+    return None if real.startswith(inside) or CACHE_OBJECT.search(real) else real

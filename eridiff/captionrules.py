@@ -4,7 +4,10 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from html.entities import html5
 from typing import Literal
+
+from eridiff.joiners import kept_joiners
 
 RuleName = Literal[
     "html_tags", "html_entities", "unicode", "other_scripts", "file_names", "underscores", "whitespace",
@@ -26,7 +29,9 @@ INLINE_TAG = re.compile(  # with attributes or none: `<a cat>` is no tag
     r"(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>",
     re.IGNORECASE,
 )
-ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
+ENTITY = re.compile(r"&(?:#0*[0-9]{1,7}|#[xX]0*[0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{0,31});")
+ENDS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + ",;"
+LONGEST_NAME = 255  # of a file, on every file system
 KEYBOARD = re.compile(r"[ -~\n\r\t]*")  # what has nothing to be replaced, as most captions
 PLAIN = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b", "'"),
@@ -38,20 +43,26 @@ PLAIN = {
 
 def html_tags(text: str) -> str:
     """Remove tags of HTML; `<br>` and the ends of blocks become newlines. `<3` and `<lora:x:1>` stay."""
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    ends = text.rfind("-->") + len("-->")  # from what begins after the last end each search would run to the text's
+    text = re.sub(r"<!--.*?-->", "", text[:ends], flags=re.DOTALL) + text[ends:] if ends >= len("-->") else text
     return INLINE_TAG.sub("", BLOCK_TAG.sub("\n", text))
 
 
 def html_entities(text: str) -> str:
-    """Replace entities by their letters: `&amp;` => `&`. One level; a bare `&` stays."""
-    return ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    """Replace entities by their letters: `&amp;` => `&`. One level; a bare `&` and unknown names stay."""
+    return ENTITY.sub(lambda found: _entity(found[0]), text)
 
 
 def unicode(text: str) -> str:
-    """NFC; odd spaces to spaces, invisible letters removed, curly quotes and the ellipsis as ASCII."""
+    """NFC; odd spaces to spaces, invisible letters removed, curly quotes and the ellipsis as ASCII.
+
+    Joiners stay where they hold an emoji together or decide how a script is written.
+    """
     if KEYBOARD.fullmatch(text):
         return text
-    return "".join(_plain_letter(letter) for letter in unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", text)
+    kept = kept_joiners(text)
+    return "".join(letter if at in kept else _plain_letter(letter) for at, letter in enumerate(text))
 
 
 def other_scripts(text: str) -> str:
@@ -86,15 +97,22 @@ def duplicate_tags(text: str) -> str:
     """Drop tags that stand already, in whatever case; the first is kept."""
     tags = text.split(",")
     names = [tag.strip().casefold() for tag in tags]
-    kept = [tag for place, tag in enumerate(tags) if not names[place] or names.index(names[place]) == place]
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    kept = [tag for place, tag in enumerate(tags) if not names[place] or first[names[place]] == place]
     return text if len(kept) == len(tags) else ",".join(kept)
 
 
 def punctuation(text: str) -> str:
     """No space before a comma and one after it, no commas in a row, none at the ends."""
-    text = re.sub(r"(?:[ \t]*,)+", ",", text)
+    text = re.sub(r"(?<![ \t])[ \t]*,(?:[ \t]*,)*", ",", text)
     text = re.sub(r",(?=[^\s\d])", ", ", text)
-    return re.sub(r"(?:,[ \t]+)+(?=,)|^[\s,;]+|[\s,;]+$", "", text)
+    return text.strip(ENDS)
+
+
+def _entity(entity: str) -> str:
+    if entity[1] == "#":
+        return html.unescape(re.sub("(?<=[#xX])0+(?=[0-9a-fA-F])", "", entity))  # Python reads no 5,000 digits
+    return html5.get(entity[1:], entity)  # unescape also takes `&notes;` for `&not` and `es;`
 
 
 def _plain_letter(letter: str) -> str:
@@ -120,12 +138,16 @@ def _drop_file_names(line: str) -> str:
     kept = []
     for tag in tags:
         words = tag.split(" ")
-        left = [word for word in words if not FILE_NAME.fullmatch(word.strip("()[]{}\"'.:;!?\t\r"))]
+        left = [word for word in words if not _is_file_name(word.strip("()[]{}\"'.:;!?\t\r"))]
         if len(left) == len(words):
             kept.append(tag)
         elif any(left):
             kept.append(" ".join(left))
     return ",".join(kept) if kept == tags else ",".join(kept).lstrip()
+
+
+def _is_file_name(word: str) -> bool:
+    return len(word) <= LONGEST_NAME and FILE_NAME.fullmatch(word) is not None
 
 
 RULES: Mapping[RuleName, Callable[[str], str]] = {

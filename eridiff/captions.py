@@ -1,14 +1,14 @@
 """Captions: clean-up rules, the trigger word, and the variants that training draws from.
 
-A caption passes the rules that params switch on, in the order of RULES, whatever their order in params. The
-trigger is put in front where it is missing, before the last rules, so that it does not stand twice.
+A caption passes the rules that params switch on, in the order of SYNTAX and RULES, whatever their order in params.
+The trigger is put in front where it is missing, before the last rules, so that it does not stand twice.
 """
 
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -16,12 +16,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from eridiff.captionrules import RULES, RuleName
+from eridiff.captionsyntax import SYNTAX, SyntaxName, versions
 from eridiff.config import Section, Seed
 from eridiff.errors import DataError, all_of, listing
 from eridiff.files import digest_json
-from eridiff.pictures import Ignored, Picture
+from eridiff.pictures import Picture
 from eridiff.tables import Row
-from eridiff.trigger import holds_word, whole_word
+from eridiff.trigger import HIDDEN, PLACES, holds_word, whole_word
 
 IMAGE_COLUMNS = {
     "path": "str", "file_digest": "str",
@@ -30,15 +31,25 @@ IMAGE_COLUMNS = {
 CAPTION_COLUMNS = {"path": "str", "raw": "str", "clean": "str", "variants": "strs", "rules": "strs"}
 
 HARMLESS: tuple[RuleName, ...] = ("html_tags", "html_entities", "unicode", "whitespace", "punctuation")
+ALL_RULES: Mapping[str, Callable[[str], str]] = {
+    name: rule for table in (SYNTAX, RULES) for name, rule in table.items()
+}
 AFTER_TRIGGER: tuple[RuleName, ...] = ("duplicate_tags", "punctuation")
 
-HIDDEN = "\ufdd0"  # stands for the trigger while rules run; Unicode reserves it for such uses
+MAX_VARIANTS = 1000
 NOTHING = " \t\r\n,;.:!?-"  # a caption of these alone says nothing
 
 
 def _plain_words(value: str) -> str:
     if value != value.strip() or not value or re.search(r"[,\n\r\t]", value):
         raise ValueError("must be a word or words, without commas and without spaces at the ends")
+    return _no_place(value)
+
+
+def _no_place(value: str) -> str:
+    place = PLACES.search(value)
+    if place:
+        raise ValueError(f"holds '{place[0]}', which is filled in captions only: write the trigger itself")
     return value
 
 
@@ -49,6 +60,7 @@ def _folder_path(value: str) -> str:
 
 
 Words = Annotated[str, AfterValidator(_plain_words)]
+Text = Annotated[str, AfterValidator(_no_place)]
 FolderPath = Annotated[str, AfterValidator(_folder_path)]
 
 
@@ -59,18 +71,23 @@ class CaptionParams(Section):
     """Word that must stand in each caption: put in front, with a comma, where it is missing (case counts)."""
     class_word: Words | None = None
     """What the pictures show, such as `toy`. A picture without a caption gets `trigger class_word`."""
-    prefix: str = ""
+    prefix: Text = ""
     """Text in front of each caption, as it stands: write the space or comma at its end."""
-    suffix: str = ""
+    suffix: Text = ""
     """Text after each caption, as it stands: write the space or comma at its start."""
     rules: Annotated[tuple[RuleName, ...], Field(max_length=100)] = HARMLESS
     """Clean-up rules. They run in this order, whatever their order here: html_tags (removed), html_entities
     (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
     not in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace
     (lines joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
+    syntax: tuple[SyntaxName, ...] = tuple(SYNTAX)
+    """Syntax of other programs that is read as what it means, before the rules: json_captions (caption and tags of a
+    JSON object), trigger_places (`[trigger]`, `{trigger_word}` filled), networks (`<lora:x:1>` dropped), separators
+    (`|||`, `;;;` to commas), choices (`{a|b}` to a version of the caption each), breaks (`BREAK` to a comma), weights
+    (`(x:1.3)`, `((x))` to x), escapes (`\\(` to `(`), wide_commas (of Chinese and Japanese, to `, `)."""
     alternatives: bool = False
     """Take each line of a caption as a caption of its own, among which training draws; else lines are joined."""
-    variants: Annotated[int, Field(ge=1, le=1000)] = 1
+    variants: Annotated[int, Field(ge=1, le=MAX_VARIANTS)] = 1
     """Versions of each caption, among which training draws. Each is encoded once."""
     shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
     """Put the comma-separated tags of each version in another order. Needed for more than one version."""
@@ -99,15 +116,19 @@ class Cleaned:
     rules_fired: tuple[str, ...]
 
 
+Rule = tuple[str, Callable[[str], str]]
+
+
 def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
     """Apply the rules, trigger, prefix and suffix. No variants where nothing says what the picture shows."""
-    text, fired = _apply([name for name in RULES if name not in AFTER_TRIGGER], (raw or "").strip(), params)
+    early, late = _rules(params)
+    text, fired = _apply(early, (raw or "").replace(HIDDEN, "").strip(), params)
     there = holds_word(params.prefix + text + params.suffix, params.trigger)
     trigger = [params.trigger] if params.trigger and not there else []
     fired += ["trigger"] * len(trigger)
     if text.strip(NOTHING):
-        text, late = _apply(AFTER_TRIGGER, ", ".join([*trigger, text]), params, hide=there)
-        fired += late
+        text, fired_late = _apply(late, ", ".join([*trigger, text]), params, hide=there)
+        fired += fired_late
     else:
         text = " ".join([*trigger, *filter(None, [params.class_word])])
         fired += ["class_word"] * (params.class_word is not None)
@@ -118,31 +139,54 @@ def clean_caption(raw: str | None, params: CaptionParams) -> Cleaned:
 
 
 def clean_alternatives(raw: str | None, params: CaptionParams) -> Cleaned:
-    """A picture's caption, or its lines each by itself where params say so: all their variants, each text once."""
-    lines = [line for line in (raw or "").splitlines() if line.strip()] if params.alternatives else []
-    if len(lines) < 2:
-        return clean_caption(raw, params)
-    cleaned = [clean_caption(line, params) for line in lines]
+    """A picture's caption with all its variants, each text once: of its choices, and of its lines where params say
+    that these are captions of their own.
+    """
+    early = [rule for rule in _rules(params)[0] if rule[0] == "json_captions"]
+    text, fired = _apply(early, (raw or "").replace(HIDDEN, "").strip(), params)
+    lines = [line for line in text.splitlines() if line.strip()] if params.alternatives else []
+    texts = [version for line in (lines or [text]) for version in _versions(line, params)]
+    fired += ["choices"] * (len(texts) > max(len(lines), 1))
+    cleaned = [clean_caption(one, params) for one in texts]
     return Cleaned(
         text=", ".join(dict.fromkeys(one.text for one in cleaned if one.variants)),
         variants=tuple(dict.fromkeys(variant for one in cleaned for variant in one.variants)),
-        rules_fired=tuple(dict.fromkeys(rule for one in cleaned for rule in one.rules_fired)),
+        rules_fired=tuple(dict.fromkeys([*fired, *(rule for one in cleaned for rule in one.rules_fired)])),
     )
 
 
-def _apply(names: Iterable[RuleName], text: str, params: CaptionParams, *, hide: bool = True) -> tuple[str, list[str]]:
-    """Those of the named rules that params switch on. hide: keep the trigger out of their reach.
+def _rules(params: CaptionParams) -> tuple[list[Rule], list[Rule]]:
+    """The rules that params switch on, in their order: before the trigger is put in, and after."""
+    order = [*SYNTAX, *RULES]
+    order.remove("wide_commas")
+    order.insert(order.index("other_scripts") + 1, "wide_commas")  # a line that is dropped needs no commas
+    switched_on = {*params.syntax, *params.rules}
+    if params.trigger is None:
+        switched_on.discard("trigger_places")  # nothing fills them: `_unfilled` names them
+    rules: list[Rule] = [(name, ALL_RULES[name]) for name in order if name in switched_on]
+    return [one for one in rules if one[0] not in AFTER_TRIGGER], [one for one in rules if one[0] in AFTER_TRIGGER]
+
+
+def _apply(rules: Iterable[Rule], text: str, params: CaptionParams, *, hide: bool = True) -> tuple[str, list[str]]:
+    """A text after the rules, and the names of those that changed it. hide: keep the trigger out of their reach.
 
     One that was just put in front is not hidden: it replaces a tag that is the same but for case.
     """
     if hide and params.trigger:
         text = whole_word(params.trigger).sub(HIDDEN, text)
     fired: list[str] = []
-    for name in names:
-        if name in params.rules:
-            before, text = text, RULES[name](text)
-            fired += [name] * (text != before)
+    for name, rule in rules:
+        before, text = text, rule(text)
+        fired += [name] * (text != before)
     return text.replace(HIDDEN, params.trigger or ""), fired
+
+
+def _versions(text: str, params: CaptionParams) -> list[str]:
+    """The texts that a caption's choices make; the caption alone where it has none."""
+    if "choices" not in params.syntax or "|" not in text:
+        return [text]
+    hidden = whole_word(params.trigger).sub(HIDDEN, text) if params.trigger else text
+    return [version.replace(HIDDEN, params.trigger or "") for version in versions(hidden)]
 
 
 def caption_variants(text: str, params: CaptionParams) -> tuple[str, ...]:
@@ -154,15 +198,28 @@ def caption_variants(text: str, params: CaptionParams) -> tuple[str, ...]:
         return (text,)
     tags = [tag.strip() for tag in text.split(",") if tag.strip()]
     kept, free = tags[: params.keep_tokens], tags[params.keep_tokens :]
-    wanted = min(params.variants, math.factorial(min(len(free), 10)))
+    wanted = min(params.variants, _orders(free))
     generator = random.Random(int(digest_json([params.seed, text]), 16))
     found: dict[str, None] = {}
-    for _ in range(100 * wanted):  # an end also where equal tags leave fewer orders
+    for _ in range(100 * wanted):  # an end also where the draws miss one of few orders
         order = sorted(free, key=lambda _: generator.random())  # random() is what Python keeps stable
         found[", ".join([*kept, *order])] = None
         if len(found) == wanted:
             break
     return tuple(found)
+
+
+def _orders(tags: Sequence[str]) -> int:
+    """How many different orders tags have, equal ones among them; those that are more than any number of variants
+    are not counted."""
+    orders, placed = 1, 0
+    for count in sorted(Counter(tags).values(), reverse=True):
+        placed += count
+        few = min(count, placed - count)  # of many tags three places are enough to pass the bound
+        orders *= math.comb(placed, few if placed <= 64 else min(few, 3))
+        if orders >= MAX_VARIANTS:
+            break
+    return orders
 
 
 def images_rows(pictures: Iterable[Picture]) -> list[Row]:
@@ -189,6 +246,7 @@ def captions_rows(pictures: Iterable[Picture], params: CaptionParams) -> list[Ro
     problems = [
         *_empty_folders([picture.path for picture in ordered], params.regularisation),
         *_silent([row for row in rows if not row["variants"]], params),
+        *_unfilled(rows, params),
         *_with_trigger([row for row in rows if regularises(row["path"], params)], params.trigger),
     ]
     if problems:
@@ -229,6 +287,21 @@ def _silent(rows: Sequence[Row], params: CaptionParams) -> Iterator[str]:
             )
 
 
+def _unfilled(rows: Sequence[Row], params: CaptionParams) -> Iterator[str]:
+    """Places for the trigger that nothing fills."""
+    plain = [row for row in rows if params.trigger is None or regularises(row["path"], params)]
+    places = [(row["path"], PLACES.search(row["raw"])) for row in plain if "trigger_places" in params.syntax]
+    for told in (True, False):
+        wrong = [f"{path}: '{place[0]}'" for path, place in places if place and regularises(path, params) != told]
+        way_out = (
+            "and captions.trigger is not set. Set it, or take `trigger_places` out of captions.syntax to train these"
+            if told
+            else "in regularisation pictures (captions.regularisation). Take it out, or move the pictures"
+        )
+        if wrong:
+            yield f"captions hold a place for the trigger, {way_out}:{listing(wrong)}"
+
+
 def _with_trigger(rows: Sequence[Row], trigger: str | None) -> Iterator[str]:
     wrong = [f"{row['path']}: {row['clean'][:60]!r}" for row in rows if holds_word(row["clean"], trigger)]
     if wrong:
@@ -236,27 +309,3 @@ def _with_trigger(rows: Sequence[Row], trigger: str | None) -> Iterator[str]:
             f"regularisation pictures (captions.regularisation) with the trigger '{trigger}' in their caption, prefix "
             f"or suffix, which would teach the LoRA the opposite. Take it out, or move the pictures:{listing(wrong)}"
         )
-
-
-def report(pictures: Sequence[Picture], rows: Iterable[Row], ignored: Iterable[Ignored], params: CaptionParams) -> str:
-    """What the stage did, in lines: pictures, rules and how often each fired, repeats, ignored files."""
-    counts = Counter(rule for row in rows for rule in row["rules"])
-    order = [*RULES, "trigger", "class_word"]
-    fired = ", ".join(f"{rule} {counts[rule]}" for rule in order if counts[rule])
-    lines = [f"captions: {len(pictures)} pictures; {fired or 'no rule changed anything'}"]
-    folders = Counter(_repeat_folder(picture) for picture in pictures if picture.repeats > 1)
-    for (folder, times), count in sorted(folders.items()):
-        lines.append(f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}")
-    bare = [picture.path for picture in pictures if not (picture.caption or "").strip()]
-    lines += [f"without a caption of their own: {len(bare)} of them, such as {bare[0]}"] if bare else []
-    plain = sum(regularises(picture.path, params) for picture in pictures)
-    lines += [f"regularisation: {plain} pictures without the trigger"] if plain else []
-    copies: dict[str, list[str]] = {}
-    for picture in pictures:
-        copies.setdefault(picture.file_digest, []).append(picture.path)
-    lines += [f"same picture: {', '.join(paths)}" for paths in copies.values() if len(paths) > 1]
-    return "\n".join([*lines, *(f"ignored: {item.path}: {item.reason}" for item in ignored)])
-
-
-def _repeat_folder(picture: Picture) -> tuple[str, int]:
-    return PurePosixPath(picture.path).parent.as_posix(), picture.repeats

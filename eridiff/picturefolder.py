@@ -2,23 +2,19 @@
 
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from eridiff.captionfiles import METADATA_NAMES
+from eridiff.captionfiles import is_caption_file, leads_out
 from eridiff.errors import DataError, listing
 from eridiff.firstbytes import first_bytes, is_picture, what_else
 from eridiff.images import PICTURE_SUFFIXES
 
-SIDECAR_SUFFIXES = (".txt", ".caption")
-TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
 HIDDEN_FILES = 10_000  # of a hidden folder, looked through for pictures
-DVC_OBJECT = re.compile("/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where DVC's links lead
 NO_FILE = "no file: a pipe, a socket or a device"
 
 
@@ -33,11 +29,10 @@ class Ignored:
 
 def find_pictures(folder: Path, files: Iterable[str]) -> list[str]:
     """Those of the files that are pictures by their first bytes, or by their suffix, so that damage is named."""
-    texts = (*SIDECAR_SUFFIXES, *TABLE_SUFFIXES)
     return [
         path
         for path in files
-        if suffix_of(path) in PICTURE_SUFFIXES or (suffix_of(path) not in texts and is_picture(folder / path))
+        if suffix_of(path) in PICTURE_SUFFIXES or (not is_caption_file(path) and is_picture(folder / path))
     ]
 
 
@@ -89,12 +84,7 @@ def leads_outside(folder: Path, path: str | Path) -> str | None:
 
     A picture may be a link to one elsewhere, since it is used only if it is one, and DVC's own links lead to its cache.
     """
-    text = suffix_of(str(path)) in (*SIDECAR_SUFFIXES, *TABLE_SUFFIXES)
-    if not text or not os.path.islink(path):
-        return None
-    target = os.path.realpath(path)
-    inside = target.startswith(f"{os.path.realpath(folder)}{os.sep}") or DVC_OBJECT.search(target)
-    return None if inside else target
+    return leads_out(Path(path), folder) if is_caption_file(str(path)) else None
 
 
 def real_files(folder: Path, files: Iterable[str], ignored: list[Ignored], problems: list[str]) -> list[str]:
@@ -105,7 +95,7 @@ def real_files(folder: Path, files: Iterable[str], ignored: list[Ignored], probl
     real: list[str] = []
     wrong: list[str] = []
     for path in files:
-        used = suffix_of(path) in (*PICTURE_SUFFIXES, *SIDECAR_SUFFIXES, *TABLE_SUFFIXES)
+        used = suffix_of(path) in PICTURE_SUFFIXES or is_caption_file(path)
         try:
             kind = os.stat(folder / path).st_mode
         except OSError:  # a link to nothing: who reads it says so
@@ -135,12 +125,10 @@ def _is_unicode(path: str) -> bool:
 def why_unused(path: str, folder: Path) -> str | None:
     """Why a file that is no picture cannot hold captions either; None where it can."""
     suffix = suffix_of(path)
-    if suffix in SIDECAR_SUFFIXES or posixpath.basename(path) in METADATA_NAMES:
+    if is_caption_file(path):
         return None
     if suffix in UNREAD_SUFFIXES:
         return f"{suffix} pictures are not read: save it as PNG or JPEG"
-    if suffix in TABLE_SUFFIXES:
-        return f"captions are read from {', '.join(METADATA_NAMES)} and from no table of another name"
     told = what_else(first_bytes(folder / path))
     return told if "which is not read" in told else "neither a picture nor a caption"
 

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from eridiff.errors import CONTROL, MAX_NAMED
+from eridiff.errors import MAX_NAMED
 from eridiff.pictures import Ignored, Picture
+from eridiff.printable import printable
 
 Blank = Mapping[str, str]  # path -> why a picture shows nothing
 
@@ -22,7 +23,7 @@ def notes(pictures: Sequence[Picture], ignored: Iterable[Ignored]) -> list[str]:
         lines.append(f"left out by name: {kinds.total()} that belong to another picture or program: {counts}")
     lines += _by_words("colour", {picture.path: picture.colour for picture in pictures if picture.colour})
     lines += _by_words("nothing to see", blank_of(pictures))
-    return [line.translate(CONTROL) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def blank_of(pictures: Iterable[Picture]) -> dict[str, str]:

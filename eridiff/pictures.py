@@ -1,32 +1,30 @@
 """The folder of pictures: which pictures it holds, how often each counts, and the caption of each.
 
 What a file is, is told by its first bytes; what belongs to another picture or program is left out by its name
-(eridiff/companions.py). A caption comes from a file beside the picture (`cat.txt` or `cat.caption` for `cat.png`) or
-from a row of `metadata.jsonl`, `.csv` or `.parquet` at or above it. Nothing is dropped in silence: what is neither a
-picture nor a caption is returned by name, and what contradicts itself is an error that names all offenders.
+(eridiff/companions.py); which caption is whose is said by eridiff/captionowners.py. Nothing is dropped in silence: what
+is neither a picture nor a caption is returned by name, and what contradicts itself is an error that names all offenders.
 """
 
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from eridiff.captionfiles import METADATA_NAMES, read_metadata, read_text
+from eridiff.captionowners import find_captions
 from eridiff.companions import Companion, captions_of_left_out, find_companions
 from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
 from eridiff.images import PICTURE_SUFFIXES, PictureHeader, read_header, shows_nothing
 from eridiff.picturefolder import (
-    SIDECAR_SUFFIXES,
+    Ignored as Ignored,
+)
+from eridiff.picturefolder import (
     find_pictures,
     real_files,
     walk,
     why_unused,
-)
-from eridiff.picturefolder import (
-    Ignored as Ignored,
 )
 from eridiff.progress import track
 
@@ -54,15 +52,6 @@ class Picture:
     blank: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """A caption as found. source: its file, with the line or row."""
-
-    picture: str
-    text: str
-    source: str
-
-
 def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], list[Ignored]]:
     """Read the folder: pictures and ignored files, each sorted by path.
 
@@ -79,11 +68,10 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
         for path in sorted(set(files).difference(paths))
         if (reason := why_unused(path, folder))
     ]
-    sidecars, orphans = _sidecars(folder, files, paths, problems)
-    ignored = sorted([*ignored, *orphans], key=lambda item: item.path)
+    captions, unused = find_captions(folder, files, paths, problems, companions)
+    ignored = sorted([*ignored, *(Ignored(path=path, reason=why) for path, why in unused)], key=lambda item: item.path)
     if not paths:
         raise DataError(_no_pictures(folder, ignored))
-    captions = _one_each([*sidecars, *_metadata_captions(folder, files, paths, problems, companions)], folder, problems)
     repeats = _all_repeats(folder, paths, problems)
     # before any digest: a damaged file is named within seconds
     headers = _all_headers(folder, paths, digests, problems)
@@ -200,82 +188,6 @@ def _all_repeats(folder: Path, paths: Sequence[str], problems: list[str]) -> dic
             f"Rename these folders, such as `name_N`, or take them away:{listing(sorted(set(wrong)))}"
         )
     return {path: of_folders[posixpath.dirname(path)] for path in paths}
-
-
-def _one_each(captions: Iterable[Caption], folder: Path, problems: list[str]) -> dict[str, Caption]:
-    """Picture -> its only caption."""
-    by_picture: dict[str, list[Caption]] = {}
-    for caption in captions:
-        by_picture.setdefault(caption.picture, []).append(caption)
-    twice = [
-        f"{folder / path}: {' and '.join(sorted(caption.source for caption in found))}"
-        for path, found in sorted(by_picture.items())
-        if len(found) > 1
-    ]
-    if twice:
-        problems.append(f"pictures with more than one caption. Keep one source for each:{listing(twice)}")
-    return {path: found[0] for path, found in by_picture.items()}
-
-
-def _sidecars(
-    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str]
-) -> tuple[list[Caption], list[Ignored]]:
-    """Captions that stand in files beside their picture, and such files without a picture."""
-    by_stem: dict[str, list[str]] = {}
-    for path in paths:
-        by_stem.setdefault(_stem(path), []).append(path)
-    nearly = {name.lower(): path for path in paths for name in (_stem(path), path)}  # cat.jpg.txt, and Cat.txt
-    captions, orphans, shared, unread = [], [], [], []
-    for path in [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]:
-        owners = by_stem.get(_stem(path), [])
-        if not owners:
-            near = nearly.get(_stem(path).lower())
-            hint = f": rename it to {_stem(near)}{_suffix(path)} to give it to {near}" if near else ""
-            orphans.append(Ignored(path=path, reason=f"a caption file without a picture of its name{hint}"))
-        elif len(owners) > 1:
-            shared.append(f"{folder / path}: {' and '.join(owners)}")
-        else:
-            try:
-                captions.append(Caption(picture=owners[0], text=read_text(folder / path), source=path))
-            except DataError as error:
-                unread.append(str(error))
-    if shared:
-        problems.append(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
-    if unread:
-        problems.append(f"{_count(unread, 'caption file')} of {folder} cannot be read:{listing(unread)}")
-    return captions, orphans
-
-
-def _metadata_captions(
-    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str], left_out: Collection[str]
-) -> list[Caption]:
-    """Captions that stand in metadata files; a row's file_name is relative to the folder of its file."""
-    known, captions = set(paths), []
-    unread: list[str] = []
-    missing: list[str] = []
-    for path in [path for path in files if posixpath.basename(path) in METADATA_NAMES]:
-        try:
-            rows, wrong = read_metadata(folder / path)
-        except DataError as error:
-            unread.append(str(error))
-            continue
-        unread += [f"{folder / path}{problem}" for problem in wrong]
-        for row in rows:
-            picture = posixpath.normpath(posixpath.join(posixpath.dirname(path), row.file_name))
-            if picture in left_out:
-                continue
-            if picture not in known:
-                missing.append(f"{folder / path}{row.place}: {row.file_name!r}")
-            elif row.text is not None:
-                captions.append(Caption(picture=picture, text=row.text, source=f"{path}{row.place}"))
-    if unread:
-        problems.append(f"captions that cannot be read. Mend these:{listing(unread)}")
-    if missing:
-        problems.append(
-            "captions of pictures that do not exist (file_name is relative to the folder of the metadata "
-            f"file). Add the pictures, or remove these rows:{listing(missing)}"
-        )
-    return captions
 
 
 def _count(things: Sequence[object], noun: str) -> str:

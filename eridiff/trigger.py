@@ -3,6 +3,13 @@
 import re
 
 PLACE = "[trigger]"  # stands for the trigger in prompts of params.yaml
+PLACES = re.compile(  # stand for it in captions that were written for other trainers
+    "|".join(rf"{start}[ \t]?trigger(?:[ _-]?words?)?[ \t]?{end}" for start, end in (
+        (r"\{\{", r"\}\}"), (r"\{", r"\}"), (r"\[", r"\]"), ("<", ">"),
+    )),
+    re.IGNORECASE,
+)  # fmt: skip
+HIDDEN = "\ufdd0"  # stands for it while rules run; Unicode reserves it for such uses
 
 
 def whole_word(word: str) -> re.Pattern[str]:

@@ -2,14 +2,8 @@
 
 from pathlib import Path
 
-from eridiff.captions import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    CaptionParams,
-    captions_rows,
-    images_rows,
-    report,
-)
+from eridiff.captionreport import report
+from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, CaptionParams, captions_rows, images_rows
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.filedigests import FileDigests

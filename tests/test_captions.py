@@ -1,5 +1,6 @@
 """Caption rules one by one, the trigger, the variants, the tables and the report."""
 
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eridiff.captionreport import report
 from eridiff.captionrules import RULES, RuleName
 from eridiff.captions import (
     CAPTION_COLUMNS,
@@ -17,7 +19,6 @@ from eridiff.captions import (
     captions_rows,
     clean_caption,
     images_rows,
-    report,
 )
 from eridiff.config import validate
 from eridiff.errors import ConfigError, DataError
@@ -53,6 +54,8 @@ def test_the_table_holds_every_named_rule() -> None:
         ("html_tags", "I <3 it, a < b > c, <lora:x:1>, <a cat>", "I <3 it, a < b > c, <lora:x:1>, <a cat>"),
         ("html_entities", "Tom &amp; Jerry&#39;s &#x2013; &lt;b&gt;", "Tom & Jerry's – <b>"),
         ("html_entities", "AT&T, cats & dogs, &copy, &amp;amp; &nosuch;", "AT&T, cats & dogs, &copy, &amp; &nosuch;"),
+        ("html_entities", "&#" + "1" * 5_000 + "; &#" + "0" * 5_000 + "65;", "&#" + "1" * 5_000 + "; A"),
+        ("html_entities", "&#x" + "f" * 5_000 + "; &#xD800; &notes;", "&#x" + "f" * 5_000 + "; \ufffd &notes;"),
         ("unicode", "a\u00a0cat\u2003x\u200b\u200dy\ufeff\u00ad", "a cat xy"),
         ("unicode", "\u201ccafe\u0301\u201d \u2018x\u2019\u2026\u2028z", "\"caf\u00e9\" 'x'...\nz"),
         ("unicode", "a\x0bcat\x00 ~", "a\ncat ~"),
@@ -198,6 +201,29 @@ def test_short_captions_have_as_many_variants_as_orders(text: str, count: int) -
     assert len(caption_variants(text, params(variants=20, shuffle_tags=True))) == count
 
 
+def test_twenty_thousand_tags_take_linear_time() -> None:
+    tags = [f"tag {number}" for number in range(10_000)] * 2
+    start = time.process_time()
+    assert cleaned(", ".join(tags)) == ", ".join(tags[:10_000])
+    assert caption_variants(", ".join(["x"] * 20_000), params(variants=1000, shuffle_tags=True)) == (
+        ", ".join(["x"] * 20_000),
+    )
+    assert len(caption_variants(", ".join(tags), params(variants=3, shuffle_tags=True))) == 3
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("tags", "orders"), [("aab", 3), ("aabb", 6), ("a" * 70, 1), ("aaaabbbb", 70), ("aaabbbccc", 1000)]
+)
+def test_orders_of_equal_tags_are_counted(tags: str, orders: int) -> None:
+    text = ", ".join(tags)
+    assert len(caption_variants(text, params(variants=1000, shuffle_tags=True))) == orders
+
+
+def test_what_stands_for_the_trigger_inside_says_nothing_in_a_caption() -> None:
+    assert cleaned("a \ufdd0 cat", trigger="tok", rules=["whitespace"]) == "tok, a cat"
+
+
 def test_without_shuffling_the_caption_is_its_only_variant() -> None:
     assert clean_caption("b,  a", params()).variants == ("b, a",)
 
@@ -329,6 +355,11 @@ def test_report_counts_rules_and_names_what_is_ignored() -> None:
         "repeats: 2_x/: 2 times each of 2 pictures\n"
         "same picture: 2_x/a.png, c.png\n"
         "ignored: notes.md: neither a picture nor a caption"
+    )
+    many = [Ignored(path=f"{number:02}.md", reason=f"no: {number}") for number in range(25)]
+    assert report(pictures, rows, many, params()).splitlines()[-2:] == ["ignored: 19.md: no: 19", "ignored: 5 more: no"]
+    assert report(pictures, rows, [Ignored(path="\x1b[31m\nerror: x", reason="no")], params()).endswith(
+        "ignored: ?[31m?error: x: no"
     )
     assert report(pictures[2:], rows[2:], [], params()) == "captions: 1 pictures; no rule changed anything"
 

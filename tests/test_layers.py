@@ -19,7 +19,8 @@ FAMILY_FILES = ("family", "keys", "workflow")
 LAYERS = (
     (
         "",
-        "captionrules",
+        "captionjson",
+        "captionnames",
         "companions",
         "dvcstate",
         "firstbytes",
@@ -27,6 +28,7 @@ LAYERS = (
         "flowbusy",
         "gpus",
         "icc",
+        "joiners",
         "leftovers",
         "lossscale",
         "measure",
@@ -43,6 +45,8 @@ LAYERS = (
         "words",
     ),
     (
+        "captionrules",
+        "captionsyntax",
         "colour",
         "colourfilters",
         "errors",
@@ -68,6 +72,7 @@ LAYERS = (
     ),
     (
         "activations",
+        "captiontables",
         "comfygraph",
         "dvcrepair",
         "experiments",
@@ -83,6 +88,7 @@ LAYERS = (
         "stagegraph",
     ),
     (
+        "captionowners",
         "filedigests",
         "intake",
         "licences",
@@ -123,6 +129,7 @@ LAYERS = (
         "uploader",
     ),
     (
+        "captionreport",
         "dedupe",
         "differences",
         "earlier",

@@ -1,0 +1,83 @@
+"""Captions in JSON: text => values within bounds, and the caption that a value of one picture holds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_VALUES = 3_000_000  # of one text: each takes 50 to 100 bytes, however short it is written
+MAX_COMMAS = 12_000_000  # as many numbers, or words in captions
+SENTENCES = ("caption", "text", "prompt", "description")  # the first that holds something counts
+TAGS = ("tags", "tag_string")  # of kohya's scripts and of picture boards; added to the sentence
+
+
+class NotJson(ValueError):
+    """A text that is no JSON, or more than is read."""
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises: NotJson that says why: also for keys that stand twice, of which one would be lost, for nesting beyond
+    Python's stack, and for more values than memory is for.
+    """
+    values = text.count("[") + text.count("{") + text.count('"') // 2
+    if values > MAX_VALUES or text.count(",") > MAX_COMMAS:
+        raise NotJson(f"more than {MAX_VALUES:,} values, and no more are read: split it, or use metadata.jsonl")
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_short)
+    except RecursionError:
+        raise NotJson("lists or objects in each other, deeper than is read") from None
+    except NotJson:
+        raise
+    except ValueError as error:
+        raise NotJson(str(error)) from None
+
+
+def caption_in(value: Any) -> str | None:
+    """The caption that a picture's JSON value holds: a text, a list of tags, or an object's sentence and tags.
+
+    kohya's scripts keep both, and train `caption, tags`. A list of sentences is one a line. None: there is none.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        sentence = next((found for name in SENTENCES if (found := _lines(value.get(name), "\n"))), None)
+        tags = next((found for name in TAGS if (found := _lines(value.get(name), ", "))), None)
+        only = list(value.values()) if len(value) == 1 else []  # {"<DETAILED_CAPTION>": "a cat"}
+        joined = ", ".join(filter(None, [sentence, tags]))
+        return joined or next((one for one in only if isinstance(one, str)), None)
+    return _lines(value, ", ")
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The half of a letter that a text holds, as `U+D800`: JSON can write it, no file can hold it. None without."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
+
+
+def _lines(value: Any, between: str) -> str | None:
+    """A text, or a list of texts joined; None for anything else."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, Sequence) and value and all(isinstance(one, str) for one in value):
+        return between.join(one.strip() for one in value if one.strip())
+    return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise NotJson(f"the key {twice[:60]!a} stands twice")
+    return found
+
+
+def _short(digits: str) -> int:
+    """No caption is a number: one of thousands of digits would only take time."""
+    if len(digits) > 100:
+        raise NotJson(f"a number of {len(digits)} digits")
+    return int(digits)
