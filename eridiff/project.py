@@ -44,6 +44,9 @@ class LocalConfig(Section):
     """Sampling steps of a preview."""
     state_every: Annotated[int, Field(ge=1)] = 50
     """Steps between two states from which a killed training resumes."""
+    served_as: tuple[str, ...] = ()
+    """Names and addresses of this machine by which others reach `make serve`, such as `studio.local`; any other is
+    refused. It then needs a password (docs/flow.md). ERIDIFF_SERVED_AS (joined by ',') wins."""
 
 
 def find_upward(name: str, start: Path | None = None) -> Path | None:
