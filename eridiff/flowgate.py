@@ -97,11 +97,11 @@ class Gate:
             return scope, receive
         try:
             value = json.loads(await _body(receive))
+            body = json.dumps(value).encode()
         except (ValueError, RecursionError):
             raise Refused(400, "its body is no JSON") from None
         if fault := action.shape.fault(value):
-            raise Refused(403, f"pages may not give {fault}")
-        body = json.dumps(value).encode()
+            raise Refused(403, f"pages may not give {_shown(fault)}")
         kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"content-type")]
         kept += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

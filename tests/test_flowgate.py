@@ -1,17 +1,19 @@
 """The gate before the served page, by messages of ASGI: strangers, pages, those who hold the secret."""
 
-import asyncio
 import base64
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eridiff import flowserver
 from eridiff.errors import ConfigError
-from eridiff.flowgate import LARGEST, Gate
+from eridiff.flowgate import LARGEST, SAFE, Gate
 from eridiff.flowkeys import FILE, NONCE, PROOF, Keys, local_secret, proof, read_names
 from eridiff.flowpage import FlowPage
 from eridiff.project import LocalConfig
@@ -86,7 +88,8 @@ class Served:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        asyncio.run(self.gate(scope, receive, send))
+        with pytest.raises(StopIteration):  # its end: nothing here waits, so no loop of events is needed
+            self.gate(scope, receive, send).send(None)
 
 
 def encoded(pairs: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
@@ -164,6 +167,30 @@ def test_a_refusal_is_one_line_whatever_stands_in_it(served: Served) -> None:
     assert line.isprintable() and line.isascii() and len(line) < 500
 
 
+@given(
+    method=st.sampled_from(["GET", "POST", "PATCH", "DELETE", "OPTIONS"]) | st.text(max_size=8),
+    path=st.sampled_from([RUN, DEPLOYMENT, "/api/deployments/", "/"]) | st.text(max_size=40),
+    headers=st.dictionaries(
+        st.sampled_from(["host", "origin", "sec-fetch-site", "authorization", "content-length"]),
+        st.sampled_from([OURS, PAGE["origin"], "same-origin", basic(SECRET)["authorization"]])
+        | st.text(st.characters(max_codepoint=255), max_size=30),
+    ),
+    body=st.binary(max_size=60) | st.sampled_from([b'{"\\ud800\\n\\u001b[2J": 1}', json.dumps(STEPS).encode()]),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_asked_is_let_through_or_refused_in_one_line(
+    method: str, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    served = Served()
+    status, _ = served.ask(method, path, headers, body)
+    assert (status == 200) is (len(served.came) == 1) is (served.log == [])
+    assert all(line.isascii() and line.isprintable() and len(line) < 1000 for line in served.log)
+    named = headers.get("host", OURS) == OURS or re.fullmatch(r"127\.0\.0\.1(:\d+)?", headers["host"])
+    if status == 200:
+        assert named and headers.get("origin") in (None, f"http://{headers.get('host', OURS)}")
+        assert method in SAFE or "origin" in headers or headers["authorization"] == basic(SECRET)["authorization"]
+
+
 # Those without a page
 
 
@@ -177,8 +204,8 @@ def test_anyone_here_may_read(served: Served, host: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "DELETE", "TRACE", "ANY"])
 def test_changing_something_without_a_page_takes_the_secret(served: Served, method: str) -> None:
-    for given in ({}, basic("eridiff:guess"), basic(""), {"authorization": "Basic !"}, {"authorization": SECRET}):
-        assert served.ask(method, "/api/deployments/", given)[0] == 401
+    for wrong in ({}, basic("eridiff:guess"), basic(""), {"authorization": "Basic !"}, {"authorization": SECRET}):
+        assert served.ask(method, "/api/deployments/", wrong)[0] == 401
     assert served.came == [] and len(served.log) == 5 and SECRET not in str(served.log)
     assert served.ask(method, "/api/deployments/", basic(SECRET), b"any")[0] == 200
     assert served.came[0][1] == b"any"
@@ -280,8 +307,8 @@ def test_what_was_judged_is_what_goes_on(served: Served) -> None:
     assert served.ask("PATCH", DEPLOYMENT, headers, body)[0] == 200
     scope, came = served.came[0]
     assert json.loads(came) == {"paused": True, "tags": ["café"], "parameters": {"b": 2}} and came.count(b"param") == 1
-    given = dict(scope["headers"])
-    assert given[b"content-length"] == str(len(came)).encode() and given[b"content-type"] == b"application/json"
+    went_on = dict(scope["headers"])
+    assert went_on[b"content-length"] == str(len(came)).encode() and went_on[b"content-type"] == b"application/json"
     twice = b'{"job_variables": {}, "job_variables": {"env": {"A": "b"}}}'
     assert served.ask("PATCH", DEPLOYMENT, PAGE, twice)[0] == 403
     assert (
@@ -327,7 +354,9 @@ def test_our_processes_open_any_websocket(served: Served, headers: dict[str, str
     assert served.log == []
 
 
-@pytest.mark.parametrize("first", [auth("guess"), '{"type": "auth"}', '{"type": "event"}', "x", "[" * 10_000, "[]", ""])
+@pytest.mark.parametrize(
+    "first", [auth("guess"), auth("\ud800"), '{"type": "auth"}', '{"type": "event"}', "x", "[" * 10_000, "[]", ""]
+)
 def test_others_are_not_heard(served: Served, first: str) -> None:
     got = served.connect("/api/events/in", {}, first, auth(SECRET))
     assert [message["type"] for message in got] == ["websocket.accept", "websocket.close"]

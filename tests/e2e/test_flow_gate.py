@@ -325,6 +325,26 @@ def test_a_page_of_another_port_in_chromium_changes_nothing(served: Served, atta
     assert len(refusals(served)) >= before + 15
 
 
+MENU = "dashboard runs flows deployments work-pools blocks variables automations events artifacts concurrency-limits"
+ASKED = """
+const asked = performance.getEntriesByType('resource').filter(one => new URL(one.name).pathname.startsWith('/api/'));
+return document.readyState === 'complete' && asked.length > 1 && document.body.innerText.length > 50
+"""
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_both_of_prefects_pages_show_each_of_their_menus(served: Served, tmp_path: Path) -> None:
+    """What they ask to draw themselves is on the list of what pages may do."""
+    before = len(refusals(served))
+    with browser(tmp_path / "profile") as window:
+        for place in [f"{page}/{name}" for page in ("", "/v2") for name in MENU.split()]:
+            window.open(f"http://127.0.0.1:{served.port}{place}")
+            wait(lambda: window.script(ASKED), 60, lambda: f"{window.url()}: {window.text()}")
+        window.open(f"http://127.0.0.1:{served.port}/v2/deployments/deployment/{served.deployment}")
+        window.wait("main", "Schedules")
+    assert refusals(served)[before:] == []
+
+
 def send_form(window: Browser, address: str, body: str) -> None:
     """The form that needs no script's leave: its one field's name is the JSON."""
     window.script(
