@@ -16,6 +16,11 @@ def address() -> str:
     return os.environ["PREFECT_API_URL"].rstrip("/")
 
 
+def basic(credentials: str) -> dict[str, str]:
+    """The header of USER:PASSWORD, as Prefect's clients send it."""
+    return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
+
+
 def request(method: str, path: str, body: Any = None) -> Any:
     """Ask the server that PREFECT_API_URL names; its answer.
 
@@ -23,7 +28,7 @@ def request(method: str, path: str, body: Any = None) -> Any:
     """
     headers = {"Content-Type": "application/json"}
     if password := os.environ.get("PREFECT_API_AUTH_STRING"):
-        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+        headers |= basic(password)
     elif key := os.environ.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()

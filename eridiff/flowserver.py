@@ -6,24 +6,32 @@ port for as long as the command runs. A server that answers already, or that PRE
 
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
 from eridiff.errors import ConfigError, run_main
+from eridiff.flowkeys import FILE, NONCE, PROOF, Keys, beyond, local_secret, proof, read_names
 from eridiff.progress import say
+from eridiff.project import load_local
 from eridiff.stopping import last_words
 from eridiff.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 
-HOST, PORT = "127.0.0.1", 4200  # loopback only: the server asks for no password
+HOST, PORT = "127.0.0.1", 4200  # loopback only, unless there is a password
+EVERYWHERE = {"0.0.0.0": HOST, "::": "::1"}  # addresses to listen at that are none to ask
+REFUSED = "refused: "  # how the gate's lines begin
 START_SECONDS = 120.0  # the first start makes the database
 # What `prefect server start` does, with a header that keeps the browser from asking any other server: Prefect's pages
-# else ask amplitude.com each time, analytics or not.
-ONLY_THIS_SERVER = "content-security-policy:default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+# else ask amplitude.com each time, analytics or not. No other site may show them in a frame, and so guide a click.
+ONLY_THIS_SERVER = (
+    "content-security-policy:default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+)
 SERVER = ("stages.flow:server", "--factory", "--log-level", "warning", "--header", ONLY_THIS_SERVER)
 # Each can be set otherwise in the environment, under the same name.
 SETTINGS = {
@@ -64,17 +72,49 @@ def home(given: Mapping[str, str]) -> Path:
 
 def answers(url: str) -> bool:
     """Whether a Prefect server answers at an address (.../api)."""
+    return _healthy(url, {}) is not None
+
+
+def is_ours(url: str, secret: str) -> bool:
+    """Whether the server there knows this user's secret: then it has the gate, and may be told the secret."""
+    nonce = secrets.token_hex(16)
+    port = urllib.parse.urlsplit(url).port or 80
+    return _healthy(url, {NONCE: nonce}) == proof(secret, port, nonce)
+
+
+def _healthy(url: str, headers: dict[str, str]) -> str | None:
+    """The proof that a Prefect server answers with, empty where it has none; None where no such server answers."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/health", timeout=3) as reply:
-            return json.loads(reply.read()) is True
+        with opener.open(urllib.request.Request(f"{url}/health", headers=headers), timeout=3) as reply:
+            return reply.headers.get(PROOF, "") if json.loads(reply.read()) is True else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def api_url(settings: Mapping[str, str]) -> str:
     """The address of the API on this machine."""
-    return f"http://{settings['PREFECT_SERVER_API_HOST']}:{settings['PREFECT_SERVER_API_PORT']}/api"
+    host = settings["PREFECT_SERVER_API_HOST"]
+    host = EVERYWHERE.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings['PREFECT_SERVER_API_PORT']}/api"
+
+
+def read_keys(settings: Mapping[str, str], password: str | None) -> Keys:
+    """Whom the server lets in: by its own names, and others where there is a password.
+
+    Raises: ConfigError where other machines could ask without one.
+    """
+    host = settings["PREFECT_SERVER_API_HOST"]
+    given = settings.get("ERIDIFF_SERVED_AS")
+    more = load_local().served_as if given is None else tuple(filter(None, given.split(",")))
+    names = read_names([*more, *([] if host in EVERYWHERE else [host])])
+    if not password and (beyond(names) or host in EVERYWHERE):
+        raise ConfigError(
+            f"other machines could ask this server (PREFECT_SERVER_API_HOST={host}, served_as: "
+            f"{', '.join(more) or 'nothing'}), and there is no password: set PREFECT_SERVER_API_AUTH_STRING="
+            "NAME:PASSWORD, or leave both as they are."
+        )
+    return Keys(names=names, secret=local_secret(Path(settings["PREFECT_HOME"])), password=password or None)
 
 
 def free_port() -> int:
@@ -94,8 +134,10 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
     server = crew.start(command, Path.cwd(), settings)
     said: list[str] = []
 
-    def listen() -> None:  # its lines are kept for an error, and are not the run's
+    def listen() -> None:  # its lines are kept for an error, and are not the run's; but what it refuses is told
         for line in server.lines():
+            if line.startswith(REFUSED):
+                say(f"serve: {line}")
             del said[:-20]
             said.append(line)
 
@@ -110,23 +152,50 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
     return server
 
 
+def find_server(settings: dict[str, str], *, once: bool) -> str | None:
+    """The address of a running server to use, None where one must be started; what it asks for is set.
+
+    Only a server that shows that it knows this user's secret is told it.
+
+    Raises: ConfigError where none answers at PREFECT_API_URL, or a stranger's at our own address.
+    """
+    secret = local_secret(Path(settings["PREFECT_HOME"]))
+    if named := settings.get("PREFECT_API_URL"):
+        if not answers(named):
+            raise ConfigError(
+                f"PREFECT_API_URL is {named}, where no server answers, or one that is not served under that name "
+                "(served_as in its local.yaml)."
+            )
+        if is_ours(named, secret):
+            settings.setdefault("PREFECT_API_AUTH_STRING", secret)
+        return named
+    settings["PREFECT_API_AUTH_STRING"] = secret
+    url = api_url(settings)
+    if is_ours(url, secret):
+        return url
+    read_keys(settings, settings.get("PREFECT_SERVER_API_AUTH_STRING"))
+    if once:
+        settings["PREFECT_SERVER_API_PORT"] = str(free_port())
+    elif answers(url):
+        raise ConfigError(
+            f"at {url} answers a Prefect server that does not know {settings['PREFECT_HOME']}/{FILE}: one of an "
+            "earlier eridiff, of another user, or started by hand. Stop it, choose another port "
+            f"(PREFECT_SERVER_API_PORT=4300), or name it if you trust it (PREFECT_API_URL={url})."
+        )
+    return None
+
+
 def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> int:
     """Run a command with a server to talk to; its exit code, 1 where the server ended first, 0 or 130 after Ctrl-C."""
     Path(settings["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    named = settings.get("PREFECT_API_URL")
-    url = named or api_url(settings)
+    url = find_server(settings, once=once)
     server, servers = None, Crew()  # not in the crew that signals stop: the server hears how its runs ended
     with Crew() as crew, stopped_by_signals(crew):
         try:
-            if not answers(url):
-                if named:
-                    raise ConfigError(f"PREFECT_API_URL is {named}, where no server answers.")
-                if once:
-                    settings["PREFECT_SERVER_API_PORT"] = str(free_port())
-                server = start_server(servers, settings)
-                url = api_url(settings)
+            if url is None:
+                server, url = start_server(servers, settings), api_url(settings)
             member = crew.start(command, Path.cwd(), {**settings, "PREFECT_API_URL": url})
-            if not named:
+            if "PREFECT_API_URL" not in settings:
                 threading.Thread(target=_stop_after, args=(server, url, member), daemon=True).start()
             for line in member.lines():
                 say(line)

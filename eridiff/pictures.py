@@ -2,7 +2,7 @@
 
 What a file is, is told by its first bytes; what belongs to another picture or program is left out by its name
 (eridiff/companions.py); which caption is whose is said by eridiff/captionowners.py. Nothing is dropped in silence: what
-is neither a picture nor a caption is returned by name, and what contradicts itself is an error that names all offenders.
+is neither a picture nor a caption is returned by name, and what contradicts itself is an error that names all of it.
 """
 
 import posixpath

@@ -46,9 +46,12 @@ class LocalConfig(Section):
     """Sampling steps of a preview."""
     state_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 50
     """Steps between two states from which a killed training resumes."""
-    check_days: Annotated[float, Field(ge=0)] = 7.0
+    check_days: Annotated[float, Field(ge=0, le=36500)] = 7.0
     """Days for which a shard of the store, or the weights of a base, that were read and found sound count as sound,
     while size, time and inode stay: then every byte is read again. 0: at each run."""
+    served_as: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    """Names and addresses of this machine by which others reach `make serve`, such as `studio.local`; any other is
+    refused. It then needs a password (docs/flow.md). ERIDIFF_SERVED_AS (joined by ',') wins."""
 
 
 def find_upward(name: str, start: Path | None = None) -> Path | None:

@@ -32,6 +32,9 @@ from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
 from eridiff.flowbusy import RepeatBusy
 from eridiff.flowform import CHECKOUT, MAX_MINUTES, Request, read_request, read_sets
+from eridiff.flowgate import Gate
+from eridiff.flowpage import FlowPage
+from eridiff.flowserver import read_keys
 from eridiff.progress import say
 from eridiff.project import checkout_root, load_local
 from eridiff.runpage import pages
@@ -226,11 +229,13 @@ async def serve_form(root: Path, schedules: list[Schedule]) -> None:
     await runner.start()
 
 
-def server() -> RepeatBusy:
-    """Prefect's server, for uvicorn."""
+def server() -> Gate:
+    """Prefect's server behind its gate, for uvicorn."""
     from prefect.server.api.server import create_app
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 
-    return RepeatBusy(create_app())
+    keys = read_keys(os.environ, PREFECT_SERVER_API_AUTH_STRING.value())
+    return Gate(RepeatBusy(create_app()), keys, FlowPage(), say)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="`make flow` and `make serve`.")

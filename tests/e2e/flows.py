@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from eridiff.flowserver import free_port
+from eridiff.flowkeys import local_secret
+from eridiff.flowserver import environment, free_port
 from tests.e2e.harness import Clone, make_clone
 
 # Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
@@ -154,11 +155,21 @@ class Served:
             self.process.send_signal(signal.SIGINT)
             assert self.process.wait(60) == 0, self.log.read_text()[-3000:]
 
+    @property
+    def secret(self) -> str:
+        """What the processes of this user send, and no page."""
+        return local_secret(Path(environment(self.environment)["PREFECT_HOME"]))
+
+    def page(self) -> dict[str, str]:
+        """What a browser sends of the server's own page."""
+        return {"Origin": f"http://127.0.0.1:{self.port}", "Sec-Fetch-Site": "same-origin"}
+
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """One request of the API."""
+        """One request of the API, from the page."""
         data = None if body is None else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.port}/api{path}"
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        headers = {"Content-Type": "application/json", **self.page()}
+        request = urllib.request.Request(url, data, headers, method=method)
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:

@@ -28,6 +28,7 @@ def abandoned(served: Served) -> float:
     """When a slot was taken by a holder that says no more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{served.port}/api")
+        patch.setenv("PREFECT_API_AUTH_STRING", served.secret)
         slots.make_limit("abandoned")
         assert slots.take_one({"abandoned": "0"}) is not None
         assert slots.take_one({"abandoned": "0"}) is None

@@ -98,6 +98,7 @@ def test_a_run_from_the_form_ends_and_shows_its_artifacts(window: Browser, serve
     hosts = "return [...new Set(performance.getEntriesByType('resource').map(one => new URL(one.name).hostname))]"
     assert set(window.script(hosts)) <= {"127.0.0.1", ""}, "the page loads from elsewhere"
     assert served.outside.asked == []
+    assert "refused" not in served.log.read_text()
 
 
 def test_the_cancel_button_ends_every_child(window: Browser, served: Served) -> None:

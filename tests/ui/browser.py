@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,19 @@ def call(url: str, body: Any = None) -> Any:
 
 
 @contextmanager
-def browser(profile: Path, size: tuple[int, int] = (1360, 900)) -> Iterator[Browser]:
-    """A browser with a fresh profile folder and a window of a size (width, height)."""
+def browser(
+    profile: Path, size: tuple[int, int] = (1360, 900), names: Mapping[str, str] | None = None
+) -> Iterator[Browser]:
+    """A browser with a fresh profile folder, a window of a size (width, height), and names that lead to addresses."""
     port = free_port()
     driver = subprocess.Popen(["chromedriver", f"--port={port}", "--silent"], stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for_driver(url)
         switches = [*SWITCHES, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
+        if names:
+            rules = ",".join(f"MAP {name} {address}" for name, address in names.items())
+            switches.append(f"--host-resolver-rules={rules}")
         options = {"goog:chromeOptions": {"binary": shutil.which("chromium"), "args": switches}}
         session = call(f"{url}/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
         window = Browser(url, session)
