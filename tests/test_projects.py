@@ -33,6 +33,7 @@ def test_dvc_is_told_where_only_symbolic_links_can_be_made(
     for place in (root / ".git", root / ".dvc", folder / ".dvc", folder / "data"):
         place.mkdir(parents=True)
     (root / ".dvc/config").write_text("[cache]\n")
+    (root / ".dvcignore").write_text("*.tmp\n")
     (folder / "data/raw.dvc").write_text("outs:\n- path: raw\n")
     commands: list[list[str]] = []
 
@@ -46,3 +47,4 @@ def test_dvc_is_told_where_only_symbolic_links_can_be_made(
     assert (told in commands) == set_up
     assert not set_up or commands.index(told) < commands.index(["dvc", "add", "data/raw"])
     assert (folder / ".dvc/config").read_text() == "[cache]\n"
+    assert (folder / ".dvcignore").read_text() == "*.tmp\n"
