@@ -29,7 +29,7 @@ def init(root: Path, monkeypatch: pytest.MonkeyPatch, *, config: str, push: bool
     for place in (root / ".git", root / ".dvc", folder / ".dvc", folder / "data"):
         place.mkdir(parents=True)
     (root / ".dvc/config").write_text(config)
-    (root / ".dvcignore").write_text("")
+    (root / ".dvcignore").write_text("*.tmp\n")
     (folder / "data/raw.dvc").write_text("outs:\n- md5: 00.dir\n  path: raw\n")
     commands: list[list[str]] = []
 
@@ -63,3 +63,4 @@ def test_pictures_are_pushed_where_that_was_asked_for(
     folder, _ = init(tmp_path, monkeypatch, config=SAFE, push=push)
     assert pushes_pictures(folder) is push
     assert what_stays(folder) == said
+    assert (folder / ".dvcignore").read_text() == "*.tmp\n"
