@@ -123,11 +123,14 @@ def _join_folder(folder: Path, copies: list[OwnFile], sound: set[OwnFile], done:
     with Repo() as repo:
         for file in copies:
             path = os.path.join(repo.root_dir, file.path)
-            _, known = repo.state.get(path, repo.fs)
-            found = known.value if known and known.name == "md5" else digest_md5(file.path)
-            is_sound = file in sound or digest_md5(file.object) == file.md5
-            if found == file.md5 and is_sound and _link(file.object, file.path, done, TEMPORARY):
-                told.append((path, HashInfo("md5", file.md5), None))
+            with suppress(FileNotFoundError):  # the stage or `dvc gc` runs meanwhile
+                if file not in sound and digest_md5(file.object) != file.md5:
+                    continue
+                facts = file.path.stat()
+                _, known = repo.state.get(path, repo.fs)
+                found = known.value if known and known.name == "md5" else digest_md5(file.path)
+                if found == file.md5 and _link(file.object, file.path, done, TEMPORARY, facts):
+                    told.append((path, HashInfo("md5", file.md5), None))
         repo.state.save_many(told, repo.fs)
         repo.state.save_link(os.path.join(repo.root_dir, folder), repo.fs)
 
@@ -137,13 +140,16 @@ def _md5_of(target: Path) -> str:
     return target.parent.name + target.name
 
 
-def _link(source: Path, target: Path, done: Deduped, beside: Path) -> bool:
+def _link(source: Path, target: Path, done: Deduped, beside: Path, compared: os.stat_result | None = None) -> bool:
     """Make `target` a link to `source`, in one step, read-only as DVC's objects are; False where that cannot be.
 
     beside: where the link stands first. Not in DVC's cache nor in an out, where a kill would leave a foreign file.
+    compared: the target as it was when its bytes were compared; another one by now is left.
     """
     temporary = temporary_path(beside / source.name)
     facts = target.stat()
+    if compared and (facts.st_ino, facts.st_mtime_ns) != (compared.st_ino, compared.st_mtime_ns):
+        return False
     try:
         if stat.S_IMODE(source.stat().st_mode) != OBJECT_MODE:
             source.chmod(OBJECT_MODE)

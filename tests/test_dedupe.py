@@ -134,6 +134,29 @@ def test_outs_of_other_stages_are_left_alone(placed: Placed) -> None:
     assert placed.inodes() == [0, 1, 2]
 
 
+def test_a_file_that_a_stage_writes_meanwhile_is_left(placed: Placed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eridiff why` beside a run: the out is written anew, or is gone, while its old bytes are compared."""
+
+    def write_meanwhile(path: Path) -> str:
+        md5 = digest_md5(path)
+        if path == placed.file.path:
+            path.unlink()
+            path.write_bytes(b"new")
+        return md5
+
+    monkeypatch.setattr(dedupe, "digest_md5", write_meanwhile)
+    assert placed.run().links == 1  # of the store and DVC's cache
+    assert placed.file.path.read_bytes() == b"new"
+
+    def lose_meanwhile(path: Path) -> str:
+        path.unlink()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(dedupe, "digest_md5", lose_meanwhile)
+    placed.run()
+    assert not placed.file.path.exists() and placed.shard.samefile(placed.file.object)
+
+
 def test_a_sound_file_is_no_link_to_a_damaged_object(placed: Placed) -> None:
     """Where the store has lost the shard, and DVC's object is damaged."""
     placed.shard.unlink()
