@@ -55,7 +55,7 @@ def base_add(
 
 
 @base_app.command("want")
-def base_want(name: Annotated[str, typer.Argument(help="A published model, such as sdxl or flux-dev.")]) -> None:
+def base_want(name: Annotated[str, typer.Argument(help="A published model, as presets name it.")]) -> None:
     """Name a base whose weights are not here yet: captions, buckets and plan run without them."""
     from eridiff.wanted import want_base
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from eridiff.quantise import Storage
 
 PARTS = ("vae", "text", "denoiser")
-NEAR = 0.8  # of a name, to be taken for a misspelt one: 'my-sdxl' is none of 'tiny-sdxl'
+NEAR = 0.8  # likeness of a name to be taken for a misspelt one: two names that share an ending are not
 UNSEALED_FORMAT = 1  # of pointers from before checksums, which git keeps
 FORMAT = 2
 
