@@ -101,7 +101,8 @@ def shared_t5() -> Path:
 def extra_model_paths(path: Path) -> list[Path]:
     """The folders of models that ComfyUI's extra_model_paths.yaml names."""
     found: list[Path] = []
-    for section in (read_yaml(path) or {}).values() if path.exists() else ():
+    record = read_yaml(path) if path.exists() else None
+    for section in record.values() if isinstance(record, dict) else ():
         if not isinstance(section, dict):
             continue
         base = Path(os.path.expandvars(str(section.get("base_path", "")))).expanduser()
