@@ -252,12 +252,14 @@ def _table_captions(
         if owner is not None and row.text is not None
     ]
     strangers = [row for row, owner in owned if owner is None]
-    if not found or not strangers:
+    if not strangers:
         return found, None
     bare_ones = by_names(pictures.paths - served - {one.picture for one in found})
-    for row in strangers[:GUESSED]:
+    for row in strangers:
         near = nearest(row.file_name, bare_ones, guess=False)
         wrong += [f"{folder / path}{row.place}. Did you mean {_shown(near)}?"] if near else []
+    if not found:
+        return [], None
     return found, f"{len(strangers)} of its {len(rows)} rows name no picture, such as {_shown(strangers[0].file_name)}"
 
 

@@ -80,7 +80,7 @@ class CaptionParams(Section):
     (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
     not in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace
     (lines joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
-    syntax: tuple[SyntaxName, ...] = tuple(SYNTAX)
+    syntax: Annotated[tuple[SyntaxName, ...], Field(max_length=100)] = tuple(SYNTAX)
     """Syntax of other programs that is read as what it means, before the rules: json_captions (caption and tags of a
     JSON object), trigger_places (`[trigger]`, `{trigger_word}` filled), networks (`<lora:x:1>` dropped), separators
     (`|||`, `;;;` to commas), choices (`{a|b}` to a version of the caption each), breaks (`BREAK` to a comma), weights

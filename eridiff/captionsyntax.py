@@ -35,7 +35,7 @@ BREAKS = re.compile(
 )
 WEIGHT = re.compile(r":[ \t]*[-+]?[0-9]{0,2}\.[0-9]{1,4}[ \t]*$|(?<! ):[0-9]$")
 A_NUMBER = re.compile(r"^[ \t]*$|(?:^|[ \t])[0-9.]+$")  # before the colon of `(ratio 16:9)`
-ESCAPES = re.compile(r"\\([()\[\]{}])")
+BRACKETS = ("()", "[]", "{}")
 WIDE_COMMAS = "[\uff0c\u3001\uff64\ufe50\ufe51]"
 LEFT_OVER = re.compile(
     r"[{}\[\]\\]|<[\w-]+:|\|\||;;;|\(\(|\)\)|__\w|\$\$|::|:[0-9]?\.[0-9]+\)|(?<!\w)BREAK(?!\w)|" + WIDE_COMMAS
@@ -143,8 +143,11 @@ def _weight(text: str, start: int, end: int) -> int:
 
 
 def escapes(text: str) -> str:
-    """`\\(` => `(`, as for the other brackets."""
-    return ESCAPES.sub(r"\1", text)
+    """`\\(x\\)` => `(x)`, as for the other brackets; `\\(^o^)/` stays."""
+    for opening, closing in BRACKETS:
+        if f"\\{opening}" in text and f"\\{closing}" in text:
+            text = text.replace(f"\\{opening}", opening).replace(f"\\{closing}", closing)
+    return text
 
 
 def wide_commas(text: str) -> str:

@@ -240,6 +240,13 @@ def test_rows_of_a_table_that_name_no_picture_are_said(raw: Path) -> None:
     assert found(raw, "p0.png", "p1.png")[2] == []
 
 
+def test_a_table_of_nearly_the_pictures_names_is_an_error(raw: Path) -> None:
+    """Also where another picture has a caption: the folders of the rows are none of this folder's."""
+    put(raw, **{"p1.txt": "x", "meta_cap.json": '{"/a/p0": {"caption": "a"}, "/b/p2": {"caption": "b"}}'})
+    (problem,) = found(raw, "p0.png", "p1.png", "p2.png")[2]
+    assert "key '/a/p0'. Did you mean 'p0.png'?" in problem and "key '/b/p2'. Did you mean 'p2.png'?" in problem
+
+
 def test_rows_of_pictures_that_are_left_out_are_no_mistakes(raw: Path) -> None:
     put(raw, **{"metadata.csv": "file_name,text\na.png,a\na-mask.png,mask\n"})
     put(raw, **{"meta_cap.json": '{"/x/a": {"caption": "a"}, "/x/a-mask": {"caption": "mask"}}'})

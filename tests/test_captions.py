@@ -358,9 +358,8 @@ def test_report_counts_rules_and_names_what_is_ignored() -> None:
     )
     many = [Ignored(path=f"{number:02}.md", reason=f"no: {number}") for number in range(25)]
     assert report(pictures, rows, many, params()).splitlines()[-2:] == ["ignored: 19.md: no: 19", "ignored: 5 more: no"]
-    assert report(pictures, rows, [Ignored(path="\x1b[31m\nerror: x", reason="no")], params()).endswith(
-        "ignored: ?[31m?error: x: no"
-    )
+    last = report(pictures, rows, [Ignored(path="\x1b[31m\nerror: x", reason="no")], params()).splitlines()[-1]
+    assert last.startswith("ignored: ") and last.endswith("error: x: no") and last.isprintable()
     assert report(pictures[2:], rows[2:], [], params()) == "captions: 1 pictures; no rule changed anything"
 
 

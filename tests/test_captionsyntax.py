@@ -92,7 +92,7 @@ def test_each_rule(rule: SyntaxName, raw: str, text: str) -> None:
         ("breaks", 'a sign "BREAK GLASS", COFFEE BREAK, "BREAK", breaks, Break, it says BREAK'),
         ("weights", "(a), [b], {c}, (ratio 16:9), (at 4:3.5), (part: 2), (10:30), :), ((a) (b)), f(g(x))"),
         ("weights", r"\((a)\), (a:b), (a:1.3"),
-        ("escapes", r"a\b \n ( )"),
+        ("escapes", r"a\b \n ( ), \(^o^)/, \m/, \["),
         ("wide_commas", "猫。红色, 1,000"),
     ],
 )
