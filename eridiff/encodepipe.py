@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 Buffer = TypeVar("Buffer")
 
 MAX_READERS = 32
+READ_BYTES = 4 << 30  # of pictures that are decoded at one time
+PIXEL_BYTES = 8  # of a picture that is decoded: two copies of four bytes
 BATCHES_BEHIND = 3  # encoded and not yet written: what a SIGKILL loses, beside the batch in the encoder
 
 
@@ -45,6 +47,11 @@ def reader_threads(device: "torch.device") -> int:
 
     taken = CPU_THREADS if device.type == "cpu" else 1
     return min(max(shared_cores() - taken, 0 if device.type == "cpu" else 1), MAX_READERS)
+
+
+def readers_in_memory(threads: int, largest: int) -> int:
+    """So many of the threads that pictures of `largest` pixels, one a thread, fit READ_BYTES; of any size one."""
+    return min(threads, max(1, READ_BYTES // (PIXEL_BYTES * max(largest, 1))))
 
 
 def writer_threads(device: "torch.device") -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from eridiff.caching import Work
 from eridiff.catalogue import list_loose
-from eridiff.encodepipe import MAX_READERS, ahead, shared_cores
+from eridiff.encodepipe import MAX_READERS, ahead, readers_in_memory, shared_cores
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.latentcache import BatchEncoder, Load, cut_sample
@@ -139,6 +139,8 @@ class NewPictures:
     ) -> tuple[set[str], list[str]]:
         """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
         threads = min(shared_cores(), MAX_READERS) if workers is None else workers
+        sizes = (row["original_w"] * row["original_h"] for row in self.rows if row["file_digest"] in files)
+        threads = readers_in_memory(threads, max(sizes, default=1))
         of_each = self.params.crops * (2 if self.params.flip else 1)
 
         def read(rows: Sequence[Row]) -> Read | DataError:

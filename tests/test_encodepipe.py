@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from eridiff import encodepipe
-from eridiff.encodepipe import Transfers, WriteBehind, ahead, batches_ahead, reader_threads, with_finite, writer_threads
+from eridiff.encodepipe import (
+    Transfers,
+    WriteBehind,
+    ahead,
+    batches_ahead,
+    reader_threads,
+    readers_in_memory,
+    with_finite,
+    writer_threads,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -186,3 +195,9 @@ def test_finite_is_said_for_each_sample() -> None:
     tensors["mean"][1, 0, 1] = float("nan")
     tensors["std"][2, 3] = float("inf")
     assert with_finite(tensors)["finite"].tolist() == [True, False, False]
+
+
+def test_huge_pictures_are_read_by_few_threads() -> None:
+    """The largest that are read take 1.3 GiB each while they are decoded; usual ones are no reason for fewer."""
+    assert [readers_in_memory(32, pixels) for pixels in (1, 12_000_000, 50_000_000, 175_000_000)] == [32, 32, 10, 3]
+    assert readers_in_memory(0, 175_000_000) == 0 and readers_in_memory(4, 10**12) == 1
