@@ -88,7 +88,8 @@ def make_late(served: Served, number: str) -> None:
 
 def test_a_second_serve_of_a_checkout_is_refused(served: Served, tmp_path: Path) -> None:
     second = Served(served.clone, tmp_path)
-    second.environment["PREFECT_SERVER_API_PORT"] = str(served.port)  # the same server
+    for name in ("XDG_DATA_HOME", "PREFECT_SERVER_API_PORT"):  # the same server
+        second.environment[name] = served.environment.get(name, "")
     with pytest.raises(AssertionError, match="is being served already"):
         second.start()
     assert second.process and second.process.wait(30) == 1
