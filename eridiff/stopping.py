@@ -64,7 +64,7 @@ def stop_in_order() -> Iterator[Asked]:
 def say_last(message: str) -> None:
     """Print a stage's last words, and leave them to who prints them after DVC."""
     if path := os.environ.get(LAST_WORDS):
-        with suppress(FileNotFoundError), open(path, "a", encoding="utf-8") as file:
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:  # they are printed here in any case
             file.write(f"{message}\n")
     print(message, flush=True)
 
