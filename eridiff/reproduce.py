@@ -43,9 +43,9 @@ def _passed_on() -> Iterator[Callable[[], int | None]]:
     asked: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if not asked and signum != signal.SIGINT:
+        asked.append(signum)  # first: make and its group may both send one, and the second comes in here
+        if len(asked) == 1 and signum != signal.SIGINT:
             send_descendants(signal.SIGINT)
-        asked.append(signum)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:

@@ -16,6 +16,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOTICE = b"stopping after this step; Ctrl-C again stops at once, and loses the steps since the last saved state\n"
 
 
+Asked = Callable[[], int | None]
+
+
+def never() -> None:
+    """No signal asks for the end."""
+
+
 class Stopped(Exception):
     """A signal asked for the end and work was put in order; the message says what the next run does."""
 
@@ -25,7 +32,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_in_order() -> Iterator[Callable[[], int | None]]:
+def stop_in_order() -> Iterator[Asked]:
     """Within this block a signal only asks for the end; yields what tells which signal did, if any.
 
     A second Ctrl-C acts as before this block. A second signal of another kind does not: supervisors send one after the
@@ -57,7 +64,7 @@ def stop_in_order() -> Iterator[Callable[[], int | None]]:
 def say_last(message: str) -> None:
     """Print a stage's last words, and leave them to who prints them after DVC."""
     if path := os.environ.get(LAST_WORDS):
-        with suppress(FileNotFoundError), open(path, "a", encoding="utf-8") as file:
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:  # they are printed here in any case
             file.write(f"{message}\n")
     print(message, flush=True)
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import psutil
+
 from eridiff.slots import release
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -236,8 +238,6 @@ def end_descendants(steps: Sequence[tuple[signal.Signals, float]] = STEPS, patie
 
 def send_descendants(number: signal.Signals) -> None:
     """Send a signal to all descendants; those that another supervisor ends get SIGKILL alone."""
-    import psutil
-
     me = psutil.Process()
     for process in me.children(recursive=True) if number == signal.SIGKILL else list(_own(me)):
         try:
@@ -248,8 +248,6 @@ def send_descendants(number: signal.Signals) -> None:
 
 def _hears_sigterm() -> bool:
     """Whether a living descendant has a handler of its own for SIGTERM, as a stage has while it trains."""
-    import psutil
-
     for process in psutil.Process().children(recursive=True):
         try:
             status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
@@ -263,8 +261,6 @@ def _hears_sigterm() -> bool:
 
 def _own(process: Any) -> Iterator[Any]:
     """Descendants, less those of other supervisors: signals that came twice would disturb DVC's tidying up."""
-    import psutil
-
     for child in process.children():
         try:
             if child.cmdline()[1:3] == ["-m", "eridiff.supervise"]:
@@ -286,8 +282,6 @@ def _reap() -> None:
 
 def _living() -> bool:
     """Whether any descendant still runs."""
-    import psutil
-
     found = False
     for process in psutil.Process().children(recursive=True):
         try:

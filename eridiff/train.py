@@ -31,6 +31,9 @@ from eridiff.runstate import load_adapters, load_state, save_adapters, save_stat
 from eridiff.sources import ModelSource
 from eridiff.stopping import Stopped
 from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
+from eridiff.stopping import Asked, Stopped, never
+from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
+from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, refuse_other_objective
 
 
 @dataclass(kw_only=True)
@@ -133,17 +136,12 @@ Preview = Callable[[int], None]
 
 
 def train(
-    run: Run,
-    data: TrainingSet,
-    state: Path,
-    state_every: int,
-    preview: Preview | None = None,
-    asked: Callable[[], int | None] = lambda: None,
+    run: Run, data: TrainingSet, state: Path, state_every: int, preview: Preview | None = None, asked: Asked = never
 ) -> tuple[Table, float]:
     """Train to the last step, from the state if there is one; checkpoints are left in the state's folder.
 
-    asked: the signal that asks for the end, if one does. Returns the table of losses and the seconds that the steps
-    took. Raises: TrainError where the loss is no longer finite; Stopped where it was asked for, the state saved.
+    asked: which signal asks for the end. Returns the table of losses and the seconds that the steps took.
+    Raises: TrainError where the loss is no longer finite; Stopped where a signal asked for it, the state saved.
     """
     params = run.params
     optimizer = make_optimizer(params.optimizer, run.adapters.values())
