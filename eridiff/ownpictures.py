@@ -112,7 +112,10 @@ def rename_misnamed(cache: Path, misnamed: Iterable[Misnamed]) -> Iterator[str]:
                 yield f"{one.line()}; left, since {target} is another: run this again"
                 continue
             target.parent.mkdir(exist_ok=True)
-            os.replace(one.path, target)
+            if target.exists():  # the later version was committed too: often as a link to this very file
+                one.path.unlink()
+            else:
+                os.replace(one.path, target)
         except OSError as error:
             yield f"{one.line()}; left ({error.strerror}): remove it, or DVC takes it for what it is not"
             continue
