@@ -53,13 +53,15 @@ def describe_unsafe(folder: Path) -> str | None:
 
 
 def set_safe_types(folder: Path) -> None:
-    """Let DVC make no links but reflinks in a project, whatever its own or its local configuration said."""
+    """Let DVC make no links but reflinks in a project, whatever its configuration said.
+
+    In the local one too, which git does not track: a checkout of an earlier commit brings the other back as it was.
+    """
     from dvc.config import Config
 
     for level in ("repo", "local"):
-        if unsafe_types(folder):
-            with Config(str(folder / ".dvc")).edit(level) as values:
-                values.setdefault("cache", {})["type"] = ",".join(SAFE_TYPES)
+        with Config(str(folder / ".dvc")).edit(level) as values:
+            values.setdefault("cache", {})["type"] = ",".join(SAFE_TYPES)
 
 
 def cache_of(folder: Path) -> Path:
@@ -110,7 +112,10 @@ def rename_misnamed(cache: Path, misnamed: Iterable[Misnamed]) -> Iterator[str]:
                 yield f"{one.line()}; left, since {target} is another: run this again"
                 continue
             target.parent.mkdir(exist_ok=True)
-            os.replace(one.path, target)
+            if target.exists():  # the later version was committed too: often as a link to this very file
+                one.path.unlink()
+            else:
+                os.replace(one.path, target)
         except OSError as error:
             yield f"{one.line()}; left ({error.strerror}): remove it, or DVC takes it for what it is not"
             continue

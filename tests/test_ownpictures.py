@@ -69,14 +69,17 @@ def test_an_object_that_an_edit_altered_is_named_and_moved(tmp_path: Path) -> No
     folder = put(cache, json.dumps([{"md5": md5(b"first"), "relpath": "sub/0.txt"}]).encode(), suffix=".dir")
     altered = put(cache, b"second", name=b"first")
     twice = put(cache, b"sound", name=b"another")
+    linked = object_path(cache, md5(b"before"))  # as when the edit was committed: one file by both names
+    linked.parent.mkdir(exist_ok=True)
+    linked.hardlink_to(sound)
     (cache / "files/md5/ab").mkdir(exist_ok=True)
     (cache / "files/md5/ab/notes").write_bytes(b"no object")
     found = find_misnamed(cache)
-    assert {one.path for one in found} == {altered, twice}
+    assert {one.path for one in found} == {altered, twice, linked}
     lines = sorted(rename_misnamed(cache, found), key=lambda line: "0.txt" not in line)
     assert lines[0].startswith(f"{altered} (sub/0.txt) holds other bytes than its name says")
     assert "`dvc fetch --all-commits`" in lines[0]
-    assert not altered.exists() and not twice.exists()
+    assert not any(path.exists() for path in (altered, twice, linked))
     assert object_path(cache, md5(b"second")).read_bytes() == b"second"
     assert sound.read_bytes() == b"sound" and folder.exists()
     assert find_misnamed(cache) == []

@@ -95,3 +95,5 @@ def test_a_project_of_hardlinks_is_moved_over(project: Path, local: str) -> None
     assert moved.read_bytes() == b"second" and not altered.exists()
     assert run("renew") == "this project is as `eridiff new` makes one already\n"
     assert (project / ".dvc/config").read_text().count("dir = ") == 1
+    (project / ".dvc/config").write_text(OLD)  # as by `git checkout` of a commit of before
+    assert unsafe_types(project) == () and find_behind(project) == []

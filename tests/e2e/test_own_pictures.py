@@ -227,6 +227,37 @@ def test_originals_behind_a_link(person: Person) -> None:
         assert (person.home / name).stat().st_mode & stat.S_IWUSR
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's edits go through DVC's read-only links")
+def test_a_project_of_before_is_moved_over(tmp_path: Path) -> None:
+    """Its second edit has gone into DVC's cache: what cannot come back is said to be missing, and no longer wrong."""
+    person = Person(tmp_path / "home")
+    project = person.make()
+
+    def run(*command: str, code: int | None = 0) -> str:
+        return person.run(*command, place=project.folder, code=code)
+
+    run("dvc", "config", "cache.type", "hardlink,reflink,copy")
+    for version in (1, 2, 3):
+        if version > 1:
+            project.edit(version)
+        run("dvc", "repro")
+        project.commit(version)
+    run("git", "checkout", "-q", "v2")
+    run("dvc", "checkout")
+    assert project.files()["echo.txt"] == content("echo.txt", 3)  # the fault
+    run("git", "checkout", "-q", "main")
+    run("dvc", "checkout")
+    said = project.run(sys.executable, "-m", "eridiff", "renew")
+    assert [name for name in NAMES if f"({name}) holds other bytes than its name says" in said] == [
+        name for name in NAMES if not name.startswith("rename")
+    ]
+    run("git", "checkout", "-qf", "v2")
+    assert "Checkout failed for following targets:\ndata/raw" in run("dvc", "checkout", code=None)
+    run("git", "checkout", "-qf", "main")
+    project.run("dvc", "checkout")
+    assert project.files() == version_of(3)
+
+
 @pytest.mark.parametrize("options", [(), ("--push-pictures",)])
 def test_pictures_are_pushed_where_that_was_asked_for(options: tuple[str, ...], tmp_path: Path) -> None:
     """The sentence after `new`, by pushing, and pulling in a clone on another machine."""
