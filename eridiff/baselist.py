@@ -12,7 +12,7 @@ from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
 from eridiff.places import Places
 from eridiff.project import bases_dir
-from eridiff.sources import candidates, find_component, pointers_of
+from eridiff.sources import candidates, find_component, pointers_of, read_pointer
 
 
 def list_bases() -> Iterator[str]:
@@ -47,11 +47,12 @@ def find_base(name: str) -> Iterator[str]:
                     yield f"{component.name}: {where}"
 
 
-def place_base(name: str, family: str) -> Iterator[str]:
+def place_base(name: str) -> Iterator[str]:
     """One base that has pointers: by names and sizes, unread, where its components lie."""
     try:
+        family = read_pointer(name, "denoiser").family
         pointers = pointers_of(name, load_family(family).PARTS, family)
-    except BaseError as error:
+    except EridiffError as error:
         yield f"{name}: {error}"
         return
     places: dict[str, list[str]] = {}
@@ -76,9 +77,9 @@ def find_models() -> Iterator[str]:
     in ComfyUI's, and the model folders of the hub's cache.
     """
     places, found = Places(), False
-    for name, family in known_bases().items():
+    for name in known_bases():
         found = True
-        yield from place_base(name, family)
+        yield from place_base(name)
     folders = [*places.roots, *places.comfyui_folders]
     for path in dict.fromkeys(path for folder in folders for path in model_files(folder)):
         found = True

@@ -136,8 +136,6 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError:
         raise BaseError(f"{path} is no valid JSON: copy the model folder again.") from None
-    if not isinstance(config, dict):
-        raise BaseError(f"{path} holds no keys and values: copy the model folder again.")
     return config
 
 

@@ -24,7 +24,7 @@ from eridiff.progress import warn
 from eridiff.project import bases_dir
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
-from eridiff.wanted import how_to_add, is_wanted, makers_family
+from eridiff.wanted import how_to_add, makers_family, wanted_family
 
 if TYPE_CHECKING:
     from eridiff.quantise import Storage
@@ -82,10 +82,10 @@ def read_pointer(base: str, part: str) -> Pointer:
     path = bases_dir() / base / f"{part}.json"
     if not path.exists():
         raise BaseError(_no_pointer(base, path.name))
+    if family := wanted_family(path):
+        raise BaseError(how_to_add(base, family))
     try:
         record = json.loads(path.read_text("utf-8"))
-        if is_wanted(record):
-            raise BaseError(how_to_add(base, record["family"]))
         components = {
             name: Component(name=name, config=c["config"], files=c["files"], digest=c["digest"])
             for name, c in record["components"].items()
