@@ -18,6 +18,7 @@ from eridiff.pickles import PICKLE_SUFFIXES, PickleFile
 from eridiff.signatures import Look, Shape, first_look
 from eridiff.tensorfile import TORCH_NAMES, RawTensor, TensorFile
 
+MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
 # Where parts stand in all-in-one files, and the kind of part where the prefix says more than the shapes.
 PREFIXES = {
     "model.diffusion_model.": "denoiser",
@@ -53,7 +54,6 @@ OTHERS = {
     ),
     r"(emb_params|string_to_param\..+)": "an embedding (textual inversion)",
 }
-MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
 MAX_MISSING = 20  # shards that a message names
 TensorSource = TensorFile | PickleFile
 

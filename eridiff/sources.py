@@ -18,7 +18,7 @@ from eridiff.errors import BaseError, DataError
 from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
 from eridiff.headers import Weights, find_parts, open_weights
-from eridiff.jsonfiles import Record, as_record, read_json
+from eridiff.jsonfiles import Record, read_record
 from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
@@ -27,7 +27,7 @@ from eridiff.project import bases_dir, load_local
 from eridiff.seals import BLANK, KEY, check_seal, sealed, write_sealed
 from eridiff.tensorfile import TensorFile
 from eridiff.tokenizers import built_in_tokenizers
-from eridiff.wanted import how_to_add, is_wanted, makers_family
+from eridiff.wanted import how_to_add, makers_family, wanted_family
 
 if TYPE_CHECKING:
     from eridiff.quantise import Storage
@@ -96,11 +96,10 @@ def read_pointer(base: str, part: str) -> Pointer:
     path = bases_dir() / base / f"{part}.json"
     if not path.exists():
         raise BaseError(_no_pointer(base, path.name))
+    if family := wanted_family(path):
+        raise BaseError(how_to_add(base, family))
     try:
-        value = read_json(path)
-        if is_wanted(value):
-            raise BaseError(how_to_add(base, str(value.get("family"))))
-        record = as_record(value, PointerRecord)
+        record = read_record(path, PointerRecord)
         if not check_seal(path.read_bytes(), path) and record.format != UNSEALED_FORMAT:
             raise ValueError("it carries no checksum")
     except (DataError, ValueError) as error:

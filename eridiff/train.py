@@ -29,11 +29,8 @@ from eridiff.progress import say
 from eridiff.quantise import Storage
 from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
 from eridiff.sources import ModelSource
-from eridiff.stopping import Stopped
-from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 from eridiff.stopping import Asked, Stopped, never
-from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
-from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, refuse_other_objective
+from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,6 @@ everything runs that needs no weights, and the stages that need some start and s
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,21 @@ def makers_family(base: str) -> str | None:
     return next((name for name in family_names() if base in published(name).variants), None)
 
 
-def is_wanted(record: object) -> bool:
-    """Whether what a pointer file holds names a base that is not here yet."""
-    return isinstance(record, Mapping) and isinstance(record.get(KEY), Mapping)
+def wanted_family(path: Path) -> str | None:
+    """The family that a wanted pointer names; None where a file is none. Damaged ones are told where they are read."""
+    try:
+        record = read_json(path)
+    except ValueError:
+        return None
+    if not isinstance(record.get(KEY), dict):
+        return None
+    return next((name for name in family_names() if name == record.get("family")), None)
 
 
 def is_awaited(base: str) -> bool:
     """Whether a base has wanted pointers."""
     path = bases_dir() / base / "denoiser.json"
-    try:
-        return path.exists() and is_wanted(read_json(path))
-    except ValueError:
-        return False  # damaged ones are told where they are read
+    return path.exists() and wanted_family(path) is not None
 
 
 def has_pointers(base: str) -> bool:

@@ -20,7 +20,7 @@ from eridiff.families import family_names, load_family, load_keys, published
 from eridiff.plan import Card, Planner, plan_project
 from eridiff.sources import PARTS, pointers_of, read_pointer
 from eridiff.starting import filled, settle_base
-from eridiff.wanted import has_pointers, how_to_add, is_awaited, want_base, write_wanted
+from eridiff.wanted import has_pointers, how_to_add, is_awaited, want_base, wanted_family, write_wanted
 from stages import latents, sample, text, train
 from tests.checkouts import SMALL, make_checkout
 from tests.conftest import ROOT
@@ -146,3 +146,11 @@ def test_sizes_are_those_of_the_published_models(family: str) -> None:
 def test_every_presets_base_is_published_or_the_demos(preset: Path) -> None:
     model = read_yaml(preset)["model"]
     assert model["base"] in published(model["family"]).variants or (ROOT / "data" / "bases" / model["base"]).is_dir()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"wanted": 1}', '{"wanted": {}, "family": "other"}', "[" * 100_000])
+def test_what_is_no_wanted_pointer(text: str, checkout: Path) -> None:
+    path = checkout / "data" / "bases" / "sdxl" / "denoiser.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert wanted_family(path) is None and has_pointers("sdxl")
