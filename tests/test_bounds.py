@@ -86,6 +86,13 @@ def test_a_value_and_a_section_under_one_name() -> None:
         read_sets(["train.lora=1", "train.lora.rank=2"])
 
 
+def test_values_are_counted_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eridiff.config.MAX_VALUES", 6)  # ten thousand would take a second
+    assert parse_yaml("a: [1, 2, 3]", "f") == {"a": [1, 2, 3]}
+    with pytest.raises(ConfigError, match="more than 6 values"):
+        parse_yaml("a: [1, 2, 3, 4]", "f")
+
+
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(ConfigError, match="is no file"):  # opened, it would wait for ever
