@@ -35,7 +35,7 @@ BREAKS = re.compile(
 )
 WEIGHT = re.compile(r":[ \t]*[-+]?[0-9]{0,2}\.[0-9]{1,4}[ \t]*$|(?<! ):[0-9]$")
 A_NUMBER = re.compile(r"^[ \t]*$|(?:^|[ \t])[0-9.]+$")  # before the colon of `(ratio 16:9)`
-BRACKETS = ("()", "[]", "{}")
+BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 WIDE_COMMAS = "[\uff0c\u3001\uff64\ufe50\ufe51]"
 LEFT_OVER = re.compile(
     r"[{}\[\]\\]|<[\w-]+:|\|\||;;;|\(\(|\)\)|__\w|\$\$|::|:[0-9]?\.[0-9]+\)|(?<!\w)BREAK(?!\w)|" + WIDE_COMMAS
