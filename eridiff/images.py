@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from eridiff.colour import Colour, colour_of, to_srgb
 from eridiff.errors import DataError
@@ -24,6 +24,7 @@ PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", "
 # A bomb is a small file that unpacks to a huge picture. Above the largest camera (151 million pixels), below
 # what Pillow's decoders refuse on their own account (179 million).
 MAX_PIXELS = 175_000_000
+MAX_WEBP = 100_000_000  # pixels of a WebP, of which Pillow's decoder makes four copies
 MAX_BYTES = 2 << 30  # of a file, which is read whole: a TIFF of as many pixels, 16 bits each, as it is
 LARGE = 40_000_000  # pixels, from which on a file must not unpack to more than so many times its size
 MAX_UNPACKED = 500  # no photograph and no drawing does; a plain colour in PNG has a thousand
@@ -265,9 +266,10 @@ def _refuse_bomb(image: ImageFile.ImageFile, path: Path, size: int) -> None:
     """Refuse what would take too much memory, before a pixel is decoded."""
     pixels = image.width * image.height
     bomb = "(it may be a decompression bomb). Make it smaller, or remove it."
-    if pixels > MAX_PIXELS:
+    limit = MAX_WEBP if isinstance(image, WebPImagePlugin.WebPImageFile) else MAX_PIXELS
+    if pixels > limit:
         raise DataError(
-            f"{path}: {image.width}x{image.height} is {pixels:,} pixels, more than the {MAX_PIXELS:,} allowed {bomb}"
+            f"{path}: {image.width}x{image.height} is {pixels:,} pixels, more than the {limit:,} allowed {bomb}"
         )
     unpacked = pixels * len(image.getbands()) // (8 if image.mode == "1" else 1)
     if pixels > LARGE and unpacked > MAX_UNPACKED * size:

@@ -77,25 +77,30 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
     headers = _all_headers(folder, paths, digests, problems)
     if problems:
         raise DataError(all_of(problems))
-    pictures = []
-    for path in track(paths, what="digests", total=len(paths), unit="pictures"):
-        header, caption = headers[path], captions.get(path)
-        picture = Picture(
-            path=path,
-            file_digest=digests.sha256(folder / path),
-            width=header.width,
-            height=header.height,
-            orientation=header.orientation,
-            repeats=repeats[path],
-            caption=caption.text if caption else None,
-            caption_source=caption.source if caption else None,
-            colour=header.colour,
-            blank=digests.remember(folder / path, BLANK, partial(shows_nothing, folder / path))
-            if header.doubtful
-            else "",
-        )
-        pictures.append(picture)
+    pictures = [
+        _picture(folder, path, headers[path], captions.get(path), repeats[path], digests)
+        for path in track(paths, what="digests", total=len(paths), unit="pictures")
+    ]
     return pictures, ignored
+
+
+def _picture(
+    folder: Path, path: str, header: PictureHeader, caption: Caption | None, repeats: int, digests: FileDigests
+) -> Picture:
+    """All about one picture; only one whose header leaves a doubt is decoded, and that is remembered."""
+    look = partial(shows_nothing, folder / path)
+    return Picture(
+        path=path,
+        file_digest=digests.sha256(folder / path),
+        width=header.width,
+        height=header.height,
+        orientation=header.orientation,
+        repeats=repeats,
+        caption=caption.text if caption else None,
+        caption_source=caption.source if caption else None,
+        colour=header.colour,
+        blank=digests.remember(folder / path, BLANK, look) if header.doubtful else "",
+    )
 
 
 def _leave_out(

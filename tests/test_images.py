@@ -263,6 +263,14 @@ def test_the_limit_does_not_hang_on_pillows_global(tmp_path: Path, monkeypatch: 
     both_refuse(path, "960 pixels")
 
 
+def test_a_webp_may_be_less_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_WEBP", 900)
+    pattern().save(tmp_path / "a.webp")
+    both_refuse(tmp_path / "a.webp", "40x24 is 960 pixels, more than the 900 allowed")
+    pattern().save(tmp_path / "a.png")
+    assert read_header(tmp_path / "a.png").width == 40
+
+
 def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.new("F", (2, 2)).save(path)
