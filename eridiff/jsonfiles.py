@@ -44,18 +44,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_record(path: Path, model: type[RecordT]) -> RecordT:
     """The object in a file as a model has it.
 
-    Raises: ValueError as read_json and as_record.
-    """
-    return as_record(read_json(path), model)
-
-
-def as_record(value: dict[str, Any], model: type[RecordT]) -> RecordT:
-    """An object as a model has it.
-
-    Raises: ValueError with the key's path where a key is missing or of another type.
+    Raises: ValueError as read_json, and with the key's path where a key is missing or of another type.
     """
     try:
-        return model.model_validate_json(json.dumps(value))
+        return model.model_validate_json(json.dumps(read_json(path)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

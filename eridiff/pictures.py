@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from eridiff.captionowners import find_captions
+from eridiff.captionowners import Caption, find_captions
 from eridiff.companions import Companion, captions_of_left_out, find_companions
 from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
