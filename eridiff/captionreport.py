@@ -54,7 +54,7 @@ def _unknown_syntax(rows: Sequence[Row], params: CaptionParams) -> Iterator[str]
 
 
 def _ignored(ignored: Iterable[Ignored]) -> Iterator[str]:
-    """A line each; of those of one kind, or with one reason (up to its colon), the first, and how many more there are."""
+    """A line each; of those of one kind, or with one reason (up to its colon), the first, and how many there are."""
     seen: Counter[str] = Counter()
     for item in ignored:
         reason = item.kind or item.reason.split(":")[0]

@@ -10,12 +10,12 @@ import os
 import re
 import secrets
 import stat
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from eridiff.errors import ConfigError
+from eridiff.leftovers import temporary_path
 
 FILE = "secret"  # in PREFECT_HOME, which all checkouts of a user share
 USER = "eridiff:"  # Prefect's credentials are USER:PASSWORD
@@ -103,7 +103,7 @@ def local_secret(home: Path) -> str:
 def _make(path: Path) -> None:
     """Write a new one whole under its name; where another process was first, its own stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = temporary_path(path)
     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(number, "w") as file:

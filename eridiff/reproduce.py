@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from eridiff.dvcinput import refuse_unbounded
 from eridiff.dvcrepair import mend
 from eridiff.errors import run_main
 from eridiff.progress import warn
@@ -21,7 +22,11 @@ from eridiff.supervise import STEPS, adopt_orphans, end_descendants, send_descen
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Run `dvc repro`; its exit code, 128 + N where signal N ended it, 0 where make is interrupted in its place."""
+    """Run `dvc repro`; its exit code, 128 + N where signal N ended it, 0 where make is interrupted in its place.
+
+    Raises: ConfigError, DataError for what DVC would read without end.
+    """
+    refuse_unbounded(Path())
     for line in mend(Path()):
         warn(line)
     adopt_orphans()

@@ -90,8 +90,10 @@ def check_out(data: Piece, path: Path, way_out: str = WAY_OUT) -> None:
     """
     if check_seal(data, path, way_out):
         return
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != locked_md5(path):
-        raise DataError(f"{path} is damaged: it carries no checksum, and dvc.lock names other bytes. {way_out}")
+    locked = locked_md5(path)
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != locked:
+        why = "dvc.lock names other bytes" if locked else "dvc.lock does not name it"
+        raise DataError(f"{path} is damaged: it carries no checksum, and {why}. {way_out}")
     tell_unsealed(path)
 
 

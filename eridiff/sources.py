@@ -55,7 +55,7 @@ class Pointer:
 class PointerRecord(Record):
     """A pointer as its file has it."""
 
-    format: int
+    format: int = UNSEALED_FORMAT
     family: str
     part: str
     components: dict[str, ComponentRecord]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from eridiff.progress import say
+
 LAST_WORDS = "ERIDIFF_LAST_WORDS"  # the file's path
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOTICE = b"stopping after this step; Ctrl-C again stops at once, and loses the steps since the last saved state\n"
@@ -66,7 +68,7 @@ def say_last(message: str) -> None:
     if path := os.environ.get(LAST_WORDS):
         with suppress(OSError), open(path, "a", encoding="utf-8") as file:  # they are printed here in any case
             file.write(f"{message}\n")
-    print(message, flush=True)
+    say(message)
 
 
 class LastWords:
@@ -82,7 +84,8 @@ class LastWords:
         if not words:
             return False
         sys.stderr.flush()
-        print(words, end="", flush=True)
+        for line in words.splitlines():
+            say(line)
         return _end_make()
 
 

@@ -41,8 +41,8 @@ ITEM_SIZE |= {"F8_E4M3": 1, "F8_E5M2": 1}
 TORCH_NAMES = {"F64": "float64", "I64": "int64", "F32": "float32", "I32": "int32", "F16": "float16"}
 TORCH_NAMES |= {"BF16": "bfloat16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 TORCH_NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-# A header is read at once, as Python objects of up to twenty times its size. SDXL in one file has 300 KB of it; a
-# store's shard of 64 MiB has as many entries as fit into it, and says of each what its key is made of.
+# A header is read at once, as Python objects of up to twenty times its size. The largest checkpoint in one file has
+# 300 KB of it; a store's shard of 64 MiB has as many entries as fit into it, and says of each what its key is made of.
 MAX_HEADER_BYTES = 1 << 24
 MAX_SHARD_HEADER_BYTES = 1 << 26
 MIN_LETTERS = 8  # of a header for each list or object in it: a tensor has three in at least fifty

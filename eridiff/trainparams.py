@@ -71,7 +71,7 @@ class TrainParams(Section):
     """Optimizer steps. Not part of the state's key under a constant schedule: more can be added later."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
     """Pictures a micro-batch, all of one bucket."""
-    accumulation: Annotated[int, Field(ge=1, le=4096)] = 1
+    accumulation: Annotated[int, Field(ge=1, le=65536)] = 1
     """Micro-batches a step."""
     seed: Seed = 0
     """Seed of every draw: order, noise, timesteps, captions, adapters."""

@@ -27,6 +27,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
 from eridiff.deployment import close_books, keep_form
+from eridiff.dvcinput import refuse_unbounded
 from eridiff.dvcrepair import mend
 from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
@@ -138,6 +139,7 @@ def train_lora(
             refuse_uncommitted(request.folder, project)
         with Crew() as crew, ExitStack() as held:
             lock = held.enter_context(hold_file(root / LOCK, crew.stopped, get_run_logger().info))
+            refuse_unbounded(request.folder)
             for line in mend(request.folder):
                 get_run_logger().warning(line)
             run = Run(request, crew, lock)

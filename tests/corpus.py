@@ -50,7 +50,7 @@ NUMBERS = {
     "train.steps": (10**11, "less than or equal to 10000000"),
     "train.seed": (1 << 64, "a number of 65 bits, and none has more than 64"),
     "train.batch_size": (10**9, "less than or equal to 1024"),
-    "train.accumulation": (10**9, "less than or equal to 4096"),
+    "train.accumulation": (10**9, "less than or equal to 65536"),
     "train.lora.rank": (10**9, "less than or equal to 4096"),
     "train.lora.alpha": (1e300, "less than or equal to 1000000"),
     "train.optimizer.lr": (1e300, "less than or equal to 100"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eridiff import export
-from eridiff.errors import ExportError, TrainError
+from eridiff.errors import DataError, ExportError
 from eridiff.export import ExportParams, export_checkpoint
 from eridiff.families import load_family
 from eridiff.floats import from_float32, to_float32
@@ -161,5 +161,5 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
 
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "step-000001.safetensors")
-    with pytest.raises(TrainError, match="no checkpoint"):
+    with pytest.raises(DataError, match=r"step-000001\.safetensors .* carries no checksum, and dvc\.lock does not"):
         export_checkpoint(tmp_path, ExportParams(), tmp_path / "export")

@@ -142,7 +142,7 @@ def test_what_no_scale_mends(data: TrainingSet, tmp_path: Path, monkeypatch: pyt
     run = half()
     plain = run.family.predict
     monkeypatch.setattr(run.family, "predict", lambda *given: plain(*given) * 1e6)  # as activations that overflow
-    with pytest.raises(TrainError, match=r"step 1: the loss is inf .*train\.precision bf16 or fp32, whose range is"):
+    with pytest.raises(TrainError, match=r"step 1: the loss is inf .*train\.precision bf16 or fp32"):
         train(run, data, tmp_path / "loss", 9)
     assert not list((tmp_path / "loss").rglob("*.safetensors"))
 

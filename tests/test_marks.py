@@ -20,7 +20,7 @@ from eridiff.inspect import inspect_path
 from eridiff.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_marks, find_marks, settle_scheduler
 from eridiff.objectives import Ddpm, alphas_cumprod
 from eridiff.schedulers import make_scheduler, refuse_schedule
-from eridiff.sources import find_source, pointers_of, read_pointer
+from eridiff.sources import UNSEALED_FORMAT, find_source, pointers_of, read_pointer
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 from eridiff.trainparams import DdpmParams
 from tests.checkouts import SMALL, make_checkout
@@ -279,8 +279,8 @@ def test_a_pointer_from_before_the_mark_was_read_is_told(
     pointer = checkout / "data" / "bases" / "b" / "denoiser.json"
     record = json.loads(pointer.read_text())
     config = record["components"]["scheduler"]["config"]
-    del config["rescale_betas_zero_snr"]
-    pointer.write_text(json.dumps(record))
+    del config["rescale_betas_zero_snr"], record["seal"]
+    pointer.write_text(json.dumps({**record, "format": UNSEALED_FORMAT}))
     capsys.readouterr()
     find_source(pointers_of("b", ["denoiser"], "sdxl").values())
     out = capsys.readouterr()
