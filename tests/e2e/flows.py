@@ -75,7 +75,7 @@ PARTS = {
 
 def make_toys(folder: Path) -> Clone:
     """A checkout whose projects/ are PARTS; all but `bad` are committed."""
-    clone = make_clone(folder, "checkout")
+    clone = make_clone(folder, "checkout", cold=True)
     with (clone.root / ".gitignore").open("a") as file:
         file.write("kept.txt\nprojects/*/*.txt\nprojects/far/tried\n")
     for name, stages in PARTS.items():

@@ -13,6 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tests.checkouts import SMALL
+from tests.e2e.prefork import start
 
 ROOT = Path(__file__).parent.parent.parent
 # Small enough that a stage's start is what costs: the numbers themselves are the unit tests' business.
@@ -36,12 +37,16 @@ class Ran:
 class Clone:
     """One working copy: `root` the checkout, `place` the folder whose pipeline runs (the root, or a project)."""
 
-    def __init__(self, root: Path, store: Path, cache: Path, place: Path | None = None) -> None:
+    def __init__(self, root: Path, store: Path, cache: Path, place: Path | None = None, *, cold: bool = False) -> None:
         self.root, self.store, self.cache = root, store, cache
         self.place = place or root
+        self.cold = cold
 
     def environment(self) -> dict[str, str]:
+        """cold: each stage is a python of its own, as a user's; else a child of one (tests/e2e/prefork.py)."""
         scripts = str(Path(sys.executable).parent)
+        if not self.cold:
+            scripts = f"{start().folder}{os.pathsep}{scripts}"
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_", "HF_"))}
         return {
             **keep,
@@ -76,7 +81,7 @@ class Clone:
 
     def why(self, *arguments: str, **extra: str) -> dict[str, Any]:
         extra = {"PYTHONPATH": str(self.root), **extra}
-        done = self.run(sys.executable, "-m", "eridiff", "why", "--json", *arguments, **extra)
+        done = self.run("python", "-m", "eridiff", "why", "--json", *arguments, **extra)
         prediction: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return prediction
 
@@ -126,11 +131,19 @@ def lay_small(root: Path) -> None:
     shutil.copyfile(SMALL / "params" / "tiny-sdxl.yaml", root / "params.yaml")
 
 
-def make_clone(folder: Path, name: str, *, quick: bool = True, demo: bool = False, store: Path | None = None) -> Clone:
+def make_clone(
+    folder: Path,
+    name: str,
+    *,
+    quick: bool = True,
+    demo: bool = False,
+    store: Path | None = None,
+    cold: bool = False,
+) -> Clone:
     """A clone of the checkout as it stands (committed or not), with an empty store and an empty DVC cache.
 
     Its pictures, bases and params are those of tests/small, unless the demo itself is wanted. `quick` shortens
-    training and sampling.
+    training and sampling. cold: as of Clone.
     """
     root = folder / name
     root.mkdir(parents=True)
@@ -143,7 +156,7 @@ def make_clone(folder: Path, name: str, *, quick: bool = True, demo: bool = Fals
             shutil.copy2(ROOT / line, root / line)
     if not demo:
         lay_small(root)
-    clone = Clone(root, store or folder / f"{name}-store", folder / f"{name}-cache")
+    clone = Clone(root, store or folder / f"{name}-store", folder / f"{name}-cache", cold=cold)
     if quick:
         clone.params({f"{section}.{key}": value for section, keys in QUICK.items() for key, value in keys.items()})
     for command in (

@@ -13,7 +13,7 @@ BITS = {"flux": {"train.quantise": "nf4", "sample.quantise": "fp8"}}  # of one f
 
 @pytest.mark.parametrize("family", [name for name in family_names() if name != "sdxl"])
 def test_every_stage(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    clone: Clone = make_clone(tmp_path_factory.mktemp(family), "clone", quick=False)
+    clone: Clone = make_clone(tmp_path_factory.mktemp(family), "clone", quick=False, cold=True)
     shutil.copyfile(clone.root / f"presets/tiny-{family}.yaml", clone.root / "params.yaml")
     clone.params({f"{section}.{key}": value for section, keys in QUICK.items() for key, value in keys.items()})
     clone.params(BITS.get(family, {}))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.flow
 
 
 def test_it_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
-    clone = make_clone(tmp_path, "checkout")
+    clone = make_clone(tmp_path, "checkout", cold=True)
     extra = {"XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": "0"}
     words = (sys.executable, "-m", "eridiff.flowserver", "once", sys.executable, "-m", "stages.flow", "flow")
     first = clone.run(*words, **extra)

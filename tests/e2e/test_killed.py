@@ -19,7 +19,7 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    made = make_clone(tmp_path_factory.mktemp("killed"), "clone")
+    made = make_clone(tmp_path_factory.mktemp("killed"), "clone", cold=True)
     made.params({"train.steps": STEPS, "train.save_every": 20, "train.ema_decay": 0.9})
     (made.root / "local.yaml").write_text("state_every: 5\n")
     made.repro("latents", "text")
@@ -61,7 +61,7 @@ def test_killed_and_resumed_equals_a_straight_run(clone: Clone, tmp_path: Path) 
     assert "train: resuming after step" in ran.output
     resumed, lock = adapters(clone), clone.lock()
     assert sorted(resumed) == [f"{kind}-0000{step}.safetensors" for kind in ("ema", "step") for step in (40, 60)]
-    straight = Clone(clone.root, tmp_path / "store", clone.cache)
+    straight = Clone(clone.root, tmp_path / "store", clone.cache, cold=True)
     again = straight.repro("--force", "--single-item", "train")
     assert "resuming" not in again.output
     assert adapters(clone) == resumed
@@ -70,7 +70,7 @@ def test_killed_and_resumed_equals_a_straight_run(clone: Clone, tmp_path: Path) 
 
 def test_a_training_that_is_told_to_stop_fails(clone: Clone, tmp_path: Path) -> None:
     """A stage ended by a signal exits non-zero: DVC must not commit half a result."""
-    fresh = Clone(clone.root, tmp_path / "store", clone.cache)
+    fresh = Clone(clone.root, tmp_path / "store", clone.cache, cold=True)
     before = clone.lock()
     fresh.params({"train.seed": 1})
     kill_while_training(fresh, signal.SIGTERM)

@@ -48,7 +48,7 @@ def upgrade(folder: Path, version: str, shift: float) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    made = make_clone(tmp_path_factory.mktemp("upgrades"), "clone")
+    made = make_clone(tmp_path_factory.mktemp("upgrades"), "clone", cold=True)
     made.repro("latents", "text")
     made.commit("ran")
     return made
@@ -135,7 +135,7 @@ def test_a_clone_compares_with_what_it_pulled(clone: Clone, tmp_path: Path) -> N
     """An empty store and newer libraries: one edited picture, and all are encoded, none mixed with older numbers."""
     path = upgrade(tmp_path, "1.2.0", 5e-2)
     clone.repro("-f", "-s", "latents")  # with the library as it is
-    fresh = Clone(clone.root, tmp_path / "store", clone.cache)
+    fresh = Clone(clone.root, tmp_path / "store", clone.cache, cold=True)
     assert fresh.why(PYTHONPATH=path)["encoders"] == []  # nothing is to be encoded: nothing is loaded
     Image.new("RGB", (160, 160), (200, 90, 10)).save(clone.root / "data/raw/lemon.png")
     predicted = fresh.why(PYTHONPATH=path)["stages"]["latents"]

@@ -1,0 +1,175 @@
+"""A `python` that has imported the heavy libraries already: what end-to-end tests start stages with.
+
+A stage of a clone imports torch, diffusers, transformers and peft for 12 CPU-seconds, and works for one. So `start`
+starts one process that imports these libraries, and nothing of eridiff, and puts a `python` of its own into a folder
+for PATH: it hands `-m MODULE` to that process, which forks a child with the caller's folder, environment, arguments and
+files. The child imports the clone's own code. All else goes to the real python.
+
+A caller that is killed ends its child; SIGINT and SIGTERM are passed on.
+"""
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SHIM = """#!{python} -SE
+import array, json, os, signal, socket, sys
+if sys.argv[1:2] != ["-m"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX)
+server.connect({place!r})
+wanted = json.dumps({{"arguments": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+server.sendmsg([len(wanted).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+server.sendall(wanted)
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, lambda number, frame: server.sendall(bytes([number])))
+code = server.recv(1)
+os._exit(code[0] if code else 255)
+"""
+# Everything heavy that a stage may import; lazy modules are loaded by their members' names.
+LIBRARIES = ("numpy", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFont", "pyarrow.parquet", "pydantic", "ruamel.yaml")
+LIBRARIES += ("typer", "filelock", "einops", "torch", "torch.utils.checkpoint", "accelerate", "bitsandbytes", "peft")
+LIBRARIES += ("dvc.repo", "networkx")  # of `eridiff why`
+MEMBERS = {
+    "transformers": "CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer T5EncoderModel T5TokenizerFast",
+    "diffusers": "AutoencoderKL UNet2DConditionModel SD3Transformer2DModel FluxTransformer2DModel "
+    "StableDiffusionXLPipeline StableDiffusion3Pipeline FluxPipeline DDPMScheduler DDIMScheduler "
+    "DPMSolverMultistepScheduler EulerDiscreteScheduler EulerAncestralDiscreteScheduler UniPCMultistepScheduler "
+    "FlowMatchEulerDiscreteScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Prefork:
+    """A running server, and the folder with its `python`, for the front of PATH."""
+
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+
+
+@cache
+def start() -> Prefork:
+    """Start the server of this process, once, and wait until it has imported everything. It ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="prefork-"))
+    place, shim = folder / "socket", folder / "python"
+    shim.write_text(SHIM.format(python=sys.executable, place=str(place)))
+    shim.chmod(0o755)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "DVC_NO_ANALYTICS": "1"}
+    environment |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, __file__, str(place)]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n", "the server of end-to-end tests did not start"
+    return Prefork(folder, process)
+
+
+@dataclass
+class Run:
+    """A child and the connection of who asked for it."""
+
+    asker: socket.socket
+    pid: int
+    pidfd: int
+
+
+def serve(place: str) -> dict[str, Any]:
+    """Fork a child for each request; returns in the child, with what it was asked for."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for name, members in MEMBERS.items():
+        module = importlib.import_module(name)
+        for member in members.split():
+            getattr(module, member)
+    gc.collect()
+    gc.freeze()
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(place)
+    door.listen(64)
+    print("ready", flush=True)
+    runs: list[Run] = []
+    while True:
+        ready, _, _ = select.select([0, door, *(run.asker for run in runs), *(run.pidfd for run in runs)], [], [])
+        if 0 in ready:  # the tests are over
+            for run in runs:
+                os.kill(run.pid, signal.SIGKILL)
+            sys.exit()
+        if door in ready:
+            asker, _ = door.accept()
+            if (wanted := _fork(asker, runs, door)) is not None:
+                return wanted
+        for run in [run for run in runs if run.asker in ready]:
+            _signalled(run)
+        for run in [run for run in runs if run.pidfd in ready]:
+            _, status = os.waitpid(run.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            with contextlib.suppress(OSError):
+                run.asker.sendall(bytes([code if code >= 0 else 128 - code]))
+            run.asker.close()
+            os.close(run.pidfd)
+            runs.remove(run)
+
+
+def _signalled(run: Run) -> None:
+    """Pass on the signals of who asked; its end ends the child."""
+    with contextlib.suppress(OSError):
+        numbers = run.asker.recv(16)
+        for number in numbers or [signal.SIGKILL]:
+            os.kill(run.pid, number)
+
+
+def _fork(asker: socket.socket, runs: list[Run], door: socket.socket) -> dict[str, Any] | None:
+    """None in the server; in the child what it was asked for, its files in place."""
+    size, rights, _, _ = asker.recvmsg(8, socket.CMSG_SPACE(3 * 4))
+    files = array.array("i")
+    files.frombytes(rights[0][2])
+    data = b""
+    while len(data) < int.from_bytes(size, "big"):
+        data += asker.recv(1 << 20)
+    pid = os.fork()
+    if pid:
+        for number in files:
+            os.close(number)
+        runs.append(Run(asker, pid, os.pidfd_open(pid)))
+        return None
+    for target, number in enumerate(files):
+        os.dup2(number, target)
+        os.close(number)
+    for run in runs:
+        run.asker.close()
+        os.close(run.pidfd)
+    asker.close()
+    door.close()
+    wanted: dict[str, Any] = json.loads(data)
+    return wanted
+
+
+def become(wanted: dict[str, Any], libraries: list[str]) -> None:
+    """Run a module as the real python would; returns or raises as it does."""
+    os.environ.clear()
+    os.environ.update(wanted["environment"])
+    os.chdir(wanted["folder"])
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    module, *arguments = wanted["arguments"]
+    sys.argv = [module, *arguments]
+    sys.path[:] = [wanted["folder"], *paths, *libraries]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    LIBRARY_PATHS = [path for path in sys.path if path and not path.startswith(str(Path(__file__).parent))]
+    become(serve(sys.argv[1]), LIBRARY_PATHS)
