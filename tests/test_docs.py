@@ -71,4 +71,5 @@ def imported_packages() -> Iterator[str]:
 def test_every_dependency_is_used() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     names = {re.split(r"[<>=\[]", line)[0] for line in listed}
-    assert names - INDIRECT.keys() == {name for name in names if MODULES.get(name, name) in set(imported_packages())}
+    imported = set(imported_packages())
+    assert names - INDIRECT.keys() == {name for name in names if MODULES.get(name, name) in imported}
