@@ -46,6 +46,8 @@ def find_behind(folder: Path) -> list[str]:
     found = []
     if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
         found.append("its dvc.yaml is not the checkout's, which has changed")
+    if _not_ignored(folder):
+        found.append("its .dvcignore lacks lines of the checkout's, so DVC reads files that are not whole yet")
     if unsafe := describe_unsafe(folder):
         found.append(unsafe)
     return found
@@ -54,7 +56,7 @@ def find_behind(folder: Path) -> list[str]:
 def renew_project(folder: Path) -> list[str]:
     """Bring a project of before up to what `eridiff new` makes today; returns what was done.
 
-    Its dvc.yaml is the checkout's. Where DVC made links of its pictures they are files of their own again, and objects
+    Its dvc.yaml is the checkout's, and so is what DVC ignores. Where DVC made links of its pictures they are files of their own again, and objects
     of DVC's cache that were altered by an edit no longer stand under their names.
 
     Raises: ConfigError where the folder is no project.
@@ -65,6 +67,11 @@ def renew_project(folder: Path) -> list[str]:
     if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
         write_text(folder / "dvc.yaml", _renewed(folder))
         done.append("dvc.yaml renewed: `eridiff why` says what runs now")
+    if lacking := _not_ignored(folder):
+        path = folder / ".dvcignore"
+        before = path.read_text("utf-8") if path.exists() else ""
+        write_text(path, "".join(f"{line}\n" for line in [*before.splitlines(), *lacking]))
+        done.append(f".dvcignore has these lines of the checkout's now: {' '.join(lacking)}")
     if unsafe := unsafe_types(folder):
         set_safe_types(folder)
         done.append(f"cache.type is {','.join(SAFE_TYPES)} now, without {' and '.join(unsafe)}")
@@ -79,6 +86,13 @@ def renew_project(folder: Path) -> list[str]:
 
 def _is_project(folder: Path) -> bool:
     return folder.resolve().parent == checkout_root(folder) / "projects" and (folder / "dvc.yaml").exists()
+
+
+def _not_ignored(folder: Path) -> list[str]:
+    """What the checkout's .dvcignore leaves out and the project's does not, which may have lines of its own."""
+    paths = (checkout_root(folder) / ".dvcignore", folder / ".dvcignore")
+    ours, its = (path.read_text("utf-8").splitlines() if path.exists() else [] for path in paths)
+    return [line for line in ours if line.strip() and not line.startswith("#") and line not in its]
 
 
 def _renewed(folder: Path) -> str:
