@@ -56,8 +56,8 @@ def find_behind(folder: Path) -> list[str]:
 def renew_project(folder: Path) -> list[str]:
     """Bring a project of before up to what `eridiff new` makes today; returns what was done.
 
-    Its dvc.yaml is the checkout's, and so is what DVC ignores. Where DVC made links of its pictures they are files of their own again, and objects
-    of DVC's cache that were altered by an edit no longer stand under their names.
+    Its dvc.yaml is the checkout's, and DVC ignores what it ignores there. Where DVC made links of its pictures they are
+    files of their own again, and objects of DVC's cache that were altered by an edit no longer stand under their names.
 
     Raises: ConfigError where the folder is no project.
     """
