@@ -80,12 +80,12 @@ class Gate:
         if self.keys.password and not known and not (self.page.is_open(path) and method in SAFE):
             raise Refused(401, "the password is missing or wrong")
         if method not in SAFE:
-            if page:
-                scope, receive = await self._judged(scope, receive)
-            elif not known:
+            if not known and _header(scope, "origin") is None:  # Sec-Fetch-Site alone is no page: browsers send both
                 raise Refused(
                     401, "it comes from no page of ours and lacks this user's secret (PREFECT_API_AUTH_STRING)"
                 )
+            if page:
+                scope, receive = await self._judged(scope, receive)
         await self.app(self._passed_on(scope), receive, self._own_headers(scope, send))
 
     async def _judged(self, scope: Message, receive: Receive) -> tuple[Message, Receive]:

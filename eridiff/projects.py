@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from eridiff.errors import ConfigError
 from eridiff.files import write_text
 from eridiff.intake import copy_files, list_files
+from eridiff.leftovers import take_away, temporary_path
 from eridiff.ownpictures import (
     SAFE_TYPES,
     cache_of,
@@ -26,6 +28,7 @@ from eridiff.ownpictures import (
 from eridiff.project import NAME, checkout_root
 from eridiff.pushing import POINTER
 
+TMP = Path(".dvc/tmp")
 SHARED = ("eridiff/", "stages/", "data/bases")  # paths of dvc.yaml that lie in the checkout
 
 
@@ -43,6 +46,8 @@ def find_behind(folder: Path) -> list[str]:
     found = []
     if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
         found.append("its dvc.yaml is not the checkout's, which has changed")
+    if _not_ignored(folder):
+        found.append("its .dvcignore lacks lines of the checkout's, so DVC reads files that are not whole yet")
     if unsafe := describe_unsafe(folder):
         found.append(unsafe)
     return found
@@ -51,8 +56,8 @@ def find_behind(folder: Path) -> list[str]:
 def renew_project(folder: Path) -> list[str]:
     """Bring a project of before up to what `eridiff new` makes today; returns what was done.
 
-    Its dvc.yaml is the checkout's. Where DVC made links of its pictures they are files of their own again, and objects
-    of DVC's cache that were altered by an edit no longer stand under their names.
+    Its dvc.yaml is the checkout's, and DVC ignores what it ignores there. Where DVC made links of its pictures they are
+    files of their own again, and objects of DVC's cache that were altered by an edit no longer stand under their names.
 
     Raises: ConfigError where the folder is no project.
     """
@@ -62,6 +67,11 @@ def renew_project(folder: Path) -> list[str]:
     if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
         write_text(folder / "dvc.yaml", _renewed(folder))
         done.append("dvc.yaml renewed: `eridiff why` says what runs now")
+    if lacking := _not_ignored(folder):
+        path = folder / ".dvcignore"
+        before = path.read_text("utf-8") if path.exists() else ""
+        write_text(path, "".join(f"{line}\n" for line in [*before.splitlines(), *lacking]))
+        done.append(f".dvcignore has these lines of the checkout's now: {' '.join(lacking)}")
     if unsafe := unsafe_types(folder):
         set_safe_types(folder)
         done.append(f"cache.type is {','.join(SAFE_TYPES)} now, without {' and '.join(unsafe)}")
@@ -78,58 +88,100 @@ def _is_project(folder: Path) -> bool:
     return folder.resolve().parent == checkout_root(folder) / "projects" and (folder / "dvc.yaml").exists()
 
 
+def _not_ignored(folder: Path) -> list[str]:
+    """What the checkout's .dvcignore leaves out and the project's does not, which may have lines of its own."""
+    paths = (checkout_root(folder) / ".dvcignore", folder / ".dvcignore")
+    ours, its = (path.read_text("utf-8").splitlines() if path.exists() else [] for path in paths)
+    return [line for line in ours if line.strip() and not line.startswith("#") and line not in its]
+
+
 def _renewed(folder: Path) -> str:
     return project_dvc_yaml((checkout_root(folder) / "dvc.yaml").read_text("utf-8"))
 
 
-def make_project(name: str, images: Path, params: Path, *, push: bool = False) -> Path:
+def make_project(
+    name: str, images: Path, params: Path, *, push: bool = False, fill: Callable[[Path], None] | None = None
+) -> Path:
     """Make projects/NAME from a folder of pictures and a params file; returns its folder.
 
     The pictures are copied (reflinked where the file system can), never linked: an edit of one would alter the other.
-    Nothing that exists is overwritten. push: whether `dvc push` sends the pictures too.
+    Nothing that exists is overwritten. It gets its name once it is whole: what a kill leaves is no project.
+    push: whether `dvc push` sends the pictures too. fill: what else is to be written into it.
     """
     root = checkout_root()
     folder = root / "projects" / name
     if not NAME.fullmatch(name):
         raise ConfigError(f"'{name}' is no name for a project: letters, digits, '.', '_' and '-' only.")
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already: choose another name, or work in it.")
+    _refuse_existing(folder)
     files = list_files(images)
     if not params.is_file():
         raise ConfigError(f"{params} is missing. Presets lie in {root / 'presets'}.")
+    take_away(folder.parent, below=False)
+    begun = temporary_path(folder)
     try:
-        write_text(folder / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
-        shutil.copyfile(params, folder / "params.yaml")
-        copy_files(images, files, folder / "data" / "raw")
-        _init_dvc(root, folder, push=push)
+        write_text(begun / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
+        shutil.copyfile(params, begun / "params.yaml")
+        copy_files(images, files, begun / "data" / "raw")
+        if fill:
+            fill(begun)
+        _init_dvc(root, begun, push=push)
+        _refuse_existing(folder)  # of another `eridiff new`, meanwhile
+        begun.rename(folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(begun, ignore_errors=True)
         raise
     return folder
 
 
+def _refuse_existing(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if (folder / "dvc.yaml").exists() and not (folder / POINTER).exists():
+        raise ConfigError(
+            f"{folder} exists already, and is no whole project: {POINTER} is missing, as where an earlier eridiff was "
+            "killed while it made it. If you put nothing there, remove it, then run this again."
+        )
+    raise ConfigError(f"{folder} exists already: choose another name, or work in it.")
+
+
 def _init_dvc(root: Path, folder: Path, *, push: bool) -> None:
-    """Make the folder a DVC repository that shares the checkout's cache, and track its pictures."""
+    """Make the folder a DVC repository that shares the checkout's cache, and track its pictures.
+
+    Git ignores the folder's name while it is temporary, which DVC refuses: so it does this without git, and what it
+    would have git ignore is written here.
+    """
+    from dvc.config import Config
+
     if not (root / ".git").exists():
         _run(["git", "init", "-q"], root)
-    _run(["dvc", "init", "-q", "--subdir"], folder)
-    for name in (".dvc/config", ".dvcignore"):
+    databases = {"DVC_SITE_CACHE_DIR": str(folder.resolve() / TMP / "databases")}  # by the path, which is temporary
+    _run(["dvc", "init", "-q", "--no-scm"], folder, **databases)
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"):
         shutil.copyfile(root / name, folder / name)
+    write_text(folder / "data" / ".gitignore", "/raw\n")
     if unsafe_types(folder):  # of a checkout whose owner changed it
         set_safe_types(folder)
     cache = Path(_run(["dvc", "cache", "dir"], root).strip())
     inside = cache.is_relative_to(root)
     place = os.path.relpath(cache, folder) if inside else str(cache)
     _run(["dvc", "cache", "dir", "-q", *([] if inside else ["--local"]), place], folder)
-    _run(["dvc", "add", "data/raw"], folder)  # not -q: it hides why it fails
+    with Config(str(folder / ".dvc")).edit("local") as values:
+        values.setdefault("core", {})["no_scm"] = True
+    _run(["dvc", "add", "data/raw"], folder, **databases)  # not -q: it hides why it fails
+    with Config(str(folder / ".dvc")).edit("local") as values:
+        del values["core"]["no_scm"]
+    local = folder / ".dvc" / "config.local"
+    if not local.read_text("utf-8").strip():
+        local.unlink()
+    shutil.rmtree(folder / TMP, ignore_errors=True)
     if not push:
         pointer = folder / POINTER
         write_text(pointer, pointer.read_text("utf-8").rstrip() + "\n  push: false\n")
 
 
-def _run(command: list[str], folder: Path) -> str:
-    """Run a command in a folder; a failure is an error with what it printed."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def _run(command: list[str], folder: Path, **more: str) -> str:
+    """Run a command in a folder, with more in its environment; a failure is an error with what it printed."""
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **more}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"`{' '.join(command)}` failed in {folder}: {(done.stderr or done.stdout).strip()}")
     return done.stdout

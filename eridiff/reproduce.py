@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from eridiff.progress import warn
 from eridiff.stopping import SIGNALS, last_words
 from eridiff.supervise import STEPS, adopt_orphans, end_descendants, send_descendants
 
+AGAIN_SECONDS = 2.0  # so much later a second signal is no double of the first
+
 
 def reproduce(arguments: Sequence[str]) -> int:
     """Run `dvc repro`; its exit code, 128 + N where signal N ended it, 0 where make is interrupted in its place.
@@ -30,9 +33,12 @@ def reproduce(arguments: Sequence[str]) -> int:
     for line in mend(Path()):
         warn(line)
     adopt_orphans()
+    # Of a script's `&`: a terminal's Ctrl-C is not meant for it. What it starts hears one, in a group of its own.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     with last_words() as words, _passed_on() as asked:
         command = [sys.executable, "-m", "dvc", "repro", *arguments]
-        code = subprocess.Popen(command, env={**os.environ, **words.environment}).wait()
+        group = 0 if ignored else None
+        code = subprocess.Popen(command, env={**os.environ, **words.environment}, process_group=group).wait()
         end_descendants(STEPS[1:] if asked() else STEPS)  # one interrupt is enough
         if words.say():
             return 0
@@ -43,19 +49,28 @@ def reproduce(arguments: Sequence[str]) -> int:
 def _passed_on() -> Iterator[Callable[[], int | None]]:
     """Pass signals on as Ctrl-C, which a stage puts in order and DVC lets it; yields which came first, if any.
 
-    Ctrl-C itself reaches all of them without help. DVC would die of the others, and leave its stage running.
+    Ctrl-C itself reaches all of them without help. DVC would die of the others, and leave its stage running. Between
+    two stages it may miss one: another one, later, ends it all the same, and the stage then has its time.
     """
     asked: list[int] = []
+    since: list[float] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
         asked.append(signum)  # first: make and its group may both send one, and the second comes in here
-        if len(asked) == 1 and signum != signal.SIGINT:
+        since.append(time.monotonic())
+        if signum == signal.SIGINT:
+            return
+        if len(asked) == 1:
             send_descendants(signal.SIGINT)
+        elif since[-1] - since[0] > AGAIN_SECONDS:
+            send_descendants(signal.SIGTERM)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         if before[number] is not signal.SIG_IGN:
             signal.signal(number, note)
+        elif number == signal.SIGINT:  # children inherit what is ignored, but no handler
+            signal.signal(number, lambda *_: None)
     try:
         yield lambda: asked[0] if asked else None
     finally:

@@ -52,12 +52,23 @@ def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: 
     gpus = describe_gpus(read_preset(preset), find_gpus())
     for line in gpus:
         say(line)
-    folder = make_project(name, images, preset, push=push)
+
+    def fill(folder: Path) -> None:
+        changes = _own_settings(record, captions, name, folder)
+        write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
+        write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
+
+    return make_project(name, images, preset, push=push, fill=fill)
+
+
+def _own_settings(
+    record: Mapping[str, Any], captions: CaptionParams, name: str, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """What a project has otherwise than its preset, whose words on pictures of its own are not true of these."""
     changes: dict[str, dict[str, Any]] = {
-        "captions": {"trigger": trigger},
-        "export": {"name": name, "title": f"{name} ({trigger})"},
+        "captions": {"trigger": captions.trigger},
+        "export": {"name": name, "title": f"{name} ({captions.trigger})"},
     }
-    # What a preset says of its own pictures is not true of these.
     if captions.class_word:
         changes["captions"]["class_word"] = None
     if captions.regularisation:
@@ -67,9 +78,7 @@ def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: 
         changes["export"]["license"] = None
     if record["sample"].get("measures"):  # of prompts whose subjects are among the preset's own pictures, or are not
         changes["sample"] = {"prompts": PROMPTS, "measures": False}
-    write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
-    write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
-    return folder
+    return changes
 
 
 def offer_presets(gpus: Sequence[Gpu]) -> str:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from eridiff.progress import say
@@ -109,7 +110,14 @@ def _end_make() -> bool:
     if "MAKELEVEL" not in os.environ:
         return False
     parent = psutil.Process().parent()
-    if parent is None or parent.name() not in ("make", "gmake"):
+    if parent is None or parent.name() not in ("make", "gmake") or _ignores_sigint(parent.pid):
         return False
     parent.send_signal(signal.SIGINT)
     return True
+
+
+def _ignores_sigint(pid: int) -> bool:
+    """Whether a process ignores Ctrl-C, as what a script's `&` started: it would take our end for a good one."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    ignored = next((line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")), "0")
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)

@@ -297,6 +297,8 @@ def test_our_page_never_says_what_a_run_executes(
 def test_a_browser_that_leaves_the_origin_out_is_a_page_all_the_same(served: Served) -> None:
     for site in ("same-origin", "none"):
         assert served.ask("POST", "/api/deployments/", {"sec-fetch-site": site, **basic(SECRET)})[0] == 403
+        assert served.ask("POST", RUN, {"sec-fetch-site": site})[0] == 401  # no browser's
+        assert served.ask("POST", RUN, {"sec-fetch-site": site, **basic(SECRET)})[0] == 200
         assert served.ask("GET", "/", {"sec-fetch-site": site})[0] == 200
 
 

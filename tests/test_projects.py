@@ -1,14 +1,21 @@
 """What `eridiff new` lays down for DVC: its kind of links, and whether pictures are pushed; else see tests/e2e."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from eridiff import projects
-from eridiff.files import link_kind
+from eridiff.errors import ConfigError
+from eridiff.files import link_kind, write_text
 from eridiff.ownpictures import unsafe_types
 from eridiff.pushing import GO, RENTED, STAY, pushes_pictures, what_stays
+from tests.checkouts import make_checkout
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_best_kind_of_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,10 +37,11 @@ def init(root: Path, monkeypatch: pytest.MonkeyPatch, *, config: str, push: bool
         place.mkdir(parents=True)
     (root / ".dvc/config").write_text(config)
     (root / ".dvcignore").write_text("*.tmp\n")
+    (root / ".dvc/.gitignore").write_text("/tmp\n")
     (folder / "data/raw.dvc").write_text("outs:\n- md5: 00.dir\n  path: raw\n")
     commands: list[list[str]] = []
 
-    def run(command: list[str], folder: Path) -> str:
+    def run(command: list[str], folder: Path, **more: str) -> str:
         commands.append(command)
         return str(root / ".dvc/cache")
 
@@ -64,3 +72,42 @@ def test_pictures_are_pushed_where_that_was_asked_for(
     assert pushes_pictures(folder) is push
     assert what_stays(folder) == said
     assert (folder / ".dvcignore").read_text() == "*.tmp\n"
+    assert (folder / "data/.gitignore").read_text() == "/raw\n"
+    assert not (folder / ".dvc/config.local").exists()
+
+
+@pytest.mark.parametrize("moment", ["copy_files", "_init_dvc"])
+def test_killed_half_way_it_has_no_name_and_goes(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even Python's own clearing up runs then; the next `eridiff new` of the same name takes it away."""
+    root = make_checkout(tmp_path / "checkout", monkeypatch)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    (root / "params.yaml").write_text("x: 1\n")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    script = f"""
+import os, pathlib, signal
+from eridiff import projects
+projects.{moment} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+projects.make_project("cats", pathlib.Path({str(tmp_path / "raw")!r}), pathlib.Path("params.yaml"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (root / "projects").iterdir()
+    assert left.name.startswith(".cats.") and left.suffix == ".tmp"  # which git and DVC ignore
+    monkeypatch.setattr(projects, "_init_dvc", lambda *_, **__: None)
+    made = projects.make_project(
+        *("cats", tmp_path / "raw", root / "params.yaml"),
+        fill=lambda folder: write_text(folder / "README.md", "filled"),
+    )
+    assert list((root / "projects").iterdir()) == [made]
+    assert (made / "README.md").read_text() == "filled" and (made / "data/raw/0.png").exists()
+
+
+def test_what_stands_there_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_checkout(tmp_path, monkeypatch)
+    write_text(root / "projects/cats/dvc.yaml", "")
+    with pytest.raises(ConfigError, match=r"no whole project: data/raw\.dvc is missing"):
+        projects.make_project("cats", tmp_path, tmp_path)
+    write_text(root / "projects/cats/data/raw.dvc", "")
+    with pytest.raises(ConfigError, match="choose another name, or work in it"):
+        projects.make_project("cats", tmp_path, tmp_path)

@@ -56,6 +56,20 @@ def test_one_that_is_behind_is_named_and_renewed(project: Path) -> None:
     assert (project / "params.yaml").read_text() == "train: mine\n"
 
 
+@pytest.mark.parametrize("its", [None, "# DVC's own words", "*.mine\n"])
+def test_what_dvc_ignores_is_renewed(project: Path, its: str | None) -> None:
+    """Projects of before had no .dvcignore but DVC's, of comments; lines of the user's own stay."""
+    (project.parent.parent / ".dvcignore").write_text("# Why.\ndata/bases/*/*/\n\n*.tmp\n")
+    if its is not None:
+        (project / ".dvcignore").write_text(its)
+    (reason,) = find_behind(project)
+    assert reason.startswith("its .dvcignore lacks lines of the checkout's")
+    assert run("renew") == ".dvcignore has these lines of the checkout's now: data/bases/*/*/ *.tmp\n"
+    kept = [] if its is None else its.splitlines()
+    assert (project / ".dvcignore").read_text().splitlines() == [*kept, "data/bases/*/*/", "*.tmp"]
+    assert find_behind(project) == []
+
+
 def test_the_checkout_itself_is_no_project(project: Path) -> None:
     root = project.parent.parent
     assert find_behind(root) == []

@@ -124,9 +124,11 @@ def test_a_base_that_cannot_be_added_stops_nothing(
 def test_what_a_preset_says_of_its_own_pictures_is_left_out(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_project(name: str, images: Path, params: Path, *, push: bool) -> Path:
-        shutil.copytree(images, checkout / "projects" / name / "data" / "raw")
-        return checkout / "projects" / name
+    def make_project(name: str, images: Path, params: Path, *, push: bool, fill: Callable[[Path], None]) -> Path:
+        folder = checkout / "projects" / name
+        shutil.copytree(images, folder / "data" / "raw")
+        fill(folder)
+        return folder
 
     monkeypatch.setattr(starting, "make_project", make_project)
     (tmp_path / "raw" / "plain").mkdir(parents=True)

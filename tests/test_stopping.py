@@ -115,14 +115,12 @@ def test_last_words_are_handed_to_who_started_dvc(
 LAUNCH = """
 import os, signal, subprocess, sys
 from eridiff.stopping import last_words, say_last
-heard = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda *_: heard.append(1))
+signals = (signal.SIGINT, signal.SIGTERM)
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 with last_words() as words:
     os.environ |= words.environment
     print("works", flush=True)
-    while not heard:
-        signal.pause()
+    signal.sigwait(signals)
     say_last("stopped after step 57 of 60: dvc repro goes on from there")
     print("ERROR: failed to reproduce 'train'", flush=True)
     sys.exit(0 if words.say() else 143)
@@ -154,6 +152,60 @@ def test_nothing_comes_after_it_under_make(tmp_path: Path, whom: str, shell: str
         wanted.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert out.splitlines()[-1] == "stopped after step 57 of 60: dvc repro goes on from there"
+    assert process.returncode != 0
+
+
+# In place of DVC: it ends at SIGINT, or misses it.
+DVC = """
+import signal, time
+{}
+try:
+    print("works", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    raise SystemExit(3)
+"""
+MISSES = "signal.signal(signal.SIGINT, lambda *_: print('missed', flush=True))"
+REPRODUCE = "from eridiff import reproduce as r; r.AGAIN_SECONDS = 0; r.sys.exit(r.reproduce([]))"
+
+
+@pytest.mark.parametrize(("misses", "said"), [("", "interrupted\n"), (MISSES, "missed\n")])
+@pytest.mark.parametrize("ignored", ["", "trap '' INT; "], ids=["in front", "by a script's &"])
+def test_a_run_ends_where_sigint_is_ignored_or_missed(tmp_path: Path, ignored: str, misses: str, said: str) -> None:
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc/__init__.py").touch()
+    (tmp_path / "dvc/__main__.py").write_text(DVC.format(misses))
+    process = subprocess.Popen(
+        ["sh", "-c", f'{ignored}exec {sys.executable} -c "{REPRODUCE}"'],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "works\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == said
+    if misses:
+        process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 143
+
+
+def test_a_make_that_ignores_ctrl_c_is_told_that_it_failed(tmp_path: Path) -> None:
+    (tmp_path / "launch.py").write_text(LAUNCH)
+    (tmp_path / "Makefile").write_text(f"repro:\n\t@exec {sys.executable} launch.py\n")
+    process = subprocess.Popen(
+        ["sh", "-c", "trap '' INT; exec make repro"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "works\n"
+    process.send_signal(signal.SIGTERM)
+    assert "stopped after step 57 of 60" in process.communicate(timeout=60)[0]
     assert process.returncode != 0
 
 
