@@ -199,13 +199,14 @@ def _other_tables(
         found: list[Caption] = []
         reason: str | None
         if len(owners) > 1:
-            reason = f"the JSON of one picture, called after {' and '.join(sorted(owners))}"
+            reason = f"the JSON of one picture, called after several: {' and '.join(sorted(owners))}"
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
             found, reason = _table_captions(folder, path, pictures, everything, served, wrong)
-            lost += [path] if not found and (reason is None or LIKE_CAPTIONS.search(stem(path))) else []
+            seems = not found and (reason is None or LIKE_CAPTIONS.search(stem(path)))
             reason = reason or (None if found else "none of its rows names a picture of the folder")
+            lost += [f"{path}: {reason}"] if seems else []
         if reason and not served.issuperset(owners) and reason != NEITHER:
             wrong.append(f"{folder / path}: {reason}")
         elif reason:

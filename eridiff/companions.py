@@ -18,12 +18,16 @@ Kind = Literal["mask", "control picture", "thumbnail", "copy", "backup", "other 
 
 @dataclass(frozen=True, kw_only=True)
 class Companion:
-    """A file that is left out. owner: the picture that it belongs to, None where its folder or program tells."""
+    """A file that is left out. owner: the picture that it belongs to, None where its folder or program tells.
+
+    folder: the one that is left out whole with it, "" where there is none.
+    """
 
     path: str
     kind: Kind
     owner: str | None
     reason: str
+    folder: str = ""
 
 
 MASKS = ("masklabel", "mask", "masks", "matte", "segmentation")
@@ -132,15 +136,30 @@ def masks_of(companions: Mapping[str, Companion]) -> dict[str, str]:
 def captions_of_left_out(
     files: Iterable[str], pictures: Collection[str], companions: Mapping[str, Companion]
 ) -> dict[str, str]:
-    """File -> the left-out picture whose caption it would be: `cat-mask.txt`, `cat-mask.png.txt` of `cat-mask.png`.
+    """File -> the left-out picture whose caption it would be: `cat-mask.txt`, `cat-mask.png.txt` of `cat-mask.png`;
+    or the folder that is left out with it: `masks/metadata.jsonl`.
 
     pictures: all, left out or not; a file with the name of one that stays is its own.
     """
+    files, folders = list(files), {one.folder for one in companions.values()} - {""}
     kept = {name for path in pictures if path not in companions for name in (path, posixpath.splitext(path)[0])}
     gone = sorted(path for path in pictures if path in companions)
     left = {name: path for path in gone for name in (path, posixpath.splitext(path)[0])}
     owners = ((path, posixpath.splitext(path)[0]) for path in files if path not in companions)
-    return {path: left[name] for path, name in owners if name in left and name not in kept and path not in kept}
+    own = {path: left[name] for path, name in owners if name in left and name not in kept and path not in kept}
+    return own | {
+        path: f"{folder}/"
+        for path in files
+        if path not in own and path not in companions
+        for folder in _above(path)
+        if folder in folders
+    }
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a file lies in, the nearest last."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 class Names:
@@ -242,7 +261,7 @@ def _in_folders(pictures: Collection[str], named: Callable[[str], Named | None])
 def _of_folder(path: str, folder: str, kind: Kind, owner: str | None) -> Companion:
     what = f"a {kind} of {owner}" if owner else f"in {folder}/ with {kind}s of other pictures, of none by its name"
     reason = f"{what}: rename the folder if its pictures are their own"
-    return Companion(path=path, kind=kind, owner=owner, reason=reason)
+    return Companion(path=path, kind=kind, owner=owner, reason=reason, folder=folder)
 
 
 def _partners_places(folder: str, outside: Iterable[str], of: str) -> list[str]:

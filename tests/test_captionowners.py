@@ -210,9 +210,15 @@ def test_captions_of_which_none_is_a_pictures_are_an_error(raw: Path, name: str,
     put(raw, **{name.replace("/", "__"): text})
     captions, _, problems = found(raw, "p0.png", "p1.png")
     assert captions == {}
+    why = {
+        "meta_cap.json": ": none of its rows names a picture of the folder",
+        "captions.csv": ": holds no captions: line 1: needs the columns file_name and text (or caption), has: "
+        "picture, words",
+    }
     assert problems == [
         f"caption files are in {raw}, and none is a picture's. A caption has its picture's name (cat.txt for cat.png), "
-        f"or names it in a row of its own. Rename these, or move them out of the folder:\n       {name}\n"
+        f"or names it in a row of its own. Rename these, or move them out of the folder:\n"
+        f"       {name}{why.get(name, '')}\n"
         "       Pictures without a caption:\n       p0.png\n       p1.png"
     ]
 
@@ -285,7 +291,7 @@ def test_a_json_of_one_picture_that_cannot_be_read(raw: Path, data: bytes, words
 def test_a_json_of_two_pictures_is_an_error(raw: Path) -> None:
     put(raw, **{"p0.json": '{"caption": "a"}'})
     (problem,) = found(raw, "p0.png", "p0.jpg")[2]
-    assert f"{raw}/p0.json: the JSON of one picture, called after p0.jpg and p0.png" in problem
+    assert f"{raw}/p0.json: the JSON of one picture, called after several: p0.jpg and p0.png" in problem
 
 
 def test_json_of_other_programs_is_no_caption(raw: Path) -> None:

@@ -152,6 +152,17 @@ def test_captions_of_what_is_left_out() -> None:
     }
 
 
+def test_what_lies_in_a_folder_that_is_left_out_is_left_out_with_it() -> None:
+    """A table of masks' captions would else be read as the pictures'."""
+    pictures = ["a.jpg", "masks/a.png"]
+    texts = ["a.txt", "masks/metadata.jsonl", "masks/captions/a.txt", "other/b.txt"]
+    files = [*pictures, *texts]
+    assert captions_of_left_out(files, pictures, find_companions(files, pictures)) == {
+        "masks/metadata.jsonl": "masks/",
+        "masks/captions/a.txt": "masks/",
+    }
+
+
 def test_many_names_take_no_time() -> None:
     paths = [f"{number}{tail}" for number in range(5000) for tail in (".jpg", "-mask.png", " (1).jpg")]
     paths += [f"{'copy ' * 200}{number}.jpg" for number in range(50)]
