@@ -300,6 +300,23 @@ def test_json_of_other_programs_is_no_caption(raw: Path) -> None:
     assert found(raw, "p0.png") == ({}, [("p0.json", "holds neither caption nor tags")], [])
 
 
+@pytest.mark.parametrize("suffix", ["", ".supplemental-metadata", ".supplemental-me", ".suppl"])
+def test_what_google_takeout_writes_of_each_picture_and_album(raw: Path, suffix: str) -> None:
+    facts = '{"title": "p0.jpg", "description": "%s", "geoData": {"latitude": 0.0}}'
+    put(raw, **{f"p0.jpg{suffix}.json": facts % "a cat", f"p1.jpg{suffix}.json": facts % ""})
+    put(raw, **{"metadata.json": '{"title": "Cats", "description": "", "date": {"timestamp": "1"}}'})
+    captions, unused, problems = found(raw, "p0.jpg", "p1.jpg")
+    assert captions == {"p0.jpg": "a cat"} and problems == []
+    assert {why for _, why in unused} == {"holds neither caption nor tags"}
+    (raw / f"p0.jpg{suffix}.json").unlink()
+    assert found(raw, "p0.jpg", "p1.jpg")[::2] == ({}, [])  # captions by trigger alone are no mistake
+
+
+def test_a_link_to_nothing_is_told(raw: Path) -> None:
+    (raw / "p0.txt").symlink_to("gone.txt")
+    assert "p0.txt: missing, or a link to nothing." in found(raw, "p0.png")[2][0]
+
+
 def test_only_regular_files_of_the_folder_are_read(raw: Path) -> None:
     """A pipe is not waited for, a device not read to its end, and what lies elsewhere is nobody's caption."""
     os.mkfifo(raw / "a.txt")
@@ -318,7 +335,7 @@ def test_only_regular_files_of_the_folder_are_read(raw: Path) -> None:
         f"       {raw}/a.txt: a pipe, no file. Remove it.",
         f"       {raw}/b.txt: a link out of {raw}, to /dev/zero. Copy the file here, or remove the link.",
         f"       {raw}/c.txt: a link out of {raw}, to /etc/passwd. Copy the file here, or remove the link.",
-        f"       {raw}/d.txt: cannot be read (No such file or directory). Check its permissions.",
+        f"       {raw}/d.txt: missing, or a link to nothing. Restore it, or remove it.",
         f"       {raw}/e.txt: 300,000 bytes, and at most 262,144 are read. Shorten it, or remove it.",
     ]
     assert second.splitlines()[1:] == [f"       {raw}/metadata.jsonl: a pipe, no file. Remove it."]
