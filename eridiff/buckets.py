@@ -90,7 +90,7 @@ def plan_buckets(image_rows: Iterable[Row], params: BucketParams) -> tuple[list[
             else:
                 rows.setdefault((image["path"], bucket), _row(image, original, bucket, params))
     if not rows:
-        raise DataError(_all_left_out(left_out))
+        raise DataError(_all_left_out(left_out, params))
     return list(rows.values()), left_out
 
 
@@ -185,9 +185,10 @@ def summary(rows: Sequence[Row], left_out: Sequence[LeftOut], blank: Mapping[str
     counts = Counter(kind for kind, _, _ in odd)
     told = "".join(f", {count} {kind}" for kind, count in counts.items())
     first = f"buckets: {_num_pictures(rows)} pictures in {buckets} buckets, {len(left_out)} left out{told}"
-    lines = [f"left out: {path}: {reason}" for path, reason in left_out]
-    for kind in counts:
-        named = [f"{kind}: {path}: {what}" for other, path, what in odd if other == kind]
+    lines: list[str] = []
+    told_of = [*(("left out", path, reason) for path, reason in left_out), *odd]
+    for kind in dict.fromkeys(kind for kind, _, _ in told_of):
+        named = [f"{kind}: {path}: {what}" for other, path, what in told_of if other == kind]
         lines += named[:MAX_NAMED] + ([f"{kind}: {len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else [])
     return "\n".join(printable(line) for line in [first, *lines])
 
@@ -234,10 +235,12 @@ def _outdoes(other: Size, size: Size) -> bool:
     return wider == 0 or (size[0] != size[1] and (wider > 0) == (size[0] > size[1]))
 
 
-def _all_left_out(left_out: Sequence[LeftOut]) -> str:
+def _all_left_out(left_out: Sequence[LeftOut], params: BucketParams) -> str:
     if not left_out:
         return "there are no pictures to put into buckets: run `dvc repro captions`."
     names = listing([f"{path}: {reason}" for path, reason in left_out])
+    if params.upscale:
+        return f"every picture is a line that no bucket takes. Crop them, or use others:{names}"
     return (
         f"every picture is too small. Use larger ones, lower buckets.resolution, or set buckets.upscale to true:{names}"
     )

@@ -67,6 +67,8 @@ def opened(path: Path, folder: Path | None = None, *, at_most: int) -> Iterator[
             if status.st_size > at_most:
                 raise DataError(_too_long(path, status.st_size, at_most))
             yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing, or a link to nothing. Restore it, or remove it.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None
 

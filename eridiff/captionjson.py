@@ -1,13 +1,16 @@
 """Captions in JSON: text => values within bounds, and the caption that a value of one picture holds."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_VALUES = 3_000_000  # of one text: each takes 50 to 100 bytes, however short it is written
 MAX_COMMAS = 12_000_000  # as many numbers, or words in captions
 SENTENCES = ("caption", "text", "prompt", "description")  # the first that holds something counts
-TAGS = ("tags", "tag_string")  # of kohya's scripts and of picture boards; added to the sentence
+BOARD_TAGS = "tag_string"
+TAGS = ("tags", BOARD_TAGS)  # of kohya's scripts and of picture boards; added to the sentence
+BOARD_WORD = re.compile(r"(?:^|\s)[^\s_]+_\S+(?:\s|$)")  # `long_hair` among others
 
 
 class NotJson(ValueError):
@@ -42,7 +45,7 @@ def caption_in(value: Any) -> str | None:
         return value
     if isinstance(value, Mapping):
         sentence = next((found for name in SENTENCES if (found := _lines(value.get(name), "\n"))), None)
-        tags = next((found for name in TAGS if (found := _lines(value.get(name), ", "))), None)
+        tags = next((found for name in TAGS if (found := _tags(value.get(name), name))), None)
         only = list(value.values()) if len(value) == 1 else []  # {"<DETAILED_CAPTION>": "a cat"}
         joined = ", ".join(filter(None, [sentence, tags]))
         return joined or next((one for one in only if isinstance(one, str)), None)
@@ -65,6 +68,19 @@ def _lines(value: Any, between: str) -> str | None:
     if isinstance(value, Sequence) and value and all(isinstance(one, str) for one in value):
         return between.join(one.strip() for one in value if one.strip())
     return None
+
+
+def _tags(value: Any, name: str) -> str | None:
+    """Tags of an object, between commas: of picture boards they may stand by kind, or between spaces.
+
+    With spaces only where it is certain: the field is never written otherwise, or a tag holds `_` for its own spaces.
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(filter(None, (_lines(one, ", ") for one in value.values()))) or None
+    text = _lines(value, ", ")
+    if not isinstance(value, str) or text is None or "," in text:
+        return text
+    return ", ".join(text.split()) if name == BOARD_TAGS or BOARD_WORD.search(text) else text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from eridiff.captionfiles import MAX_TABLE_BYTES, METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.captionnames import Pictures, bare, by_names, eye, in_caption_folder, match_rows, nearest, stem
-from eridiff.captiontables import MetadataRow, read_metadata
+from eridiff.captiontables import ALBUM, MetadataRow, read_metadata
 from eridiff.errors import DataError, listing
 
 RANKS = (
@@ -30,6 +30,7 @@ NOT_CAPTIONS = re.compile(
     r"sample_prompts?|notes?|todo|requirements)\b",
     re.IGNORECASE,
 )
+TAKEOUT = re.compile(r"(\.\w+)\.sup[a-z-]*(\.json)$")  # Google's `cat.jpg.supplemental-metadata.json`, often cut short
 LIKE_CAPTIONS = re.compile(r"cap|tag|meta|prompt|text", re.IGNORECASE)
 SHOWN = 5
 GUESSED = 20  # names for which pictures with other letters are looked for
@@ -195,17 +196,18 @@ def _other_tables(
     lost: list[str] = []
     wrong: list[str] = []
     for path in tables:
-        owners = _owners(path, pictures)[0] if _suffix(path) == ".json" else ()
+        owners = _owners(TAKEOUT.sub(r"\1\2", path), pictures)[0] if _suffix(path) == ".json" else ()
         found: list[Caption] = []
         reason: str | None
         if len(owners) > 1:
-            reason = f"the JSON of one picture, called after {' and '.join(sorted(owners))}"
+            reason = f"the JSON of one picture, called after several: {' and '.join(sorted(owners))}"
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
             found, reason = _table_captions(folder, path, pictures, everything, served, wrong)
-            lost += [path] if not found and (reason is None or LIKE_CAPTIONS.search(stem(path))) else []
+            seems = not found and reason != NEITHER and (reason is None or LIKE_CAPTIONS.search(stem(path)))
             reason = reason or (None if found else "none of its rows names a picture of the folder")
+            lost += [f"{path}: {reason}"] if seems else []
         if reason and not served.issuperset(owners) and reason != NEITHER:
             wrong.append(f"{folder / path}: {reason}")
         elif reason:
@@ -242,6 +244,8 @@ def _table_captions(
         rows, mistakes = read_metadata(folder / path, folder)
     except DataError as error:
         return [], str(error).removeprefix(f"{folder / path}: ")
+    if mistakes == [ALBUM]:
+        return [], NEITHER
     if not rows:
         return [], f"holds no captions{':' if mistakes else ''}{mistakes[0].removeprefix(':') if mistakes else ''}"
     wrong += [f"{folder / path}{mistake}" for mistake in mistakes]

@@ -21,8 +21,7 @@ def report(pictures: Sequence[Picture], rows: Sequence[Row], ignored: Iterable[I
     fired = ", ".join(f"{rule} {counts[rule]}" for rule in order if counts[rule])
     lines = [f"captions: {len(pictures)} pictures; {fired or 'no rule changed anything'}"]
     folders = Counter(_repeat_folder(picture) for picture in pictures if picture.repeats > 1)
-    for (folder, times), count in sorted(folders.items()):
-        lines.append(f"repeats: {folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}")
+    lines += _first("repeats", [_repeated(*one, count) for one, count in sorted(folders.items())])
     bare = [picture.path for picture in pictures if not (picture.caption or "").strip()]
     lines += [f"without a caption of their own: {len(bare)} of them, such as {bare[0]}"] if bare else []
     lines += _unknown_syntax(rows, params)
@@ -31,9 +30,24 @@ def report(pictures: Sequence[Picture], rows: Sequence[Row], ignored: Iterable[I
     copies: dict[str, list[str]] = {}
     for picture in pictures:
         copies.setdefault(picture.file_digest, []).append(picture.path)
-    lines += [f"same picture: {', '.join(paths)}" for paths in copies.values() if len(paths) > 1]
+    lines += _first("same picture", [_some(paths) for paths in copies.values() if len(paths) > 1])
     lines += _ignored(ignored)
     return "\n".join(printable(line) for line in lines)
+
+
+def _first(what: str, found: Sequence[str]) -> list[str]:
+    """The first lines of one kind, and how many more there are."""
+    more = [f"{what}: {len(found) - A_REASON} more"] if len(found) > A_REASON else []
+    return [*(f"{what}: {one}" for one in found[:A_REASON]), *more]
+
+
+def _some(paths: Sequence[str]) -> str:
+    """The first of many paths, and how many more there are."""
+    return ", ".join(paths[:A_REASON]) + (f" and {len(paths) - A_REASON} more" if len(paths) > A_REASON else "")
+
+
+def _repeated(folder: str, times: int, count: int) -> str:
+    return f"{folder}/: {times} times each of {count} {'picture' if count == 1 else 'pictures'}"
 
 
 def _repeat_folder(picture: Picture) -> tuple[str, int]:

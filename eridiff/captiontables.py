@@ -18,6 +18,7 @@ from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 NAME_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")
 TEXT_COLUMNS = ("text", "caption")
 NEEDS = "needs the columns file_name and text (or caption), has: "
+ALBUM = ": says something of one album or picture, as Google Takeout does"
 MAX_CELL = 1 << 18  # letters of a caption, as in a file of its own
 MAX_PARQUET_BYTES = 1 << 36  # it may hold the pictures too
 MAX_TEXT_BYTES = 1 << 28  # of the two columns, unpacked
@@ -156,6 +157,8 @@ def _read_json(text: str) -> Found:
         return [], [f": no JSON ({error})"]
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         return _sorted_out(_check(f" row {number}", record) for number, record in enumerate(value, 1))
+    if isinstance(value, dict) and value.keys() >= {"title", "description"}:
+        return [], [ALBUM]
     if not isinstance(value, dict) or not value or not all(_holds(one) for one in value.values()):
         return [], [": holds no captions by pictures' names, such as {'cat.png': {'caption': 'a cat'}}"]
     items = ((name, caption_in(one)) for name, one in value.items())

@@ -9,7 +9,7 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,12 +18,16 @@ Kind = Literal["mask", "control picture", "thumbnail", "copy", "backup", "other 
 
 @dataclass(frozen=True, kw_only=True)
 class Companion:
-    """A file that is left out. owner: the picture that it belongs to, None where its folder or program tells."""
+    """A file that is left out. owner: the picture that it belongs to, None where its folder or program tells.
+
+    folder: the one that is left out whole with it, "" where there is none.
+    """
 
     path: str
     kind: Kind
     owner: str | None
     reason: str
+    folder: str = ""
 
 
 MASKS = ("masklabel", "mask", "masks", "matte", "segmentation")
@@ -50,13 +54,32 @@ BACKUP = re.compile(r"^(.+?)(?:~|_original|[._-](?:bak|backup|orig|old|tmp))$", 
 UNFINISHED = (".part", ".crdownload", ".download", ".partial", ".opdownload", ".aria2")
 
 FOLDERS: dict[str, Kind] = {
-    **dict.fromkeys(("mask", "masks", "masklabel", "masklabels", "_mask", "_masks", "matte", "mattes"), "mask"),
+    **dict.fromkeys(("mask", "masks", "masklabel", "masklabels", "matte", "mattes"), "mask"),
     **dict.fromkeys(
-        ("control", "controls", "controlnet", "conditioning", "conditioning_images", "conditioning_data", "cond"),
+        (
+            "control", "controls", "controlnet", "control_images", "conditioning", "conditioning_images",
+            "conditioning_data", "conditioning_data_dir", "cond",
+        ),
         "control picture",
     ),
-    **dict.fromkeys(("thumb", "thumbs", "thumbnail", "thumbnails", "_thumbs"), "thumbnail"),
-}
+    **dict.fromkeys(("thumb", "thumbs", "thumbnail", "thumbnails"), "thumbnail"),
+}  # fmt: skip
+# `cat_masks` beside `cat`, `masks_cat`. The group is the folder that it belongs to.
+FOLDERS_OF: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(form.format(words), re.IGNORECASE))
+    for kind, words in (
+        ("mask", "masks?|masklabels?|mattes?"),
+        ("control picture", "controls?|controlnet|conditioning|cond"),
+        ("thumbnail", "thumbs?|thumbnails?"),
+    )
+    for form in (_AFTER, _BEFORE)
+)
+# Of what such a folder may hold masks beside a folder of any name: words that name no subject.
+NO_SUBJECT = {
+    "alpha", "binary", "data", "dataset", "image", "images", "img", "imgs", "input", "object", "photos", "pics",
+    "pictures", "source", "subject", "target", "train", "training",
+}  # fmt: skip
+REPEATS = re.compile(r"^[0-9]+_")
 # Folders that no person names so: what lies in them is their program's, with or without a partner.
 PROGRAM_FOLDERS = {
     "@eadir": "Synology's own folder", "#recycle": "Synology's recycle bin", "@recycle": "QNAP's recycle bin",
@@ -90,7 +113,8 @@ def find_companions(files: Iterable[str], pictures: Collection[str]) -> dict[str
         if reason := _program(path):
             found[path] = Companion(path=path, kind="other program's file", owner=None, reason=reason)
     plain = [path for path in pictures if path not in found]
-    found |= _in_folders(plain)
+    found |= _in_folders(plain, _named)
+    found |= _in_folders([path for path in plain if path not in found], _named_after)
     names = Names(path for path in plain if path not in found)
     for path in files:
         if path in found or path not in pictures:
@@ -112,15 +136,30 @@ def masks_of(companions: Mapping[str, Companion]) -> dict[str, str]:
 def captions_of_left_out(
     files: Iterable[str], pictures: Collection[str], companions: Mapping[str, Companion]
 ) -> dict[str, str]:
-    """File -> the left-out picture whose caption it would be: `cat-mask.txt`, `cat-mask.png.txt` of `cat-mask.png`.
+    """File -> the left-out picture whose caption it would be: `cat-mask.txt`, `cat-mask.png.txt` of `cat-mask.png`;
+    or the folder that is left out with it: `masks/metadata.jsonl`.
 
     pictures: all, left out or not; a file with the name of one that stays is its own.
     """
+    files, folders = list(files), {one.folder for one in companions.values()} - {""}
     kept = {name for path in pictures if path not in companions for name in (path, posixpath.splitext(path)[0])}
     gone = sorted(path for path in pictures if path in companions)
     left = {name: path for path in gone for name in (path, posixpath.splitext(path)[0])}
     owners = ((path, posixpath.splitext(path)[0]) for path in files if path not in companions)
-    return {path: left[name] for path, name in owners if name in left and name not in kept and path not in kept}
+    own = {path: left[name] for path, name in owners if name in left and name not in kept and path not in kept}
+    return own | {
+        path: f"{folder}/"
+        for path in files
+        if path not in own and path not in companions
+        for folder in _above(path)
+        if folder in folders
+    }
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a file lies in, the nearest last."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 class Names:
@@ -178,24 +217,41 @@ def _program(path: str) -> str | None:
     return PROGRAM_FILES.get(low) or PROGRAM_SUFFIXES.get(posixpath.splitext(low)[1])
 
 
-def _in_folders(pictures: Collection[str]) -> dict[str, Companion]:
+Named = tuple[Kind, str]  # what a folder holds by its name, and the folder that it belongs to: "" for any
+
+
+def _named(folder: str) -> Named | None:
+    """What a folder called `masks` and the like holds, with or without repeats in front."""
+    kind = FOLDERS.get(REPEATS.sub("", folder.lower()).lstrip("_"))
+    return (kind, "") if kind else None
+
+
+def _named_after(folder: str) -> Named | None:
+    """The same of a folder that is called after the one with its pictures."""
+    for kind, pattern in FOLDERS_OF:
+        if match := pattern.match(REPEATS.sub("", folder)):
+            return kind, match[1]
+    return None
+
+
+def _in_folders(pictures: Collection[str], named: Callable[[str], Named | None]) -> dict[str, Companion]:
     """Pictures in folders called `masks` and the like, where these hold names of pictures outside."""
-    inside: dict[tuple[str, Kind], list[str]] = defaultdict(list)  # the outermost such folder of each
+    inside: dict[tuple[str, Named], list[str]] = defaultdict(list)  # the outermost such folder of each
     outside = []
     for path in sorted(pictures):
         parts = path.split("/")
-        at = next((at for at, part in enumerate(parts[:-1]) if part.lower() in FOLDERS), None)
-        if at is None:
+        hit = next(((at, what) for at, part in enumerate(parts[:-1]) if (what := named(part))), None)
+        if hit is None:
             outside.append(path)
         else:
-            inside["/".join(parts[: at + 1]), FOLDERS[parts[at].lower()]].append(path)
+            inside["/".join(parts[: hit[0] + 1]), hit[1]].append(path)
     names = Names(outside)
     found: dict[str, Companion] = {}
-    for (folder, kind), paths in inside.items():
-        for place in _partners_places(folder, outside):
+    for (folder, (kind, of)), paths in inside.items():
+        for place in _partners_places(folder, outside, of):
             owners = {path: _owner(path, folder, place, kind, names) for path in paths}
             known = sum(owner is not None for owner in owners.values())
-            beside = place == posixpath.dirname(folder)
+            beside = place == posixpath.dirname(folder) and not of
             if known and (beside or 2 * known > len(paths)):  # in a folder elsewhere `1.png` may be chance
                 found |= {path: _of_folder(path, folder, kind, owner) for path, owner in owners.items()}
                 break
@@ -205,15 +261,17 @@ def _in_folders(pictures: Collection[str]) -> dict[str, Companion]:
 def _of_folder(path: str, folder: str, kind: Kind, owner: str | None) -> Companion:
     what = f"a {kind} of {owner}" if owner else f"in {folder}/ with {kind}s of other pictures, of none by its name"
     reason = f"{what}: rename the folder if its pictures are their own"
-    return Companion(path=path, kind=kind, owner=owner, reason=reason)
+    return Companion(path=path, kind=kind, owner=owner, reason=reason, folder=folder)
 
 
-def _partners_places(folder: str, outside: Iterable[str]) -> list[str]:
-    """Folders whose pictures it may belong to: the one it lies in, then those beside it."""
+def _partners_places(folder: str, outside: Iterable[str], of: str) -> list[str]:
+    """Folders whose pictures it may belong to: the one it lies in, then those beside it, of this name if it has one."""
     above = posixpath.dirname(folder)
     start = f"{above}/" if above else ""
     below = [path[len(start) :] for path in outside if path.startswith(start)]
     beside = {path.split("/")[0] for path in below if "/" in path}
+    if of and same(of) not in NO_SUBJECT:
+        beside = {name for name in beside if same(REPEATS.sub("", name)) == same(of)}
     return [above, *sorted(posixpath.join(above, name) for name in beside)]
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from eridiff.config import read_yaml
 from eridiff.intake import refuse_endless
+from eridiff.project import bases_dir
 
 
 def refuse_unbounded(project: Path) -> None:
-    """Refuse params.yaml where it is out of the bounds of YAML, and pipes and devices among the pictures.
+    """Refuse params.yaml where it is out of the bounds of YAML, and pipes and devices among pictures and pointers.
 
     Raises: ConfigError, DataError.
     """
@@ -15,3 +16,4 @@ def refuse_unbounded(project: Path) -> None:
     if params.exists():
         read_yaml(params)
     refuse_endless(project / "data" / "raw")
+    refuse_endless(bases_dir())

@@ -24,8 +24,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a file.
 
     Raises: ValueError, in words, where it is no JSON in UTF-8, no object, holds a key twice or is out of the bounds of
-    eridiff/plain.py; FileNotFoundError.
+    eridiff/plain.py, or where it is no file (a pipe is not waited for); FileNotFoundError.
     """
+    if not path.is_file() and path.exists():
+        raise ValueError("it is no file")
     with open(path, "rb") as file:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:

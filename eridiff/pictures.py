@@ -122,7 +122,9 @@ def _leave_out(
                 reason += " (its bytes differ)"
         ignored.append(Ignored(path=companion.path, reason=reason, kind=companion.kind))
     captions = captions_of_left_out(files, paths, companions)
-    ignored += [Ignored(path=path, reason=f"of {owner}, which is left out") for path, owner in captions.items()]
+    for path, owner in captions.items():
+        what = "folder" if owner.endswith("/") else "picture"
+        ignored.append(Ignored(path=path, reason=f"left out with its {what}: {owner}"))
     gone = companions.keys() | captions.keys()
     return [path for path in files if path not in gone], [path for path in paths if path not in gone]
 

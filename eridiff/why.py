@@ -36,7 +36,7 @@ from eridiff.prediction import (
 )
 from eridiff.probe import Encoder, ProbeMemory, Reference, library_versions, reference_of
 from eridiff.probing import Probing, compare_with_output, foresee, generation_of
-from eridiff.project import store_root
+from eridiff.project import bases_dir, store_root
 from eridiff.tables import Row, read_facts, read_table, table_bytes
 from eridiff.wanted import how_to_add, is_awaited
 
@@ -60,6 +60,7 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
         prediction.stages["check"] = StagePlan(state=RUNS, reasons=["params.yaml has a mistake: nothing else starts"])
         return prediction
     refuse_endless(Path(PICTURES))
+    refuse_endless(bases_dir())
     graph = Graph(folder)
     try:
         _Predictor(graph, prediction, rehash=rehash).run()

@@ -306,6 +306,13 @@ def test_pointers_that_are_none(name: str, checkout: Path) -> None:
         read_pointer("odd", "vae")
 
 
+def test_a_pointer_that_is_a_pipe_is_not_waited_for(checkout: Path) -> None:
+    (bases_dir() / "odd").mkdir(parents=True)
+    os.mkfifo(bases_dir() / "odd" / "vae.json")
+    with pytest.raises(BaseError, match=r"vae\.json is no pointer \(it is no file\)"):
+        read_pointer("odd", "vae")
+
+
 def test_licences_that_are_none(checkout: Path) -> None:
     for record, says in POINTERS.values():
         if isinstance(record, str):

@@ -210,9 +210,15 @@ def test_captions_of_which_none_is_a_pictures_are_an_error(raw: Path, name: str,
     put(raw, **{name.replace("/", "__"): text})
     captions, _, problems = found(raw, "p0.png", "p1.png")
     assert captions == {}
+    why = {
+        "meta_cap.json": ": none of its rows names a picture of the folder",
+        "captions.csv": ": holds no captions: line 1: needs the columns file_name and text (or caption), has: "
+        "picture, words",
+    }
     assert problems == [
         f"caption files are in {raw}, and none is a picture's. A caption has its picture's name (cat.txt for cat.png), "
-        f"or names it in a row of its own. Rename these, or move them out of the folder:\n       {name}\n"
+        f"or names it in a row of its own. Rename these, or move them out of the folder:\n"
+        f"       {name}{why.get(name, '')}\n"
         "       Pictures without a caption:\n       p0.png\n       p1.png"
     ]
 
@@ -285,13 +291,30 @@ def test_a_json_of_one_picture_that_cannot_be_read(raw: Path, data: bytes, words
 def test_a_json_of_two_pictures_is_an_error(raw: Path) -> None:
     put(raw, **{"p0.json": '{"caption": "a"}'})
     (problem,) = found(raw, "p0.png", "p0.jpg")[2]
-    assert f"{raw}/p0.json: the JSON of one picture, called after p0.jpg and p0.png" in problem
+    assert f"{raw}/p0.json: the JSON of one picture, called after several: p0.jpg and p0.png" in problem
 
 
 def test_json_of_other_programs_is_no_caption(raw: Path) -> None:
     """Outlines of labelme, a workflow: named, and the picture is as without them."""
     put(raw, **{"p0.json": '{"version": "5.0", "shapes": [], "imageData": "' + "A" * 5_000_000 + '"}'})
     assert found(raw, "p0.png") == ({}, [("p0.json", "holds neither caption nor tags")], [])
+
+
+@pytest.mark.parametrize("suffix", ["", ".supplemental-metadata", ".supplemental-me", ".suppl"])
+def test_what_google_takeout_writes_of_each_picture_and_album(raw: Path, suffix: str) -> None:
+    facts = '{"title": "p0.jpg", "description": "%s", "geoData": {"latitude": 0.0}}'
+    put(raw, **{f"p0.jpg{suffix}.json": facts % "a cat", f"p1.jpg{suffix}.json": facts % ""})
+    put(raw, **{"metadata.json": '{"title": "Cats", "description": "", "date": {"timestamp": "1"}}'})
+    captions, unused, problems = found(raw, "p0.jpg", "p1.jpg")
+    assert captions == {"p0.jpg": "a cat"} and problems == []
+    assert {why for _, why in unused} == {"holds neither caption nor tags"}
+    (raw / f"p0.jpg{suffix}.json").unlink()
+    assert found(raw, "p0.jpg", "p1.jpg")[::2] == ({}, [])  # captions by trigger alone are no mistake
+
+
+def test_a_link_to_nothing_is_told(raw: Path) -> None:
+    (raw / "p0.txt").symlink_to("gone.txt")
+    assert "p0.txt: missing, or a link to nothing." in found(raw, "p0.png")[2][0]
 
 
 def test_only_regular_files_of_the_folder_are_read(raw: Path) -> None:
@@ -312,7 +335,7 @@ def test_only_regular_files_of_the_folder_are_read(raw: Path) -> None:
         f"       {raw}/a.txt: a pipe, no file. Remove it.",
         f"       {raw}/b.txt: a link out of {raw}, to /dev/zero. Copy the file here, or remove the link.",
         f"       {raw}/c.txt: a link out of {raw}, to /etc/passwd. Copy the file here, or remove the link.",
-        f"       {raw}/d.txt: cannot be read (No such file or directory). Check its permissions.",
+        f"       {raw}/d.txt: missing, or a link to nothing. Restore it, or remove it.",
         f"       {raw}/e.txt: 300,000 bytes, and at most 262,144 are read. Shorten it, or remove it.",
     ]
     assert second.splitlines()[1:] == [f"       {raw}/metadata.jsonl: a pipe, no file. Remove it."]

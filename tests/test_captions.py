@@ -363,6 +363,17 @@ def test_report_counts_rules_and_names_what_is_ignored() -> None:
     assert report(pictures[2:], rows[2:], [], params()) == "captions: 1 pictures; no rule changed anything"
 
 
+def test_the_report_of_thousands_of_files_is_read_by_a_person() -> None:
+    """600 equal pictures with masks and captions of these, each in a folder of its own: a line of each kind."""
+    pictures = [picture(f"2_{n}/a.png", "tok", repeats=2, file_digest=str(n % 300)) for n in range(600)]
+    gone = [Ignored(path=f"{n}-mask.txt", reason=f"left out with its picture: {n}-mask.png") for n in range(600)]
+    gone += [Ignored(path=f"{n}-mask.png", reason=f"a mask of {n}.png: rename it", kind="mask") for n in range(600)]
+    lines = report(pictures, captions_rows(pictures, params(trigger="tok")), gone, params()).splitlines()
+    assert len(lines) == 1 + 4 * 21
+    assert lines[21] == "repeats: 580 more" and lines[42] == "same picture: 280 more"
+    assert lines[-2:] == ["ignored: 580 more: left out with its picture", "ignored: 580 more: mask"]
+
+
 STRICT = params(rules=ALL, trigger="tok_v2", class_word="toy")
 
 

@@ -73,6 +73,31 @@ def test_a_folder_beside_the_pictures_folder() -> None:
     assert kinds("hats/1.png", *names) == {}  # one number of five is chance
 
 
+@pytest.mark.parametrize(
+    ("pictures", "others"),
+    [
+        ("10_ohwx cat", "10_ohwx cat_mask"), ("10_cat", "cat_masks"), ("train", "train-mask"), ("cats", "masks_cats"),
+        ("10_cat", "10_masks"), ("10_cat", "alpha_masks"), ("cats", "conditioning_data_dir"), ("cats", "_controls"),
+        ("cats", "cats control"), ("cats", "cats_thumbs"),
+    ],
+)  # fmt: skip
+def test_a_folder_called_after_the_pictures_folder(pictures: str, others: str) -> None:
+    names = [f"{number}.png" for number in range(3)]
+    found = find_companions([], [f"{folder}/{name}" for folder in (pictures, others) for name in names])
+    assert {path: one.owner for path, one in found.items()} == {
+        f"{others}/{name}": f"{pictures}/{name}" for name in names
+    }
+
+
+def test_a_folder_called_after_another_folder_holds_pictures() -> None:
+    assert kinds("dogs/1.png", "cat_masks/1.png") == {}  # of cats that wear masks
+    assert kinds("1.png", "venice_masks/1.png", "venice_masks/2.png") == {}
+    assert kinds("1.png", "2.png", "venice_masks/1.png", "venice_masks/2.png").keys() == {
+        "venice_masks/1.png", "venice_masks/2.png",
+    }  # fmt: skip
+    assert kinds("10_cat_mask/a.png", "10_cat_mask/masks/a.png").keys() == {"10_cat_mask/masks/a.png"}
+
+
 def test_names_in_folders_may_say_it_twice() -> None:
     assert kinds("X.jpg", "masks/X_mask.png", "masks/X-masklabel.png").keys() == {
         "masks/X_mask.png", "masks/X-masklabel.png",
@@ -124,6 +149,17 @@ def test_captions_of_what_is_left_out() -> None:
         "a-mask.txt": "a-mask.png",
         "a (1).jpg.txt": "a (1).jpg",
         "masks/a.caption": "masks/a.png",
+    }
+
+
+def test_what_lies_in_a_folder_that_is_left_out_is_left_out_with_it() -> None:
+    """A table of masks' captions would else be read as the pictures'."""
+    pictures = ["a.jpg", "masks/a.png"]
+    texts = ["a.txt", "masks/metadata.jsonl", "masks/captions/a.txt", "other/b.txt"]
+    files = [*pictures, *texts]
+    assert captions_of_left_out(files, pictures, find_companions(files, pictures)) == {
+        "masks/metadata.jsonl": "masks/",
+        "masks/captions/a.txt": "masks/",
     }
 
 

@@ -21,3 +21,12 @@ def test_what_dvc_would_read_without_end_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "data" / "raw" / "p0.png")
     with pytest.raises(DataError, match=r"p0\.png"):
         refuse_unbounded(tmp_path)
+
+
+def test_a_pipe_among_the_pointers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eridiff.dvcinput.bases_dir", lambda: tmp_path / "bases")
+    (tmp_path / "bases" / "odd").mkdir(parents=True)
+    refuse_unbounded(tmp_path)
+    os.mkfifo(tmp_path / "bases" / "odd" / "vae.json")
+    with pytest.raises(DataError, match=r"odd/vae\.json"):
+        refuse_unbounded(tmp_path)

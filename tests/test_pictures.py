@@ -175,9 +175,9 @@ def test_what_belongs_to_other_pictures_is_left_out(raw: Path, digests: FileDige
         ".thumbnails/": "pictures in a hidden folder, as file managers keep thumbnails: rename it to use them",
         "@eaDir/a.png/SYNOPHOTO_THUMB_M.png": "in @eaDir/, Synology's own folder",
         "a (1).png": "a copy of a.png, equal to the byte",
-        "a (1).txt": "of a (1).png, which is left out",
+        "a (1).txt": "left out with its picture: a (1).png",
         "a-masklabel.png": "a mask of a.png: rename it if it is a picture of its own",
-        "a-masklabel.txt": "of a-masklabel.png, which is left out",
+        "a-masklabel.txt": "left out with its picture: a-masklabel.png",
         "c - Copy.png": "a copy of c.png: rename it if it is a picture of its own (its bytes differ)",
         "masks/a.png": "a mask of a.png: rename the folder if its pictures are their own",
     }
