@@ -66,12 +66,18 @@ def _held(path: Path) -> Iterator[bool]:
         return
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield os.fstat(number).st_nlink < 2
-    except BlockingIOError:
-        yield False
+        yield _lock(number) and os.fstat(number).st_nlink < 2
     finally:
         os.close(number)
+
+
+def _lock(number: int) -> bool:
+    """Lock an open file; False where another holds it, or its file system has no locks: DVC has none there either."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _mend_rwlock(project: Path, folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What a kill leaves of DVC's own files is mended, where nobody works on them; the files are DVC's own."""
 
+import errno
 import json
 import os
 import signal
@@ -284,3 +285,15 @@ def test_where_the_databases_lie(databases: Path, monkeypatch: pytest.MonkeyPatc
     (databases / ".dvc/config.local").write_text(f"[core]\n    site_cache_dir = {tmp_path / 'other'}\n")
     with Repo(str(databases)) as repo:
         assert str(state_folder(databases)) == repo.site_cache_dir
+
+
+def test_a_file_system_without_locks_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rwlock = project / ".dvc/tmp/rwlock"
+    rwlock.parent.mkdir(parents=True, exist_ok=True)
+    rwlock.write_text("")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("eridiff.dvcrepair.fcntl.flock", refuse)
+    assert mend(project) == [] and rwlock.read_text() == ""

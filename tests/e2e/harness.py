@@ -81,7 +81,7 @@ class Clone:
 
     def why(self, *arguments: str, **extra: str) -> dict[str, Any]:
         extra = {"PYTHONPATH": str(self.root), **extra}
-        done = self.run("python", "-m", "eridiff", "why", "--json", *arguments, **extra)
+        done = self.run("python", "-m", "eridiff", "why", "--json", *arguments, check=False, **extra)
         prediction: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return prediction
 
