@@ -64,15 +64,14 @@ FOLDERS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("thumb", "thumbs", "thumbnail", "thumbnails"), "thumbnail"),
 }  # fmt: skip
+_FOLDER_WORDS: tuple[tuple[Kind, str], ...] = (
+    ("mask", "masks?|masklabels?|mattes?"),
+    ("control picture", "controls?|controlnet|conditioning|cond"),
+    ("thumbnail", "thumbs?|thumbnails?"),
+)
 # `cat_masks` beside `cat`, `masks_cat`. The group is the folder that it belongs to.
-FOLDERS_OF: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(form.format(words), re.IGNORECASE))
-    for kind, words in (
-        ("mask", "masks?|masklabels?|mattes?"),
-        ("control picture", "controls?|controlnet|conditioning|cond"),
-        ("thumbnail", "thumbs?|thumbnails?"),
-    )
-    for form in (_AFTER, _BEFORE)
+FOLDERS_OF = tuple(
+    (kind, re.compile(form.format(words), re.IGNORECASE)) for kind, words in _FOLDER_WORDS for form in (_AFTER, _BEFORE)
 )
 # Of what such a folder may hold masks beside a folder of any name: words that name no subject.
 NO_SUBJECT = {

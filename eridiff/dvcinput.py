@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eridiff.config import read_yaml
 from eridiff.intake import refuse_endless
-from eridiff.project import bases_dir
+from eridiff.project import find_upward
 
 
 def refuse_unbounded(project: Path) -> None:
@@ -16,4 +16,5 @@ def refuse_unbounded(project: Path) -> None:
     if params.exists():
         read_yaml(params)
     refuse_endless(project / "data" / "raw")
-    refuse_endless(bases_dir())
+    if root := find_upward("eridiff/families", project):
+        refuse_endless(root / "data" / "bases")
