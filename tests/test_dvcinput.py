@@ -23,10 +23,11 @@ def test_what_dvc_would_read_without_end_is_refused(tmp_path: Path) -> None:
         refuse_unbounded(tmp_path)
 
 
-def test_a_pipe_among_the_pointers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eridiff.dvcinput.bases_dir", lambda: tmp_path / "bases")
-    (tmp_path / "bases" / "odd").mkdir(parents=True)
-    refuse_unbounded(tmp_path)
-    os.mkfifo(tmp_path / "bases" / "odd" / "vae.json")
-    with pytest.raises(DataError, match=r"odd/vae\.json"):
-        refuse_unbounded(tmp_path)
+def test_a_pipe_among_the_pointers_is_refused(tmp_path: Path) -> None:
+    for folder in ("eridiff/families", "data/bases/odd", "projects/cats"):
+        (tmp_path / folder).mkdir(parents=True)
+    refuse_unbounded(tmp_path / "projects" / "cats")
+    os.mkfifo(tmp_path / "data" / "bases" / "odd" / "vae.json")
+    for project in (tmp_path, tmp_path / "projects" / "cats"):
+        with pytest.raises(DataError, match=r"odd/vae\.json"):
+            refuse_unbounded(project)
