@@ -218,7 +218,7 @@ def test_other_machines_need_the_password_and_their_name(served: Served, tmp_pat
     settings = environment(
         {
             **served.environment,
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "PYTHONPATH": str(served.clone.root),
             "XDG_DATA_HOME": str(tmp_path),
             "PREFECT_SERVER_API_HOST": "0.0.0.0",
             "PREFECT_SERVER_API_PORT": str(free_port()),
