@@ -3,7 +3,6 @@
 import http.client
 import http.server
 import json
-import os
 import socket
 import sys
 import threading
