@@ -10,6 +10,8 @@ from tests.checkouts import link_bases
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_main does: threads that wait leave the cores to others
 os.environ["DVC_NO_ANALYTICS"] = "1"
+for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):  # `make test` started the tests, not what they start
+    os.environ.pop(name, None)
 # Threads that wait sleep: several test processes on few cores are else many times slower. No bit changes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
