@@ -17,10 +17,11 @@ from eridiff.check import check_params, load_all
 from eridiff.choices import choices_text
 from eridiff.differences import leaves
 from eridiff.dvcgraph import Graph, StageRecord
+from eridiff.dvcinput import refuse_unbounded
 from eridiff.errors import BaseError, ConfigError, DataError, EridiffError, listing
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.intake import look_through, refuse_endless
+from eridiff.intake import look_through
 from eridiff.picturenotes import image_facts
 from eridiff.pictures import scan_pictures
 from eridiff.prediction import (
@@ -36,7 +37,7 @@ from eridiff.prediction import (
 )
 from eridiff.probe import Encoder, ProbeMemory, Reference, library_versions, reference_of
 from eridiff.probing import Probing, compare_with_output, foresee, generation_of
-from eridiff.project import bases_dir, store_root
+from eridiff.project import store_root
 from eridiff.tables import Row, read_facts, read_table, table_bytes
 from eridiff.wanted import how_to_add, is_awaited
 
@@ -59,8 +60,7 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
         prediction.error = str(error)
         prediction.stages["check"] = StagePlan(state=RUNS, reasons=["params.yaml has a mistake: nothing else starts"])
         return prediction
-    refuse_endless(Path(PICTURES))
-    refuse_endless(bases_dir())
+    refuse_unbounded(Path())
     graph = Graph(folder)
     try:
         _Predictor(graph, prediction, rehash=rehash).run()
