@@ -10,6 +10,8 @@ MAX_COMMAS = 12_000_000  # as many numbers, or words in captions
 SENTENCES = ("caption", "text", "prompt", "description")  # the first that holds something counts
 BOARD_TAGS = "tag_string"
 TAGS = ("tags", BOARD_TAGS)  # of kohya's scripts and of picture boards; added to the sentence
+TALKS = ("conversations", "messages", "conversation")
+SPEAKERS = ("gpt", "assistant", "model")
 BOARD_WORD = re.compile(r"(?:^|\s)[^\s_]+_\S+(?:\s|$)")  # `long_hair` among others
 
 
@@ -50,6 +52,41 @@ def caption_in(value: Any) -> str | None:
         joined = ", ".join(filter(None, [sentence, tags]))
         return joined or next((one for one in only if isinstance(one, str)), None)
     return _lines(value, ", ")
+
+
+def answers_in(record: Mapping[str, Any]) -> list[str] | None:
+    """What the model says in a conversation about a picture, as LLaVA and chat formats keep captions; None without."""
+    turns = next((found for name in TALKS if isinstance(found := record.get(name), list)), None)
+    if turns is None:
+        return None
+    told = [(turn.get("from", turn.get("role")), turn) for turn in turns if isinstance(turn, Mapping)]
+    texts = [_spoken(turn.get("value", turn.get("content"))) for who, turn in told if who in SPEAKERS]
+    return [text for text in texts if text]
+
+
+def records_in(value: Any) -> list[dict[str, Any]] | None:
+    """The rows of a data set's JSON: a list of objects, or COCO's captions by the pictures' ids; None for others."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return value
+    if not isinstance(value, dict):
+        return None
+    images, notes = value.get("images"), value.get("annotations")
+    if not (isinstance(images, list) and isinstance(notes, list) and all(isinstance(x, dict) for x in images + notes)):
+        return None
+    captions: dict[Any, list[str]] = {}
+    for note in notes:
+        if isinstance(note.get("caption"), str):
+            captions.setdefault(str(note.get("image_id")), []).append(note["caption"])
+    rows = ({"file_name": one.get("file_name"), "text": captions.get(str(one.get("id")))} for one in images)
+    return list(rows) if captions else None
+
+
+def _spoken(value: Any) -> str | None:
+    """The text of a turn: as such, or in parts."""
+    if isinstance(value, list):
+        value = [one.get("text") if isinstance(one, Mapping) else one for one in value]
+        value = [one for one in value if isinstance(one, str)]
+    return _lines(value, "\n")
 
 
 def lone_surrogate(text: str) -> str | None:

@@ -8,8 +8,6 @@ from eridiff.errors import MAX_NAMED
 from eridiff.pictures import Ignored, Picture
 from eridiff.printable import printable
 
-Blank = Mapping[str, str]  # path -> why a picture shows nothing
-
 
 def notes(pictures: Sequence[Picture], ignored: Iterable[Ignored]) -> list[str]:
     """Lines for the stage: how many files were left out as which kind, and each picture that is not as it seems.

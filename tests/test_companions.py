@@ -98,6 +98,15 @@ def test_a_folder_called_after_another_folder_holds_pictures() -> None:
     assert kinds("10_cat_mask/a.png", "10_cat_mask/masks/a.png").keys() == {"10_cat_mask/masks/a.png"}
 
 
+@pytest.mark.parametrize(("source", "target"), [("source", "target"), ("Sources", "targets"), ("input", "output")])
+def test_a_folder_of_what_the_pictures_were_made_from(source: str, target: str) -> None:
+    names = [f"{folder}/{name}.png" for folder in (source, target) for name in "012"]
+    assert kinds(*names) == {f"{source}/{name}.png": ("control picture", f"{target}/{name}.png") for name in "012"}
+    inside = [f"10_set/{name}" for name in names]
+    assert set(kinds(*inside)) == {f"10_set/{source}/{name}.png" for name in "012"}
+    assert kinds(*names[:3]) == kinds(*names[:3], "other/0.png", "0.png") == {}
+
+
 def test_names_in_folders_may_say_it_twice() -> None:
     assert kinds("X.jpg", "masks/X_mask.png", "masks/X-masklabel.png").keys() == {
         "masks/X_mask.png", "masks/X-masklabel.png",

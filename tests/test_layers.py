@@ -64,6 +64,7 @@ LAYERS = (
     ),
     ("errors",),
     (
+        "captionchoice",
         "captionfiles",
         "choices",
         "config",
