@@ -48,10 +48,15 @@ def caption_in(value: Any) -> str | None:
     if isinstance(value, Mapping):
         sentence = next((found for name in SENTENCES if (found := _lines(value.get(name), "\n"))), None)
         tags = next((found for name in TAGS if (found := _tags(value.get(name), name))), None)
-        only = list(value.values()) if len(value) == 1 else []  # {"<DETAILED_CAPTION>": "a cat"}
-        joined = ", ".join(filter(None, [sentence, tags]))
-        return joined or next((one for one in only if isinstance(one, str)), None)
+        return ", ".join(filter(None, [sentence, tags])) or _by_likely_name(value)
     return _lines(value, ", ")
+
+
+def _by_likely_name(value: Mapping[str, Any]) -> str | None:
+    """The only text of an object, or the only one under a name such as `<DETAILED_CAPTION>` or `joycaption`."""
+    likely = [one for name, one in value.items() if len(value) == 1 or "caption" in name.lower()]
+    texts = {text for one in likely if (text := _lines(one, "\n")) is not None and (text or len(value) == 1)}
+    return texts.pop() if len(texts) == 1 else None
 
 
 def answers_in(record: Mapping[str, Any]) -> list[str] | None:
@@ -113,7 +118,8 @@ def _tags(value: Any, name: str) -> str | None:
     With spaces only where it is certain: the field is never written otherwise, or a tag holds `_` for its own spaces.
     """
     if isinstance(value, Mapping):
-        return ", ".join(filter(None, (_lines(one, ", ") for one in value.values()))) or None
+        kinds = [one for kind in value.values() for one in (kind.values() if isinstance(kind, Mapping) else [kind])]
+        return ", ".join(dict.fromkeys(filter(None, (_lines(one, ", ") for one in kinds)))) or None
     text = _lines(value, ", ")
     if not isinstance(value, str) or text is None or "," in text:
         return text

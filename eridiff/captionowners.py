@@ -21,8 +21,10 @@ NOT_CAPTIONS = re.compile(
     r"sample_prompts?|notes?|todo|requirements)\b",
     re.IGNORECASE,
 )
-TAKEOUT = re.compile(r"(\.\w+)\.sup[a-z-]*(\.json)$")  # Google's `cat.jpg.supplemental-metadata.json`, often cut short
+# Google's `cat.jpg.supplemental-metadata.json`, often cut short; `cat.jpg(1).json` is that of `cat(1).jpg`
+TAKEOUT = re.compile(r"(\.\w+?)(?:\.sup[a-z-]*)?(\([0-9]+\))?(\.json)$")
 LIKE_CAPTIONS = re.compile(r"cap|tag|meta|prompt|text|data|train|annot|label", re.IGNORECASE)
+LIKE_TEXTS = re.compile(r"has: .*(?:caption|text|prompt|tags)", re.IGNORECASE)  # columns of a table that is not read
 SHOWN = 5
 NO_COPIES: Mapping[str, str] = {}
 GUESSED = 20  # names for which pictures with other letters are looked for
@@ -113,7 +115,7 @@ def _sidecars(
             except DataError as error:
                 unread.append(str(error))
                 continue
-            rank = TAGS if _suffix(path) == ".tags" else rank
+            rank = rank if _suffix(path) in (".txt", ".caption") else TAGS
             captions.append(Caption(picture=owners[0], text=text, source=path, rank=rank))
     if shared:
         problems.append(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
@@ -212,16 +214,23 @@ def _other_tables(
     lost: list[str] = []
     wrong: list[str] = []
     for path in tables:
-        owners = _owners(TAKEOUT.sub(r"\1\2", path), pictures)[0] if _suffix(path) == ".json" else ()
+        owners, owners_left_out = _json_owners(path, pictures), _json_owners(path, everything)
         found: list[Caption] = []
         reason: str | None
+        if owners_left_out and not owners:
+            unused.append((path, f"left out with its picture: {owners_left_out[0]}"))
+            continue
         if len(owners) > 1:
             reason = f"the JSON of one picture, called after several: {' and '.join(sorted(owners))}"
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
             found, reason = _table_captions(folder, path, pictures, everything, served, inputs, wrong)
-            seems = not found and reason != NEITHER and (reason is None or LIKE_CAPTIONS.search(stem(path)))
+            seems = (
+                not found
+                and reason != NEITHER
+                and (reason is None or LIKE_CAPTIONS.search(stem(path)) or LIKE_TEXTS.search(reason))
+            )
             reason = reason or (None if found else "none of its rows names a picture of the folder")
             lost += [f"{path}: {reason}"] if seems else []
         if reason and not served.issuperset(owners) and reason != NEITHER:
@@ -234,6 +243,11 @@ def _other_tables(
             f"captions that would be lost. Mend these, or move the files out of the folder:{listing(wrong)}"
         )
     return captions, unused, lost
+
+
+def _json_owners(path: str, pictures: Pictures) -> Sequence[str]:
+    """The pictures that a JSON file is called after."""
+    return _owners(TAKEOUT.sub(r"\2\1\3", path), pictures)[0] if _suffix(path) == ".json" else ()
 
 
 NEITHER = "holds neither caption nor tags"
@@ -269,7 +283,10 @@ def _table_captions(
     if mistakes == [ALBUM]:
         return [], NEITHER
     if not rows:
-        return [], f"holds no captions{':' if mistakes else ''}{mistakes[0].removeprefix(':') if mistakes else ''}"
+        why = mistakes[0] if mistakes else ""
+        return [], why.removeprefix(": ") if why.startswith(
+            ": holds no"
+        ) else f"holds no captions{':' * bool(why)}{why.removeprefix(':')}"
     wrong += [f"{folder / path}{mistake}" for mistake in mistakes]
     owned = _owned(rows, path, pictures, everything)
     inputs |= _inputs(owned, path, pictures)

@@ -53,6 +53,7 @@ PROSE = {
     "while", "who", "whose", "with",
 }  # fmt: skip
 LEFT_OVER = re.compile(
+    r"\A[ ,\n]*[0-9]+(?:[ ,\n]+-?[0-9]+(?:\.[0-9]+)?){4,}[ ,\n]*\Z|"  # boxes of objects, as YOLO has them
     r"(?<![\w:.-])embedding:[^\W\d]|[{}\[\]\\]|<[\w-]+:|\|\||;;;|\(\(|\)\)|__\w|\$\$|::|:[0-9]?\.[0-9]+\)|(?<!\w)BREAK(?!\w)|"
     + WIDE_COMMAS
 )

@@ -15,7 +15,10 @@ from typing import Any
 from eridiff.captionfiles import MAX_TABLE_BYTES, opened, read_text
 from eridiff.captionjson import NotJson, answers_in, caption_in, lone_surrogate, parse_json, records_in
 
-NAME_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "images", "target", "target_image")
+NAME_COLUMNS = (
+    "file_name", "filename", "file", "image", "image_path", "path", "images", "target", "target_image", "file_path",
+    "filepath", "image_name", "img", "name", "key", "id",
+)  # fmt: skip
 TEXT_COLUMNS = ("text", "caption")
 OTHER_TEXTS = ("prompt", "description", "tags")  # where none of these is there
 INPUTS = (

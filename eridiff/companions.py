@@ -30,9 +30,12 @@ class Companion:
     folder: str = ""
 
 
-MASKS = ("masklabel", "mask", "masks", "matte", "segmentation")
-CONTROLS = ("condlabel", "cond", "conditioning", "control", "canny", "openpose", "depthmap", "lineart")
-THUMBNAILS = ("thumb", "thumbs", "thumbnail", r"\d{2,4}x\d{2,4}")
+MASKS = ("masklabel", "mask", "masks", "matte", "segmentation", "seg")
+CONTROLS = (
+    "condlabel", "cond", "conditioning", "control", "canny", "openpose", "dwpose", "depth", "depthmap", "depth_map",
+    "normalmap", "normal_map", "lineart", "softedge", "scribble", "hed", "mlsd",
+)  # fmt: skip
+THUMBNAILS = ("thumb", "thumbs", "thumbnail", "preview", r"\d{2,4}x\d{2,4}")
 COPY = r"copy|kopie|copie|copia|cópia|kopia|kopi|копия|コピー|副本"
 
 # A picture's name with what follows it. The group of each pattern is that name.
@@ -58,7 +61,8 @@ FOLDERS: dict[str, Kind] = {
     **dict.fromkeys(
         (
             "control", "controls", "controlnet", "control_images", "conditioning", "conditioning_images",
-            "conditioning_data", "conditioning_data_dir", "cond",
+            "conditioning_data", "conditioning_data_dir", "cond", "canny", "depth", "openpose",
+            "lineart", "scribble", "hed",
         ),
         "control picture",
     ),

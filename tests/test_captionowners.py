@@ -83,6 +83,11 @@ def found(folder: Path, *pictures: str) -> tuple[dict[str, str], list[tuple[str,
         ("dataset.json", LLAVA),
         ("train.jsonl", LLAVA[1:-1]),
         ("dataset.json", CHAT),
+        ("p0.cap", "a cat"),
+        ("p0.json", '{"<MORE_DETAILED_CAPTION>": "a cat", "score": 1}'),
+        ("p0.png.json", '{"tags": {"my tags": {"0": ["a cat"], "1": []}}, "urls": []}'),
+        ("table.csv", "key,caption,url\np0,a cat,https://x\n"),
+        ("table.csv", "id,caption\np0,a cat\n"),
         ("captions_train2017.json", COCO),
     ],
 )
@@ -345,6 +350,25 @@ def test_what_google_takeout_writes_of_each_picture_and_album(raw: Path, suffix:
     assert {why for _, why in unused} == {"holds neither caption nor tags"}
     (raw / f"p0.jpg{suffix}.json").unlink()
     assert found(raw, "p0.jpg", "p1.jpg")[::2] == ({}, [])  # captions by trigger alone are no mistake
+
+
+@pytest.mark.parametrize("name", ["cat.jpg(1).json", "cat.jpg.supplemental-metadata(1).json", "cat(1).jpg.json"])
+def test_googles_json_of_a_second_picture_of_one_name(raw: Path, name: str) -> None:
+    put(raw, **{name: '{"title": "cat.jpg", "description": "the second"}', "cat.jpg.json": '{"description": "first"}'})
+    assert found(raw, "cat.jpg", "cat(1).jpg") == ({"cat.jpg": "first", "cat(1).jpg": "the second"}, [], [])
+    captions, unused, _ = find_captions(raw, [name, "cat.jpg.json"], ["cat.jpg"], [], left_out=["cat(1).jpg"])
+    assert captions["cat.jpg"].text == "first" and unused == [(name, "left out with its picture: cat(1).jpg")]
+
+
+def test_several_texts_of_one_picture_under_names_of_no_known_form_are_none(raw: Path) -> None:
+    put(raw, **{"p0.json": '{"long_caption": "a", "short_caption": "b"}'})
+    assert found(raw, "p0.png") == ({}, [("p0.json", "holds neither caption nor tags")], [])
+
+
+def test_columns_of_captions_without_a_name_are_said(raw: Path) -> None:
+    put(raw, **{"shard.csv": "hash,caption\n17,a cat\n", "Details.csv": "imgName,favorite\np0.png,no\n"})
+    problem = "".join(found(raw, "p0.png")[2])
+    assert "shard.csv: holds no captions: line 1: needs the columns" in problem and "Details" not in problem
 
 
 def test_a_link_to_nothing_is_told(raw: Path) -> None:

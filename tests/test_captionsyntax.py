@@ -209,6 +209,8 @@ def test_no_rule_fires_on_the_captions_of_the_checkout() -> None:
         ("solo long_hair smile", "solo long_hair smile"),
         ("1girl, solo, red_tie cat", None),
         ("1girl sits on a red_sofa", None),
+        (", 0 0.5 0.5 0.1 0.1, 1 0.2 0.2 0.1 0.1", ", 0 0.5 0.5 0.1 0.1, 1 0.2 0.2"),
+        ("1984, 2001", None),
         ("a (red) cat: it's 3:1, I <3 it; a/b & c — “x” #1 100% _ o_o", None),
     ],
 )
@@ -248,6 +250,8 @@ PIECES = [
         "<lora:>",
         "a|||",
         "embedding:",
+        "1 ",
+        "1.1",
         "(embedding:x",
         "a_b ",
         "a_a",
