@@ -21,7 +21,8 @@ def kinds(*paths: str) -> dict[str, tuple[str, str | None]]:
         ("X (1).png", "copy"), ("X(2).jpg", "copy"), ("X - Copy.png", "copy"), ("X - Copy (2).png", "copy"),
         ("X copy.png", "copy"), ("X copy 2.png", "copy"), ("X - Kopie.jpg", "copy"), ("X (copy).png", "copy"),
         ("X (3rd copy).png", "copy"), ("Copy of X.jpg", "copy"), ("Kopie von X.jpg", "copy"),
-        ("X_thumb.jpg", "thumbnail"), ("X.preview.png", "thumbnail"), ("X-150x150.jpg", "thumbnail"), ("X-thumbnail.jpg", "thumbnail"),
+        ("X_thumb.jpg", "thumbnail"), ("X.preview.png", "thumbnail"), ("X-150x150.jpg", "thumbnail"),
+        ("X-thumbnail.jpg", "thumbnail"),
         ("X.jpg~", "backup"), ("X.jpg.bak", "backup"), ("X.jpg_original", "backup"), ("X.orig", "backup"),
     ],
 )  # fmt: skip
@@ -51,7 +52,8 @@ def test_a_series_that_begins_at_one_is_no_series_of_copies() -> None:
     ("folder", "kind"),
     [
         ("masks", "mask"), ("mask", "mask"), ("Masks", "mask"), ("control", "control picture"),
-        ("conditioning", "control picture"), ("depth", "control picture"), ("thumbs", "thumbnail"), ("Thumbnails", "thumbnail"),
+        ("conditioning", "control picture"), ("depth", "control picture"),
+        ("thumbs", "thumbnail"), ("Thumbnails", "thumbnail"),
     ],
 )  # fmt: skip
 def test_folders_that_hold_pictures_names(folder: str, kind: str) -> None:
