@@ -17,8 +17,9 @@ from eridiff.components import Component, ComponentRecord, describe_folder, desc
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
+from eridiff.files import read_file
 from eridiff.headers import Weights, find_parts, open_weights
-from eridiff.jsonfiles import Record, read_record
+from eridiff.jsonfiles import MAX_JSON_BYTES, Record, read_record
 from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
@@ -100,7 +101,7 @@ def read_pointer(base: str, part: str) -> Pointer:
         raise BaseError(how_to_add(base, family))
     try:
         record = read_record(path, PointerRecord)
-        if not check_seal(path.read_bytes(), path) and record.format != UNSEALED_FORMAT:
+        if not check_seal(read_file(path, MAX_JSON_BYTES), path) and record.format != UNSEALED_FORMAT:
             raise ValueError("it carries no checksum")
     except (DataError, ValueError) as error:
         raise BaseError(f"{path} is no pointer ({error}): make it again with `eridiff base add`.") from None

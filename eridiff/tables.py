@@ -1,7 +1,6 @@
 """Parquet tables whose bytes are a function of their rows: the small tables that stages hand on."""
 
 import io
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -10,6 +9,7 @@ from typing import Any, overload
 
 from eridiff.errors import DataError
 from eridiff.files import canonical_json, map_file
+from eridiff.jsonfiles import parse_json
 from eridiff.seals import BLANK, KEY, check_out, sealed, write_sealed
 
 Row = dict[str, Any]
@@ -138,7 +138,7 @@ def read_table(path: Path) -> tuple[list[Row], dict[str, Any]]:
     Raises: DataError that names the file where it is missing or damaged.
     """
     with opened(path) as file:
-        return file.read().to_pylist(), json.loads((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}"))
+        return file.read().to_pylist(), parse_json((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}"))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -147,4 +147,4 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises: DataError that names the file where it is missing or damaged.
     """
     with opened(path) as file:
-        return dict(json.loads((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}")))
+        return dict(parse_json((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}")))

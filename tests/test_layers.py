@@ -22,7 +22,6 @@ LAYERS = (
         "captionjson",
         "captionnames",
         "companions",
-        "dvcstate",
         "firstbytes",
         "flowapi",
         "flowbusy",
@@ -55,6 +54,7 @@ LAYERS = (
         "slots",
     ),
     (
+        "dvcstate",
         "figures",
         "jsonfiles",
         "runlog",
