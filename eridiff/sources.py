@@ -92,11 +92,20 @@ class ModelSource:
 def read_pointer(base: str, part: str) -> Pointer:
     """Read `data/bases/BASE/PART.json`.
 
-    Raises: BaseError where there is none, with the bases that exist, or where it cannot be read.
+    Raises: BaseError where there is none, with the bases that exist, or as read_pointer_file.
     """
     path = bases_dir() / base / f"{part}.json"
     if not path.exists():
         raise BaseError(_no_pointer(base, path.name))
+    return read_pointer_file(path)
+
+
+def read_pointer_file(path: Path) -> Pointer:
+    """Read a pointer; its folder is called as the base.
+
+    Raises: BaseError where it is only wanted, or cannot be read.
+    """
+    base = path.parent.name
     if family := wanted_family(path):
         raise BaseError(how_to_add(base, family))
     try:
