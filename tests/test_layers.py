@@ -34,6 +34,7 @@ LAYERS = (
         "measure",
         "noise",
         "orientation",
+        "parquetpages",
         "placement",
         "prediction",
         "printable",
