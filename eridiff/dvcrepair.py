@@ -26,6 +26,7 @@ from eridiff.leftovers import lives
 
 TMP = Path(".dvc/tmp")
 DAMAGED = TMP / "damaged"
+MAX_BRACKETS = 10_000  # of what DVC writes, which is in blocks: some are in texts
 PID = re.compile(r'"pid":\s*(\d+)')
 CONFLICT = re.compile(r"^(<<<<<<<|=======|>>>>>>>)", re.MULTILINE)  # git's: the user's to resolve
 
@@ -228,6 +229,8 @@ def _read(content: bytes) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+        return None
     try:
         return YAML(typ="safe").load(content.decode("utf-8"))
     except (UnicodeDecodeError, YAMLError, ValueError, RecursionError):
