@@ -19,7 +19,7 @@ from eridiff.config import read_yaml
 from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_family, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.files import write_text
+from eridiff.files import read_text, write_text
 from eridiff.headers import Found, Weights, find_parts, open_weights
 from eridiff.hub import REPOSITORY, fetch_snapshot, page_of
 from eridiff.jsonfiles import read_json
@@ -215,7 +215,7 @@ def _remember(name: str, paths: Iterable[Path]) -> None:
     path = checkout_root() / "local.yaml"
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 1 << 16
-    record = (yaml.load(path.read_text("utf-8")) if path.exists() and read_yaml(path) else None) or {}
+    record = (yaml.load(read_text(path)) if path.exists() and read_yaml(path) else None) or {}
     if not record.get("bases"):
         record["bases"] = {}
     places = [str(place) for place in paths]

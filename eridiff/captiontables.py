@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from eridiff.captionfiles import MAX_TABLE_BYTES, opened, read_text
 from eridiff.captionjson import NotJson, answers_in, caption_in, lone_surrogate, parse_json, records_in
+from eridiff.parquetpages import Read, check_pages
 
 NAME_COLUMNS = (
     "file_name", "filename", "file", "image", "image_path", "path", "images", "target", "target_image", "file_path",
@@ -37,6 +38,7 @@ ALBUM = ": says something of one album or picture, as Google Takeout does"
 MAX_CELL = 1 << 18  # letters of a caption, as in a file of its own
 MAX_PARQUET_BYTES = 1 << 36  # it may hold the pictures too
 MAX_TEXT_BYTES = 1 << 28  # of the two columns, unpacked
+MAX_PAGE_BYTES = 1 << 28  # of one of its pages, unpacked
 MAX_ROWS = 1_000_000
 MAX_PROBLEMS = 1_000
 ROWS_AT_A_TIME = 1024
@@ -259,12 +261,21 @@ def _read_parquet(path: Path, folder: Path | None) -> Found:
             if problem:
                 return [], [f": {problem}"]
             columns = [*_columns(file.schema_arrow.names), *_inputs(file)[:1]]
+            check_pages(_reader(source), source.seek(0, 2), MAX_PAGE_BYTES, columns)
             # an equal text is held once a batch. Chunks' own words of their sizes are not asked: pyarrow ends the
             # process on some that are damaged
             file = pq.ParquetFile(source, read_dictionary=columns, **THRIFT)
             return _sorted_out(_parquet_rows(file, columns))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             return [], [f": no Parquet ({ascii(str(error))[1:200]})"]
+
+
+def _reader(source: BinaryIO) -> Read:
+    def read(at: int, count: int) -> bytes:
+        source.seek(at)
+        return source.read(count)
+
+    return read
 
 
 def _parquet_rows(file: Any, columns: list[str]) -> Iterator[MetadataRow | str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eridiff.errors import BaseError
 from eridiff.families import family_names, load_keys
+from eridiff.files import open_file
 from eridiff.partkeys import LOOKS
 from eridiff.pickles import PICKLE_SUFFIXES, PickleFile
 from eridiff.signatures import Look, Shape, first_look
@@ -127,7 +128,7 @@ def open_weights(path: Path) -> Weights:
     """
     if not path.is_file():
         raise BaseError(f"{path} is no file.")
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = file.read(4)
     if start == b"GGUF":
         raise BaseError(f"{path} is a GGUF file: its weights are rounded to blocks. Take the fp16 or bf16 file.")

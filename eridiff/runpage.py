@@ -1,13 +1,13 @@
 """What the page of a run shows: Markdown with the pictures inside it, since the page loads nothing from elsewhere."""
 
 import base64
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from eridiff.files import digest_file, read_file, read_text
 from eridiff.stagegraph import Node, Outcome
 
 MAX_PIXELS = 1600 * 1600  # of a picture on the page: of a long grid every row can still be seen
@@ -54,7 +54,7 @@ def picture(path: Path) -> str:
     """A picture as a `data:` address: as it is where it is small, else smaller and as a JPEG."""
     from PIL import Image
 
-    content = path.read_bytes()
+    content = read_file(path)
     with Image.open(io.BytesIO(content)) as image:
         scale = min(1, (MAX_PIXELS / (image.width * image.height)) ** 0.5)
         if len(content) <= MAX_BYTES and scale == 1:
@@ -78,7 +78,7 @@ def loss_page(files: Mapping[str, Path]) -> str:
     table = files.get("data/loss.tsv")
     if table is None:
         return ""
-    header, *rows = [line.split("\t") for line in table.read_text("utf-8").splitlines()]
+    header, *rows = [line.split("\t") for line in read_text(table).splitlines()]
     step, loss = header.index("step"), header.index("loss")
     points = [(float(row[step]), float(row[loss])) for row in rows]
     if not points:
@@ -153,8 +153,7 @@ def export_page(files: Mapping[str, Path]) -> str:
 
 def sha256(path: Path) -> str:
     """The digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_file(path)
 
 
 def graph_page(nodes: Sequence[Node], outcomes: Mapping[str, Outcome]) -> str:

@@ -17,8 +17,9 @@ from eridiff.components import Component, ComponentRecord, describe_folder, desc
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
+from eridiff.files import read_file
 from eridiff.headers import Weights, find_parts, open_weights
-from eridiff.jsonfiles import Record, read_record
+from eridiff.jsonfiles import MAX_JSON_BYTES, Record, read_record
 from eridiff.marks import unheeded
 from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
 from eridiff.places import Places
@@ -91,16 +92,25 @@ class ModelSource:
 def read_pointer(base: str, part: str) -> Pointer:
     """Read `data/bases/BASE/PART.json`.
 
-    Raises: BaseError where there is none, with the bases that exist, or where it cannot be read.
+    Raises: BaseError where there is none, with the bases that exist, or as read_pointer_file.
     """
     path = bases_dir() / base / f"{part}.json"
     if not path.exists():
         raise BaseError(_no_pointer(base, path.name))
+    return read_pointer_file(path)
+
+
+def read_pointer_file(path: Path) -> Pointer:
+    """Read a pointer; its folder is called as the base.
+
+    Raises: BaseError where it is only wanted, or cannot be read.
+    """
+    base = path.parent.name
     if family := wanted_family(path):
         raise BaseError(how_to_add(base, family))
     try:
         record = read_record(path, PointerRecord)
-        if not check_seal(path.read_bytes(), path) and record.format != UNSEALED_FORMAT:
+        if not check_seal(read_file(path, MAX_JSON_BYTES), path) and record.format != UNSEALED_FORMAT:
             raise ValueError("it carries no checksum")
     except (DataError, ValueError) as error:
         raise BaseError(f"{path} is no pointer ({error}): make it again with `eridiff base add`.") from None
