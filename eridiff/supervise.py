@@ -6,7 +6,6 @@ end, what is left of all that it started is interrupted as by Ctrl-C, terminated
 """
 
 import ctypes
-import fcntl
 import os
 import select
 import signal
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -143,40 +142,6 @@ def stopped_by_signals(crew: Crew) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def hold_file(
-    path: Path, stopped: threading.Event | None = None, log: Callable[[str], None] | None = None
-) -> Iterator[int]:
-    """Lock a file; yields the open file's number. Where it is taken, wait, unless there is nothing to end the wait.
-
-    The kernel lets go of it when this process and all that keep the file have ended, by whatever end.
-
-    Raises: BlockingIOError where it is taken and `stopped` is None; InterruptedError where that is set meanwhile.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if not _try_lock(number):
-            if stopped is None:
-                raise BlockingIOError(f"{path} is locked")
-            if log:
-                log("waits for another run in this checkout")
-            while not _try_lock(number):
-                if stopped.wait(0.5):
-                    raise InterruptedError("the run was stopped")
-        yield number
-    finally:
-        os.close(number)
-
-
-def _try_lock(number: int) -> bool:
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _file(stream: IO[str] | None) -> IO[str]:

@@ -23,6 +23,7 @@ LAYERS = (
         "captionnames",
         "companions",
         "dvcstate",
+        "filelock",
         "firstbytes",
         "flowapi",
         "flowbusy",
