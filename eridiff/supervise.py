@@ -1,8 +1,9 @@
 """Commands that end with whoever started them: a supervisor beside each holds a pipe from its starter.
 
-`python -m eridiff.supervise [--release LEASE] COMMAND...` runs a command and watches its own standard input. End of
-file there means that the starter is gone, even by SIGKILL, or wants the command stopped. Then, and at the command's own
-end, what is left of all that it started is interrupted as by Ctrl-C, terminated, and killed; the lease's slot is freed.
+`python -m eridiff.supervise [--release LEASE | --watch FILE] COMMAND...` runs a command and watches its own standard
+input, or the open file of that number. End of file there means that the starter is gone, even by SIGKILL, or wants the
+command stopped. Then, and at the command's own end, what is left of all that it started is interrupted as by Ctrl-C,
+terminated, and killed; the lease's slot is freed.
 """
 
 import ctypes
@@ -27,6 +28,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Seconds given after each signal. Interrupted first: DVC then undoes its own half-done work, as after Ctrl-C.
 STEPS = ((signal.SIGINT, 2.5), (signal.SIGTERM, 3.5), (signal.SIGKILL, 2.0))
 PATIENCE = 30.0  # seconds in all for those that hear SIGTERM: a training ends its step and saves its state
+WATCH = "--watch"
 STOPPED = 125  # the supervisor's exit code where it stopped the command
 
 
@@ -144,6 +146,24 @@ def stopped_by_signals(crew: Crew) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def run_guarded(command: Sequence[str], environment: Mapping[str, str], *, group: int | None) -> int:
+    """Run a command in front, with this process's input and output; its exit code, below 0 where a signal ended it.
+
+    Its supervisor ends it should this process be killed; all signals else are this process's to pass on. group: the
+    process group to start it in, as of Popen.
+    """
+    reading, writing = os.pipe()  # nothing is written: the kernel closes it at our end
+    guard = [sys.executable, "-m", "eridiff.supervise", WATCH, str(reading)]
+    try:
+        code = subprocess.Popen(
+            [*guard, *command], env=dict(environment), process_group=group, pass_fds=(reading,)
+        ).wait()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return code
+
+
 def _file(stream: IO[str] | None) -> IO[str]:
     assert stream is not None  # asked for in the constructor
     return stream
@@ -151,16 +171,19 @@ def _file(stream: IO[str] | None) -> IO[str]:
 
 def main() -> None:
     """The supervisor."""
-    command, lease = sys.argv[1:], None
+    command, lease, watched = sys.argv[1:], None, 0
     if command[0] == "--release":
         lease, command = command[1], command[2:]
+    elif command[0] == WATCH:
+        watched, command = int(command[1]), command[2:]
     adopt_orphans()
+    heard: list[int] = []
     # Handlers of our own, not SIG_IGN: that one would pass on to the command.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    stopped = _wait(child)
-    end_descendants()
+        signal.signal(number, lambda signum, _: heard.append(signum))
+    child = subprocess.Popen(command, stdin=None if watched else subprocess.DEVNULL)
+    stopped = _wait(child, watched)
+    end_descendants(STEPS[1:] if signal.SIGINT in heard else STEPS)  # one interrupt is enough
     if lease:
         release(lease)
     code = child.wait()
@@ -169,14 +192,14 @@ def main() -> None:
     sys.exit(code if code >= 0 else 128 - code)
 
 
-def _wait(child: "subprocess.Popen[bytes]") -> bool:
-    """Return at the command's end (False) or at the end of standard input (True)."""
+def _wait(child: "subprocess.Popen[bytes]", watched: int) -> bool:
+    """Return at the command's end (False) or at the end of the watched file (True)."""
     ended = os.pidfd_open(child.pid)
     while True:
-        ready = select.select([ended, 0], [], [])[0]
+        ready = select.select([ended, watched], [], [])[0]
         if ended in ready:
             return False
-        if not os.read(0, 4096):
+        if not os.read(watched, 4096):
             return True
 
 
@@ -225,10 +248,14 @@ def _hears_sigterm() -> bool:
 
 
 def _own(process: Any) -> Iterator[Any]:
-    """Descendants, less those of other supervisors: signals that came twice would disturb DVC's tidying up."""
+    """Descendants, less those of other supervisors: signals that came twice would disturb DVC's tidying up.
+
+    One that watches another file than its input leaves signals to its starter while that lives.
+    """
     for child in process.children():
         try:
-            if child.cmdline()[1:3] == ["-m", "eridiff.supervise"]:
+            words = child.cmdline()[1:4]
+            if words[:2] == ["-m", "eridiff.supervise"] and WATCH not in words:
                 continue
             yield child
             yield from _own(child)
