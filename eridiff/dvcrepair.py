@@ -8,7 +8,6 @@
 Mended only where no living process works on them. What is replaced is kept in .dvc/tmp/damaged.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,8 @@ from eridiff.dvcstate import damaged_databases
 from eridiff.exprepair import clear_copies, forget_waiting, is_waiting, put_back
 from eridiff.files import MAX_BYTES, read_file, write_text
 from eridiff.jsonfiles import load_json, parse_json
+from eridiff.filelock import try_lock
+from eridiff.files import write_text
 from eridiff.leftovers import lives
 
 TMP = Path(".dvc/tmp")
@@ -68,18 +69,17 @@ def _held(path: Path) -> Iterator[bool]:
         return
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        yield _lock(number) and os.fstat(number).st_nlink < 2
+        yield _is_ours(number)
     finally:
         os.close(number)
 
 
-def _lock(number: int) -> bool:
+def _is_ours(number: int) -> bool:
     """Lock an open file; False where another holds it, or its file system has no locks: DVC has none there either."""
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(number) and os.fstat(number).st_nlink < 2
     except OSError:
         return False
-    return True
 
 
 def _mend_rwlock(project: Path, folder: Path) -> list[str]:

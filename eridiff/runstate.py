@@ -68,6 +68,16 @@ def states(folder: Path) -> list[Path]:
     return [*sorted(found, key=lambda path: -int(found[path][1])), *([earlier] if earlier.exists() else [])]
 
 
+def stopped_at_once(folder: Path, steps: int) -> str:
+    """What is to be said of the next run where a training did not end its step: the latest state that there is."""
+    there = states(folder)
+    if not there:
+        return "stopped at once: no state was saved yet, so dvc repro starts this training again"
+    match = STATE_NAME.fullmatch(there[0].name)
+    place = f"after step {int(match[1])} of {steps}" if match else "where the kept state stands"
+    return f"stopped at once: dvc repro goes on {place}"
+
+
 def save_state(
     folder: Path,
     step: int,

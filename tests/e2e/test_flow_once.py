@@ -71,7 +71,7 @@ import time
 from eridiff.errors import run_main
 from eridiff.stopping import Stopped, stop_in_order
 def main():
-    with stop_in_order() as asked:
+    with stop_in_order(str) as asked:
         for step in range(1, 3000):
             print("step", step, flush=True)
             time.sleep(0.1)
