@@ -22,6 +22,7 @@ LAYERS = (
         "captionjson",
         "captionnames",
         "companions",
+        "filelock",
         "firstbytes",
         "flowapi",
         "flowbusy",
