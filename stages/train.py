@@ -14,6 +14,7 @@ from eridiff.footprint import choose_activations
 from eridiff.leftovers import take_away
 from eridiff.ownouts import read_outs
 from eridiff.pipeline import read_stages
+from eridiff.pointerfiles import pointers_of
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
 from eridiff.progress import say
@@ -21,7 +22,7 @@ from eridiff.project import load_local, store_root
 from eridiff.roots import pin
 from eridiff.runlog import record_run
 from eridiff.runstate import hold, states
-from eridiff.sources import find_source, pointers_of
+from eridiff.sources import find_source
 from eridiff.stopping import stop_in_order
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train

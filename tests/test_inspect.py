@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from eridiff.errors import BaseError, DataError
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
+from eridiff.weightfiles import open_weights
 from tests.originals import CHECKPOINT, WITH_CLIPS, Header, header, layout_in_checkpoint, write_header
 
 
