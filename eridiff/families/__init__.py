@@ -1,7 +1,7 @@
 """Families: one folder each, found by its name; this file is the protocol that a folder's family.py fulfils.
 
-A family is three files: family.py (latents, objective, LoRA targets, names of its classes, text, predict), keys.py (two-way
-key tables) and workflow.py (the ComfyUI graph). Modules are the implementation: no class, no registry.
+A family is three files: family.py (latents, objective, LoRA targets, names of its classes, text, predict), keys.py
+(two-way key tables) and workflow.py (the ComfyUI graph). Modules are the implementation: no class, no registry.
 """
 
 import importlib
