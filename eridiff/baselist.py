@@ -8,13 +8,14 @@ from eridiff.config import ModelParams, load_section
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.headers import model_files, open_weights
 from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
-from eridiff.places import Places
+from eridiff.places import Places, model_files
+from eridiff.pointerfiles import pointers_of, read_pointer
 from eridiff.project import bases_dir
 from eridiff.sources import PARTS, candidates, find_component, pointers_of, read_pointer
 from eridiff.wanted import has_pointers, how_to_add, makers_family, want_base
+from eridiff.weightfiles import open_weights
 
 
 def list_bases() -> Iterator[str]:

@@ -19,10 +19,9 @@ from typing import Any
 
 from eridiff.dvcstate import damaged_databases
 from eridiff.exprepair import clear_copies, forget_waiting, is_waiting, put_back
+from eridiff.filelock import try_lock
 from eridiff.files import MAX_BYTES, read_file, write_text
 from eridiff.jsonfiles import load_json, parse_json
-from eridiff.filelock import try_lock
-from eridiff.files import write_text
 from eridiff.leftovers import lives
 
 TMP = Path(".dvc/tmp")

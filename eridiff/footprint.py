@@ -19,9 +19,9 @@ from eridiff.data import Batch, TrainingSet
 from eridiff.families import Family
 from eridiff.files import canonical_json, digest_json, write_text
 from eridiff.jsonfiles import load_json
+from eridiff.pointers import ModelSource, Pointer, empty_source
 from eridiff.progress import say
 from eridiff.quantise import RowScaledLinear
-from eridiff.sources import ModelSource, Pointer, empty_source
 from eridiff.tracing import trace
 from eridiff.train import prepare_run, train_step
 from eridiff.trainparams import TrainParams

@@ -6,11 +6,13 @@ from pathlib import Path
 from eridiff.components import read_config
 from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_family, load_keys, published
-from eridiff.headers import MODEL_SUFFIXES, Found, Weights, find_parts, model_files, open_weights
+from eridiff.headers import find_parts
 from eridiff.lorafiles import describe_lora, is_lora
 from eridiff.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.partfiles import PartTensors, map_part, shorten
+from eridiff.places import MODEL_SUFFIXES, model_files
 from eridiff.pointerlines import describe_pointer, is_pointer, pointer_files, refuse_other_json
+from eridiff.weightfiles import Found, Weights, open_weights
 
 GIB, MIB = 2**30, 2**20
 

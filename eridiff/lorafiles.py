@@ -16,6 +16,7 @@ from eridiff.floats import to_float32
 from eridiff.headers import Weights
 from eridiff.jsonfiles import parse_json
 from eridiff.partfiles import shorten
+from eridiff.weightfiles import Weights
 
 # Endings of tensor names: (what, its role, regular expression).
 ENDINGS = (

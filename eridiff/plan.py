@@ -20,8 +20,9 @@ from eridiff.estimates import latents_footprint, made_up_batch, sample_footprint
 from eridiff.families import load_family, published
 from eridiff.files import read_text, write_text
 from eridiff.footprint import CONTEXT, GIB, SPARE, Footprint, first_level
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import PARTS, ModelSource, Pointer, empty_source
 from eridiff.precision import DTYPES
-from eridiff.sources import PARTS, ModelSource, Pointer, empty_source, pointers_of
 from eridiff.starting import filled
 from eridiff.tables import read_table
 from eridiff.tracing import trace

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from eridiff.errors import BaseError
 from eridiff.jsonfiles import read_json
-from eridiff.sources import PARTS, candidates, read_pointer_file
+from eridiff.pointerfiles import read_pointer_file
+from eridiff.pointers import PARTS
+from eridiff.sources import candidates
 from eridiff.wanted import how_to_add, wanted_family
 
 WHAT = "a pointer, which says what weights are meant and holds none"

@@ -12,13 +12,14 @@ from eridiff.errors import BaseError, DataError
 from eridiff.families import load_family, published
 from eridiff.files import read_text, write_text
 from eridiff.gpus import Gpu, find_gpus
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.hub import cached_snapshot
 from eridiff.places import Places
 from eridiff.presets import Preset, all_presets, describe_gpus, read_preset
 from eridiff.progress import say
 from eridiff.projects import make_project
 from eridiff.wanted import has_pointers, how_to_add, write_wanted
+from eridiff.weightfiles import open_weights
 
 FITS, HERE = "fits", "here"
 PROMPTS = [{"prompt": "[trigger]"}, {"prompt": "[trigger], outdoors, evening light"}]  # true of any pictures

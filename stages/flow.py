@@ -195,10 +195,10 @@ def slug(text: str) -> str:
 
 
 def show(run: Run, experiment: str | None) -> None:
-    """Put pictures, cache line, graph and digests on the run's page."""
+    """Put pictures, cache line and digests on the run's page."""
     well = len(run.outcomes) == len(run.nodes) and all(outcome.well for outcome in run.outcomes.values())
     files = results(run.request.folder, experiment) if well else {}
-    for key, markdown in pages(run.nodes, run.outcomes, run.lines, files).items():
+    for key, markdown in pages(run.outcomes, run.lines, files).items():
         name = f"{slug(run.request.project)}-{key}"
         create_markdown_artifact(markdown, key=name, description=f"{run.request.project}: {key}")
 

@@ -14,6 +14,7 @@ from eridiff.footprint import choose_activations
 from eridiff.leftovers import take_away
 from eridiff.ownouts import read_outs
 from eridiff.pipeline import read_stages
+from eridiff.pointerfiles import pointers_of
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
 from eridiff.progress import say

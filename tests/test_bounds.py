@@ -30,10 +30,10 @@ from eridiff.inspect import inspect_path
 from eridiff.licences import Licences, read_licences, stated_licence
 from eridiff.places import extra_model_paths
 from eridiff.plain import MAX_SHOWN, find_fault, shown
+from eridiff.pointerfiles import read_pointer
 from eridiff.printable import UNSAFE, printable
 from eridiff.progress import say, warn
 from eridiff.project import LocalConfig, bases_dir, load_local
-from eridiff.sources import read_pointer
 from eridiff.tensorfile import TensorFile
 from eridiff.trainparams import TrainParams, kept_steps
 from stages.check import main as check_stage

@@ -8,10 +8,11 @@ import torch
 
 from eridiff.bases import add_base
 from eridiff.errors import BaseError, DataError
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
 from eridiff.pointerlines import WHAT
 from eridiff.wanted import write_wanted
+from eridiff.weightfiles import open_weights
 from tests.checkouts import SMALL, make_checkout
 from tests.originals import CHECKPOINT, WITH_CLIPS, Header, header, layout_in_checkpoint, write_header
 

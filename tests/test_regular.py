@@ -21,9 +21,9 @@ from eridiff.jsonfiles import load_json
 from eridiff.licences import licence_path, read_licences
 from eridiff.lora import read_checkpoint
 from eridiff.ownouts import digest_md5
+from eridiff.pointerfiles import read_pointer_file
 from eridiff.roots import read_pin
 from eridiff.seals import read_sealed
-from eridiff.sources import read_pointer_file
 from eridiff.tables import read_facts, read_table
 from eridiff.tensorfile import TensorFile
 from tests.checkouts import make_checkout

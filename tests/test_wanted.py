@@ -18,6 +18,8 @@ from eridiff.config import read_yaml
 from eridiff.errors import BaseError
 from eridiff.families import family_names, load_family, load_keys, published
 from eridiff.plan import Card, Planner, plan_project
+from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.pointers import PARTS
 from eridiff.project import bases_dir
 from eridiff.sources import PARTS, pointers_of, read_pointer
 from eridiff.starting import filled, settle_base

@@ -35,7 +35,7 @@ def test_it_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
     assert living(clone.root) == []
 
     shown = artifacts(tmp_path / "data")
-    keys = {"checkout-cache", "checkout-export", "checkout-graph", "checkout-loss", "checkout-samples"}
+    keys = {"checkout-cache", "checkout-export", "checkout-loss", "checkout-samples"}
     assert [set(one) for one in shown] == [keys, keys]
     assert "| latents | 20 | 20 | 0 |" in shown[0]["checkout-cache"]
     assert "| latents | | 0 | all | not started |" in shown[1]["checkout-cache"]
