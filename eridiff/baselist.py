@@ -12,8 +12,9 @@ from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
 from eridiff.places import Places, model_files
 from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.pointers import PARTS
 from eridiff.project import bases_dir
-from eridiff.sources import PARTS, candidates, find_component, pointers_of, read_pointer
+from eridiff.sources import candidates, find_component
 from eridiff.wanted import has_pointers, how_to_add, makers_family, want_base
 from eridiff.weightfiles import open_weights
 

@@ -20,7 +20,7 @@ from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_family, load_keys, pipeline_name
 from eridiff.filedigests import FileDigests
 from eridiff.files import read_text, write_text
-from eridiff.headers import Found, Weights, find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.hub import REPOSITORY, fetch_snapshot, page_of
 from eridiff.jsonfiles import read_json
 from eridiff.licences import (

@@ -13,7 +13,6 @@ from typing import Any
 
 from eridiff.families import family_names, load_family, load_keys, published
 from eridiff.floats import to_float32
-from eridiff.headers import Weights
 from eridiff.jsonfiles import parse_json
 from eridiff.partfiles import shorten
 from eridiff.weightfiles import Weights

@@ -7,7 +7,7 @@ from eridiff.components import Component, describe_folder, describe_part
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.marks import unheeded
 from eridiff.partfiles import PartTensors, as_kind, map_part
 from eridiff.places import Places

@@ -6,6 +6,7 @@ from typing import Any
 
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
+from eridiff.entries import Parts
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.latentcache import cache_latents, help_latents
@@ -22,7 +23,6 @@ from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.samples import Samples
 from eridiff.sources import find_source
-from eridiff.store import Parts
 from eridiff.tables import TableRows, write_table
 
 

@@ -22,7 +22,7 @@ from eridiff.project import load_local, store_root
 from eridiff.roots import pin
 from eridiff.runlog import record_run
 from eridiff.runstate import hold, states, stopped_at_once
-from eridiff.sources import find_source, pointers_of
+from eridiff.sources import find_source
 from eridiff.stopping import stop_in_order
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train

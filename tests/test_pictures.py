@@ -15,8 +15,9 @@ from PIL import Image
 from eridiff.errors import DataError, listing
 from eridiff.filedigests import FileDigests
 from eridiff.icc import PRIMARIES, matrix_profile
+from eridiff.picturefolder import Ignored
 from eridiff.picturenotes import image_facts, notes
-from eridiff.pictures import Ignored, Picture, scan_pictures
+from eridiff.pictures import Picture, scan_pictures
 
 
 @pytest.fixture

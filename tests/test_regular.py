@@ -14,7 +14,6 @@ from eridiff.config import read_yaml
 from eridiff.dvcrepair import mend
 from eridiff.errors import DISK_ERRORS, BaseError, ConfigError, DataError, EridiffError
 from eridiff.files import digest_file, map_file, read_file, read_text
-from eridiff.headers import open_weights
 from eridiff.importing import import_config
 from eridiff.inspect import inspect_path
 from eridiff.jsonfiles import load_json
@@ -26,6 +25,7 @@ from eridiff.roots import read_pin
 from eridiff.seals import read_sealed
 from eridiff.tables import read_facts, read_table
 from eridiff.tensorfile import TensorFile
+from eridiff.weightfiles import open_weights
 from tests.checkouts import make_checkout
 from tests.conftest import ROOT
 from tests.test_bounds_fuzz import in_time

@@ -21,7 +21,6 @@ from eridiff.plan import Card, Planner, plan_project
 from eridiff.pointerfiles import pointers_of, read_pointer
 from eridiff.pointers import PARTS
 from eridiff.project import bases_dir
-from eridiff.sources import PARTS, pointers_of, read_pointer
 from eridiff.starting import filled, settle_base
 from eridiff.wanted import has_pointers, how_to_add, is_awaited, want_base, wanted_family, write_wanted
 from stages import latents, sample, text, train

@@ -12,12 +12,13 @@ from torch import nn
 from eridiff import train
 from eridiff.config import Activations, validate
 from eridiff.data import Sample, TrainingSet
+from eridiff.entries import entry_key
 from eridiff.families import Family, load_family
 from eridiff.load import load_denoiser
 from eridiff.pointers import ModelSource
 from eridiff.quantise import Storage
 from eridiff.shards import Cache
-from eridiff.store import Store, entry_key
+from eridiff.store import Store
 from eridiff.tensorfile import raw_tensors
 from eridiff.train import Run, prepare_run
 from eridiff.trainparams import TrainParams
