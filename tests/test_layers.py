@@ -74,6 +74,7 @@ LAYERS = (
         "flowkeys",
         "images",
         "schedulers",
+        "schedules",
     ),
     (
         "activations",
