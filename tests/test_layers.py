@@ -76,6 +76,7 @@ LAYERS = (
         "flowkeys",
         "images",
         "schedulers",
+        "schedules",
     ),
     (
         "activations",

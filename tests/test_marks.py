@@ -21,7 +21,8 @@ from eridiff.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_mark
 from eridiff.objectives import Ddpm, alphas_cumprod
 from eridiff.pointerfiles import pointers_of, read_pointer
 from eridiff.pointers import UNSEALED_FORMAT
-from eridiff.schedulers import make_scheduler, refuse_schedule
+from eridiff.schedulers import make_scheduler
+from eridiff.schedules import refuse_schedule
 from eridiff.sources import find_source
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 from eridiff.trainparams import DdpmParams
