@@ -12,13 +12,15 @@ from benchmarks.benchtable import Bench, Row, fresh, rate, synchronize
 from benchmarks.fullsize import make_encoders, make_prompts, make_vae
 from eridiff.families import TextEncoders
 from eridiff.latentcache import cache_latents, encode_batches
-from eridiff.latents import LatentParams, batch_by_bucket, common_parts, plan_samples
+from eridiff.latents import batch_by_bucket, common_parts, plan_samples
 from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import DTYPES, use_tf32
 from eridiff.samples import Samples
 from eridiff.store import Store
-from eridiff.texts import Caption, TextParams, batch_by_key, cache_texts, plan_captions, prepare_encoders
+from eridiff.texts import Caption, batch_by_key, cache_texts, plan_captions, prepare_encoders
 from eridiff.texts import encode_batches as encode_captions
 from eridiff.vae import encode, prepare_vae
 

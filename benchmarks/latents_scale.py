@@ -23,7 +23,8 @@ from torch import nn
 
 from eridiff import latentcache
 from eridiff.latentcache import cache_latents, encode_batches
-from eridiff.latents import LatentParams, batch_by_bucket, plan_samples
+from eridiff.latents import batch_by_bucket, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Sample
 from eridiff.shards import Cache

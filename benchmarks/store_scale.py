@@ -29,7 +29,8 @@ from pathlib import Path
 
 from eridiff import placement
 from eridiff.caching import fill
-from eridiff.latents import INDEX_COLUMNS, LatentParams, index_rows, plan_samples
+from eridiff.latents import INDEX_COLUMNS, index_rows, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Sample, Samples
 from eridiff.store import Store

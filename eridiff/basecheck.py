@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.data import TrainingSet, open_training_set
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Family, load_family
 from eridiff.noise import normal
 from eridiff.nonfinite import blame
 from eridiff.objectives import Ddpm
+from eridiff.params_model import ModelParams
+from eridiff.params_train import TrainParams
 from eridiff.precision import DTYPES, choose_device
 from eridiff.sources import ModelSource, candidates, find_source, pointers_of
 from eridiff.tables import read_table
 from eridiff.train import Run, prepare_run
-from eridiff.trainparams import TrainParams
 
 LEVELS = (0.25, 0.5, 0.75)  # of the way to pure noise
 SAMPLES = 10

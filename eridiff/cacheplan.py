@@ -7,12 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eridiff.config import ModelParams
 from eridiff.differences import Entries, as_json, describe, differences
 from eridiff.earlier import earlier_shards
 from eridiff.entries import Location, Parts, open_shard, read_catalogue
 from eridiff.families import Family
-from eridiff.latents import LatentParams, index_rows, plan_samples
+from eridiff.latents import index_rows, plan_samples
+from eridiff.params_latents import LatentParams
+from eridiff.params_model import ModelParams
+from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.prediction import EncoderPlan, SamplePlan
 from eridiff.probe import Encoder, Reference, Values
@@ -21,7 +23,7 @@ from eridiff.samples import Sample
 from eridiff.sources import Pointer, find_source, pointers_of
 from eridiff.store import Store
 from eridiff.tables import Row
-from eridiff.texts import TextParams, plan_captions
+from eridiff.texts import plan_captions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from eridiff.captionrules import RULES
-from eridiff.captions import CaptionParams, regularises
+from eridiff.captions import regularises
 from eridiff.captionsyntax import SYNTAX, left_over
+from eridiff.params_captions import CaptionParams
 from eridiff.pictures import Ignored, Picture
 from eridiff.printable import printable
 from eridiff.tables import Row

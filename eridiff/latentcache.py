@@ -19,8 +19,9 @@ from eridiff.encodepipe import (
 )
 from eridiff.errors import DataError
 from eridiff.images import crop_picture, load_pixels
-from eridiff.latents import LatentParams, batch_by_bucket, index_rows
+from eridiff.latents import batch_by_bucket, index_rows
 from eridiff.nonfinite import blame
+from eridiff.params_latents import LatentParams
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.samples import Sample, Samples

@@ -23,7 +23,8 @@ from eridiff.encodepipe import MAX_READERS, ahead, readers_in_memory, shared_cor
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.latentcache import BatchEncoder, Load, cut_sample
-from eridiff.latents import LatentParams, check_sides, refuse_unusable, take_over_pixels
+from eridiff.latents import check_sides, refuse_unusable, take_over_pixels
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.ranks import Ranks

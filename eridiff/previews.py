@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from eridiff.config import ModelParams
-from eridiff.draw import DrawParams, Embeds, Prompt, draw, embed_prompts
+from eridiff.draw import Embeds, draw, embed_prompts
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, load_family
+from eridiff.params_model import ModelParams
+from eridiff.params_sample import DrawParams, Prompt
 from eridiff.progress import say
 from eridiff.project import LocalConfig
 from eridiff.sources import ModelSource, find_source, pointers_of

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from eridiff.entrytable import sorted_keys
 from eridiff.errors import BaseError, ConfigError, DataError
 from eridiff.families import Family, TextEncoders
-from eridiff.latents import LatentParams
 from eridiff.nonfinite import blame
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams, choose_max_tokens
 from eridiff.placement import Keys
 from eridiff.probe import (
     FIRST,
@@ -28,7 +29,6 @@ from eridiff.progress import say
 from eridiff.sources import Pointer
 from eridiff.store import Store
 from eridiff.tables import read_table
-from eridiff.texts import TextParams, choose_max_tokens
 from eridiff.vae import encode, prepare_vae
 
 if TYPE_CHECKING:

@@ -5,19 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from eridiff.caching import CacheCounts, fill
-from eridiff.config import Section
 from eridiff.earlyshards import EarlyShards, Puts
 from eridiff.encodepipe import BATCHES_BEHIND, Transfers, WriteBehind, with_finite, writer_threads
 from eridiff.entrytable import sorted_keys
-from eridiff.errors import ConfigError, DataError
+from eridiff.errors import DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.nonfinite import blame
+from eridiff.params_text import TextParams, choose_max_tokens
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
 from eridiff.store import Parts, Store, entry_key
@@ -32,21 +31,6 @@ INDEX_COLUMNS = {"text": "str", "tokens_lost": "int", "key": "str", "shard": "st
 Load = Callable[[], "tuple[TextEncoders, torch.device]"]
 
 
-class TextParams(Section):
-    """How captions become embeddings. Every key here is part of an embedding's key in the store."""
-
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the text encoders."""
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Captions encoded together. Fixed; the last batch is padded with the empty caption."""
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Tokens of the T5 encoder, where the family has one; null: the family's default."""
-    tf32: bool = False
-    """Let fp32 products on CUDA use TF32: faster, rounded."""
-    compile: bool = False
-    """Compile the encoders' layers with torch.compile: faster for many captions, rounded."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
     """One distinct caption to encode."""
@@ -59,20 +43,6 @@ class Caption:
     def parts(self) -> Parts:
         """Everything that the value depends on."""
         return {**self.common, "text": self.text}
-
-
-def choose_max_tokens(params: TextParams, family: Family) -> int:
-    """The token limit of the family's longest encoder.
-
-    Raises: ConfigError for a value that the family's encoders do not take.
-    """
-    chosen = family.MAX_TOKENS[0] if params.max_tokens is None else params.max_tokens
-    if chosen not in family.MAX_TOKENS:
-        choices = ", ".join(map(str, sorted(family.MAX_TOKENS)))
-        raise ConfigError(
-            f"params.yaml: text.max_tokens is {chosen}, which this family does not take. Known: {choices}."
-        )
-    return chosen
 
 
 def plan_captions(

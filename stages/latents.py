@@ -4,13 +4,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.latentcache import cache_latents, help_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, common_parts, plan_samples
+from eridiff.latents import INDEX_COLUMNS, common_parts, plan_samples
 from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
+from eridiff.params_model import ModelParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say

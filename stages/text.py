@@ -4,10 +4,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family
+from eridiff.params_model import ModelParams
+from eridiff.params_text import TextParams
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
@@ -16,7 +18,7 @@ from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.sources import find_source, pointers_of
 from eridiff.tables import TableRows, write_table
-from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_texts, plan_captions, report_lost
+from eridiff.texts import INDEX_COLUMNS, Caption, cache_texts, help_texts, plan_captions, report_lost
 
 
 def main() -> None:

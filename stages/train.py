@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eridiff.basecheck import check_denoiser, check_vae, find_vae
 from eridiff.checkpoint import code_digests, make_lineage, put_out, train_key
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.data import open_training_set
 from eridiff.dedupe import dedupe_outs
 from eridiff.errors import run_main
@@ -13,6 +13,8 @@ from eridiff.families import load_family
 from eridiff.footprint import choose_activations
 from eridiff.leftovers import take_away
 from eridiff.ownouts import read_outs
+from eridiff.params_model import ModelParams
+from eridiff.params_train import TrainParams
 from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
@@ -25,7 +27,6 @@ from eridiff.sources import find_source, pointers_of
 from eridiff.stopping import stop_in_order
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train
-from eridiff.trainparams import TrainParams
 
 INPUTS = {
     "captions": Path("data/captions/captions.parquet"),

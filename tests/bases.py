@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from eridiff.draw import DrawParams
 from eridiff.families import Family, family_names, load_family
+from eridiff.params_sample import DrawParams
 from eridiff.sources import ModelSource, find_source, pointers_of
 
 FAMILIES = family_names()

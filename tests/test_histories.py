@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from eridiff import latentcache, placement, store
 from eridiff.files import digest_json
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
+from eridiff.latents import INDEX_COLUMNS, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Sample
 from eridiff.tables import Row, write_table

@@ -6,10 +6,12 @@ A param that is added later enters the parts only where it is not its default (d
 from pathlib import Path
 
 from eridiff.families import load_family
-from eridiff.latents import LatentParams, plan_samples
+from eridiff.latents import plan_samples
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.store import entry_key
-from eridiff.texts import TextParams, plan_captions
+from eridiff.texts import plan_captions
 from tests.bases import FAMILIES
 
 IDENTITY = {"content": "c" * 64, "config": "f" * 64}

@@ -10,16 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from eridiff.buckets import BucketParams, plan_buckets
-from eridiff.captions import CaptionParams, captions_rows, images_rows
+from eridiff.buckets import plan_buckets
+from eridiff.captions import captions_rows, images_rows
 from eridiff.config import Section
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
-from eridiff.latents import IN_NO_KEY, LatentParams, plan_samples
+from eridiff.latents import plan_samples
+from eridiff.params_buckets import BucketParams
+from eridiff.params_captions import CaptionParams
+from eridiff.params_latents import IN_NO_KEY, LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pictures import scan_pictures
 from eridiff.pixeldigests import PixelDigests
-from eridiff.texts import TextParams, plan_captions
+from eridiff.texts import plan_captions
 from tests.bases import FAMILIES
 
 FAMILY = load_family(FAMILIES[0])

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, batch_by_bucket, plan_samples
+from eridiff.latents import INDEX_COLUMNS, batch_by_bucket, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
 from eridiff.samples import Samples

@@ -15,7 +15,8 @@ from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.files import digest_file
 from eridiff.latentcache import BatchEncoder, cache_latents, encode_batches
-from eridiff.latents import IN_NO_KEY, LatentParams, learn_pixels, plan_samples
+from eridiff.latents import learn_pixels, plan_samples
+from eridiff.params_latents import IN_NO_KEY, LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Samples
 from eridiff.store import Store

@@ -45,8 +45,6 @@ LAYERS = (
         "words",
     ),
     (
-        "captionrules",
-        "captionsyntax",
         "colour",
         "colourfilters",
         "files",
@@ -81,26 +79,35 @@ LAYERS = (
         "dvcrepair",
         "experiments",
         "flowgate",
-        "optim",
         "ownouts",
+        "params_buckets",
+        "params_captions",
+        "params_export",
+        "params_latents",
+        "params_model",
+        "params_text",
         "picturefolder",
         "pipeline",
         "predecessor",
         "project",
         "pushing",
-        "quantise",
         "stagegraph",
     ),
     (
         "captionowners",
+        "captionrules",
+        "captionsyntax",
         "filedigests",
         "flowserver",
         "intake",
         "licences",
         "ownpictures",
+        "params_sample",
+        "params_train",
         "places",
         "precision",
         "presets",
+        "quantise",
         "runpage",
         "seals",
         "stagerun",
@@ -110,6 +117,8 @@ LAYERS = (
         "dvcinput",
         "encodepipe",
         "hub",
+        "objectives",
+        "optim",
         "pictures",
         "probe",
         "projects",
@@ -144,13 +153,11 @@ LAYERS = (
         "pixeldigests",
         "shardfaults",
         "shards",
-        "trainparams",
     ),
     (
         "catalogue",
         "data",
         "gate",
-        "objectives",
         "storegc",
         "weighttables",
     ),
@@ -191,6 +198,7 @@ LAYERS = (
     ),
     (
         "bases",
+        "check",
         "comfyfiles",
         "draw",
         "encoders",
@@ -203,28 +211,23 @@ LAYERS = (
         "cacheplan",
         "checkpoint",
         "families/*",
+        "flowform",
         "footprint",
         "modelcard",
         "previews",
+        "reference",
         "sample",
         "starting",
     ),
     (
+        "deployment",
         "estimates",
         "export",
-    ),
-    ("check",),
-    (
-        "flowform",
         "importing",
-        "plan",
-        "reference",
         "why",
     ),
-    (
-        "cli",
-        "deployment",
-    ),
+    ("plan",),
+    ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -328,6 +331,14 @@ def test_families_never_import_each_other() -> None:
         for file in FAMILY_FILES:
             names = {name for name in ours(FILES[f"families.{folder}.{file}"]) if name.startswith("families.")}
             assert names == set(), f"{folder}/{file}.py imports a family's file"
+
+
+def test_params_hold_what_may_be_said_and_no_machinery() -> None:
+    """A stage that is handed a section, and `check`, which reads all of them, then depend on no other stage's code."""
+    params = {name for name in FILES if name.startswith("params_")}
+    assert len(params) == 8
+    allowed = params | {"config", "errors", "families", "trigger"}
+    assert {name: ours(FILES[name]) - allowed for name in params} == {name: set() for name in params}
 
 
 def test_train_never_imports_sample() -> None:

@@ -19,10 +19,10 @@ from eridiff.headers import find_parts, open_weights
 from eridiff.inspect import inspect_path
 from eridiff.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_marks, find_marks, settle_scheduler
 from eridiff.objectives import Ddpm, alphas_cumprod
+from eridiff.params_train import DdpmParams
 from eridiff.schedulers import make_scheduler, refuse_schedule
 from eridiff.sources import UNSEALED_FORMAT, find_source, pointers_of, read_pointer
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
-from eridiff.trainparams import DdpmParams
 from tests.checkouts import SMALL, make_checkout
 from tests.originals import CHECKPOINT, small_original, write_checkpoint, write_split
 

@@ -18,8 +18,9 @@ from eridiff.caching import CacheCounts
 from eridiff.errors import ConfigError, DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, common_parts, plan_samples
+from eridiff.latents import INDEX_COLUMNS, common_parts, plan_samples
 from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.ranks import Ranks
 from eridiff.store import Store

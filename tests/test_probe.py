@@ -11,7 +11,8 @@ import torch
 from eridiff import probe as probe_module
 from eridiff.errors import BaseError, DataError, StoreError
 from eridiff.families import load_family
-from eridiff.latents import LatentParams
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.probe import (
     FIRST,
     TOLERANCE,
@@ -25,7 +26,6 @@ from eridiff.probe import (
     reference_of,
 )
 from eridiff.probing import Probing, compare_with_output, foresee, generation_of, probe_text, probe_vae, settle
-from eridiff.texts import TextParams
 from tests.bases import FAMILIES, source
 
 CPU = torch.device("cpu")

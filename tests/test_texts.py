@@ -10,19 +10,12 @@ import torch
 
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders, load_family
+from eridiff.params_text import TextParams, choose_max_tokens
 from eridiff.precision import repeated_layers
 from eridiff.shards import Cache
 from eridiff.store import Store
 from eridiff.tensorfile import TensorFile
-from eridiff.texts import (
-    Caption,
-    TextParams,
-    batch_by_key,
-    cache_texts,
-    choose_max_tokens,
-    plan_captions,
-    report_lost,
-)
+from eridiff.texts import Caption, batch_by_key, cache_texts, plan_captions, report_lost
 from tests import processes
 from tests.bases import FAMILIES, source
 

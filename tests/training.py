@@ -12,11 +12,11 @@ from torch import nn
 from eridiff.config import Activations, validate
 from eridiff.data import Sample, TrainingSet
 from eridiff.families import load_family
+from eridiff.params_train import TrainParams
 from eridiff.shards import Cache
 from eridiff.store import Store, entry_key
 from eridiff.tensorfile import raw_tensors
 from eridiff.train import Run, prepare_run
-from eridiff.trainparams import TrainParams
 from tests.bases import source
 
 CPU = torch.device("cpu")

@@ -15,19 +15,22 @@ from eridiff.bases import add_base
 from eridiff.checkpoint import make_lineage, put_out
 from eridiff.config import validate
 from eridiff.data import TrainingSet, join_tables
-from eridiff.draw import DrawParams, Prompt, draw, embed_prompts
+from eridiff.draw import draw, embed_prompts
 from eridiff.families import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import LatentParams, plan_samples
+from eridiff.latents import plan_samples
 from eridiff.lora import read_checkpoint
+from eridiff.params_latents import LatentParams
+from eridiff.params_sample import DrawParams, Prompt
+from eridiff.params_text import TextParams
+from eridiff.params_train import TrainParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.shards import Cache
 from eridiff.sources import ModelSource, find_source, pointers_of
 from eridiff.tensorfile import raw_tensors, write_tensors
-from eridiff.texts import TextParams, cache_texts, plan_captions
+from eridiff.texts import cache_texts, plan_captions
 from eridiff.train import prepare_run, train
-from eridiff.trainparams import TrainParams
 from tests.checkouts import make_checkout
 from tests.contract.test_protocol import assert_whole
 
