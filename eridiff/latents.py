@@ -23,21 +23,18 @@ INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "sh
 def plan_samples(
     rows: Collection[Row],
     params: LatentParams,
-    vae: Mapping[str, str],
-    version: int,
+    common: Parts,
     side_multiple: int,
     pictures: Path,
     pixels: PixelDigests,
-    generation: str = "",
 ) -> Samples:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
-    vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
-    generation: of the VAE's numbers (eridiff/probe.py); the first is in no key.
+    common: of their keys' parts those that all share (`common_parts`).
     Raises: ConfigError where a bucket's sides do not fit the family,
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
-    samples = Samples(params, common_parts(params, vae, version, generation))
+    samples = Samples(params, common)
     for row in rows:
         check_sides([row], side_multiple)
         if row["file_digest"] not in pixels.known:
@@ -58,8 +55,12 @@ def check_sides(rows: Iterable[Row], side_multiple: int) -> None:
             raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
 
 
-def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str) -> Parts:
-    """The parts of a key that all samples of one run of the stage share."""
+def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str = "") -> Parts:
+    """The parts of a key that all samples of one run of the stage share.
+
+    vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
+    generation: of the VAE's numbers (eridiff/probe.py); the first is in no key.
+    """
     common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
     common |= {"probe": generation} if generation else {}
     return common | ({"tiling": TILING} if params.tile is not None else {})

@@ -39,3 +39,8 @@ class LatentParams(Section):
     """Compile the VAE with torch.compile: faster for many pictures, rounded."""
     tile: Annotated[int, Field(ge=64, le=16384, multiple_of=32)] | None = None
     """Encode pictures larger than this many pixels a side in overlapping tiles: less memory, visible in numbers."""
+
+    @property
+    def per_picture(self) -> int:
+        """Samples of each picture: its crops, each mirrored too where that is asked for."""
+        return self.crops * (2 if self.flip else 1)

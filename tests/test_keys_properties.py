@@ -16,7 +16,7 @@ from eridiff.config import Section
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
-from eridiff.latents import plan_samples
+from eridiff.latents import common_parts, plan_samples
 from eridiff.params_buckets import BucketParams
 from eridiff.params_captions import CaptionParams
 from eridiff.params_latents import IN_NO_KEY, LatentParams
@@ -80,12 +80,10 @@ def latent_key(inputs: dict[str, Any], path: str = "a.png", file_digest: str = "
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**inputs["params"]),
-            inputs["vae"],
-            inputs["version"],
+            common_parts(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
             16,
             Path(folder),
             pixels,
-            inputs["generation"],
         )
     assert len(samples) == 1
     return samples[0].key
@@ -133,12 +131,10 @@ def test_variants_add_keys_and_change_none(inputs: dict[str, Any], flip: bool, c
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**more["params"]),
-            inputs["vae"],
-            inputs["version"],
+            common_parts(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
             16,
             Path(folder),
             pixels,
-            inputs["generation"],
         )
     keys = [sample.key for sample in samples]
     assert len(set(keys)) == len(keys)
@@ -228,7 +224,7 @@ def keys_of_folder(
         pixels = PixelDigests(Path(folder) / "store")
         identity = {"content": "c" * 64, "config": "f" * 64}
         params = LatentParams(flip=True, crops=2)
-        samples = plan_samples(rows, params, identity, 1, 16, raw, pixels)
+        samples = plan_samples(rows, params, common_parts(params, identity, 1), 16, raw, pixels)
         captions = captions_rows(pictures, CaptionParams(variants=2, shuffle_tags=True))
         texts = plan_captions(captions, TextParams(), FAMILY, {"text_encoder": identity})
         latents = {

@@ -166,28 +166,29 @@ LAYERS = (
         "store",
     ),
     (
-        "caching",
         "earlyshards",
         "headers",
+        "probing",
         "ranks",
         "samples",
         "storecare",
         "storesize",
     ),
     (
+        "caching",
         "latents",
         "marks",
         "partfiles",
-        "rates",
         "storerepair",
-        "texts",
     ),
     (
         "assemble",
         "components",
         "latentcache",
         "lorafiles",
+        "rates",
         "storecommands",
+        "texts",
     ),
     (
         "collecting",
@@ -198,35 +199,41 @@ LAYERS = (
     ),
     (
         "bases",
+        "cachejob",
         "check",
         "comfyfiles",
         "draw",
         "encoders",
-        "probing",
+        "latentdrift",
+        "textdrift",
         "train",
     ),
     (
         "basecheck",
         "baselist",
-        "cacheplan",
         "checkpoint",
         "families/*",
         "flowform",
         "footprint",
+        "latentjob",
         "modelcard",
         "previews",
         "reference",
         "sample",
         "starting",
+        "textjob",
     ),
     (
+        "cacheplan",
         "deployment",
         "estimates",
         "export",
         "importing",
+    ),
+    (
+        "plan",
         "why",
     ),
-    ("plan",),
     ("cli",),
     ("__main__",),
 )
@@ -339,6 +346,25 @@ def test_params_hold_what_may_be_said_and_no_machinery() -> None:
     assert len(params) == 8
     allowed = params | {"config", "errors", "families", "trigger"}
     assert {name: ours(FILES[name]) - allowed for name in params} == {name: set() for name in params}
+
+
+PICTURES = {"images", "picturefolder", "pictures", "vae", "variants", "tiles", "samples", "pixeldigests"}
+PICTURES |= {name for name in FILES if name.startswith("latent")} | {"newpictures", "params_latents"}
+TEXTS = {"texts", "textjob", "textdrift", "params_text", "captions", "captionrules", "captionsyntax", "params_captions"}
+
+
+@pytest.mark.parametrize(("stage", "job", "other"), [("text", "textjob", PICTURES), ("latents", "latentjob", TEXTS)])
+def test_a_caching_stage_imports_nothing_of_the_other(stage: str, job: str, other: set[str]) -> None:
+    """An edit of how pictures are read is no reason to look at text encoders again, nor the other way round."""
+    seen, todo = set[str](), ours(ROOT / "stages" / f"{stage}.py")
+    todo |= {name for name in FILES if name.startswith("families.") and name.endswith((".family", ".keys"))}
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo |= ours(FILES[name]) & set(FILES)
+    assert {job, "cachejob", "sources"} <= seen
+    assert other <= set(FILES) and not other & seen
 
 
 def test_train_never_imports_sample() -> None:

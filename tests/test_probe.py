@@ -11,6 +11,7 @@ import torch
 from eridiff import probe as probe_module
 from eridiff.errors import BaseError, DataError, StoreError
 from eridiff.families import load_family
+from eridiff.latentdrift import probe_vae
 from eridiff.params_latents import LatentParams
 from eridiff.params_text import TextParams
 from eridiff.probe import (
@@ -25,7 +26,8 @@ from eridiff.probe import (
     name_upgrade,
     reference_of,
 )
-from eridiff.probing import Probing, compare_with_output, foresee, generation_of, probe_text, probe_vae, settle
+from eridiff.probing import Probing, compare_with_output, foresee, generation_of, settle
+from eridiff.textdrift import probe_text
 from tests.bases import FAMILIES, source
 
 CPU = torch.device("cpu")

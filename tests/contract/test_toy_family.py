@@ -12,6 +12,7 @@ from PIL import Image
 
 import eridiff.families
 from eridiff.bases import add_base
+from eridiff.caching import Resources
 from eridiff.checkpoint import make_lineage, put_out
 from eridiff.config import validate
 from eridiff.data import TrainingSet, join_tables
@@ -19,7 +20,7 @@ from eridiff.draw import draw, embed_prompts
 from eridiff.families import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import plan_samples
+from eridiff.latents import common_parts, plan_samples
 from eridiff.lora import read_checkpoint
 from eridiff.params_latents import LatentParams
 from eridiff.params_sample import DrawParams, Prompt
@@ -141,31 +142,18 @@ def picture(folder: Path, number: int) -> dict[str, Any]:
 def cache_pictures(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     params, identity = LatentParams(batch_size=2), base.pointers["vae"].components["vae"].identity()
     pixels = PixelDigests(folder / "store")
-    samples = plan_samples(rows, params, identity, toy.VAE_ENCODE, toy.SIDE_MULTIPLE, folder / "raw", pixels)
-    index, counts = cache_latents(
-        samples,
-        params,
-        lambda: (toy.load_vae(base, torch.float32), CPU),
-        folder / "store",
-        list,
-        folder / "raw",
-        folder / "latents",
-    )
+    common = common_parts(params, identity, toy.VAE_ENCODE)
+    samples = plan_samples(rows, params, common, toy.SIDE_MULTIPLE, folder / "raw", pixels)
+    resources = Resources(root=folder / "store", load=lambda: (toy.load_vae(base, torch.float32), CPU))
+    index, counts = cache_latents(samples, params, folder / "raw", resources, folder / "latents")
     assert counts.encoded == 3
     return index
 
 
 def cache_captions(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     captions = plan_captions(rows, TextParams(), toy, base.pointers["text"].identity())
-    index, counts = cache_texts(
-        captions,
-        TextParams(),
-        toy,
-        lambda: (toy.load_text_encoders(base, torch.float32), CPU),
-        folder / "store",
-        list,
-        folder / "text",
-    )
+    resources = Resources(root=folder / "store", load=lambda: (toy.load_text_encoders(base, torch.float32), CPU))
+    index, counts = cache_texts(captions, TextParams(), toy, resources, folder / "text")
     assert counts.encoded == 4  # the empty one too
     return index
 
