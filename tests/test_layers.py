@@ -229,6 +229,7 @@ LAYERS = (
         "estimates",
         "export",
         "importing",
+        "trainjob",
     ),
     (
         "plan",
@@ -253,7 +254,17 @@ HEAVY = {
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
 WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
-WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates", "plan", "lossscale", "uploader"}
+WITH_TORCH |= {
+    "trainjob",
+    "basecheck",
+    "activations",
+    "tracing",
+    "footprint",
+    "estimates",
+    "plan",
+    "lossscale",
+    "uploader",
+}
 
 
 def files() -> dict[str, Path]:
@@ -368,7 +379,7 @@ def test_a_caching_stage_imports_nothing_of_the_other(stage: str, job: str, othe
 
 
 def test_train_never_imports_sample() -> None:
-    seen, todo = set(), ["train", "checkpoint", "previews"]
+    seen, todo = set(), ["train", "trainjob", "checkpoint", "previews"]
     while todo:
         name = todo.pop()
         if name not in seen:

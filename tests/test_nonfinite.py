@@ -14,13 +14,14 @@ from eridiff.bases import add_base
 from eridiff.draw import draw, embed_prompts
 from eridiff.errors import BaseError, DataError, TrainError
 from eridiff.families import load_family
+from eridiff.latentdrift import probe_vae
 from eridiff.nonfinite import BITS, CHUNK, blame, find_broken, first_layer, first_weight
 from eridiff.params_latents import LatentParams
 from eridiff.params_sample import Prompt, SampleParams
 from eridiff.params_text import TextParams
-from eridiff.probing import probe_text, probe_vae
 from eridiff.sample import load_drawing
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensor, write_tensors
+from eridiff.textdrift import probe_text
 from eridiff.train import _refuse_nonfinite
 from tests import training
 from tests.bases import FAMILIES, source
