@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
-from eridiff.buckets import BucketParams
-from eridiff.latents import IN_NO_KEY
+from eridiff.params_buckets import BucketParams
+from eridiff.params_latents import IN_NO_KEY
+from eridiff.params_train import TrainParams
 from eridiff.presets import all_presets
 from eridiff.reference import pages
-from eridiff.trainparams import TrainParams
 from tests.conftest import ROOT
 
 
