@@ -156,7 +156,7 @@ class Setting:
 
 def latents_encoder(setting: Setting, params: LatentParams) -> Encoder:
     """The VAE."""
-    return vae_encoder(setting.pointer("vae"), params, setting.family.VAE_ENCODE)
+    return vae_encoder(setting.pointer("vae"), params, setting.family.VERSIONS.family.vae_encode)
 
 
 def texts_encoder(setting: Setting, params: TextParams) -> Encoder:
@@ -187,7 +187,7 @@ def plan_latents(
             [row for row in rows if row["path"] not in unknown],
             params,
             vae.identity(),
-            family.VAE_ENCODE,
+            family.VERSIONS.family.vae_encode,
             family.SIDE_MULTIPLE,
             setting.pictures,
             pixels,

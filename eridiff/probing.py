@@ -47,7 +47,7 @@ CAPTIONS = (
 
 
 def vae_encoder(pointer: Pointer, params: LatentParams, version: int) -> Encoder:
-    """The VAE of a base, as the section `latents` runs it. version: the family's VAE_ENCODE."""
+    """The VAE of a base, as the section `latents` runs it. version: the family's vae_encode."""
     precision = {name: getattr(params, name) for name in ("dtype", "tf32", "channels_last", "tile")}
     return Encoder(
         stage="latents",
@@ -64,7 +64,7 @@ def text_encoder(pointer: Pointer, params: TextParams, family: Family) -> Encode
     return Encoder(
         stage="text",
         name=f"the set of text encoders of {pointer.base}",
-        identity={"encoders": pointer.identity(), "params": precision, "version": family.TEXT_ENCODE},
+        identity={"encoders": pointer.identity(), "params": precision, "version": family.VERSIONS.family.text_encode},
         precision=_precision(params.dtype, params.tf32),
     )
 

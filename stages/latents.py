@@ -54,7 +54,7 @@ def fill_cache(ranks: Ranks, workers: int | None) -> None:
         return family.load_vae(source, DTYPES[params.dtype]), device
 
     load, pixels = TimedLoad(load_encoder), PixelDigests(root, digests)
-    version, side = family.VAE_ENCODE, family.SIDE_MULTIPLE
+    version, side = family.VERSIONS.family.vae_encode, family.SIDE_MULTIPLE
     new = NewPictures(rows, params, side, pictures, pixels)
 
     @cache

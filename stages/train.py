@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 
 from eridiff.basecheck import check_denoiser, check_vae, find_vae
-from eridiff.checkpoint import code_digests, make_lineage, put_out, train_key
+from eridiff.checkpoint import make_lineage, put_out, train_key
+from eridiff.codestate import code_digest
 from eridiff.config import ModelParams, load_section
 from eridiff.data import open_training_set
 from eridiff.dedupe import dedupe_outs
@@ -13,7 +14,6 @@ from eridiff.families import load_family
 from eridiff.footprint import choose_activations
 from eridiff.leftovers import take_away
 from eridiff.ownouts import read_outs
-from eridiff.pipeline import read_stages
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
 from eridiff.progress import say
@@ -49,8 +49,8 @@ def main() -> None:
     tables = {name: read_table(path) for name, path in INPUTS.items()}
     data = open_training_set(tables, Path("data/latents"), Path("data/text"), params)
     lineage = make_lineage(model.family, pointer, params, INPUTS, *tables["captions"], tables["buckets"][0])
-    root, stage = store_root(), read_stages(Path())["train"]
-    state = root / "runs" / train_key(params, pointer, INPUTS, stage)
+    root = store_root()
+    state = root / "runs" / train_key(params, pointer, INPUTS, family)
     with hold(state):
         take_away(state)
         pin(root, "runs", Path(), [state.name])
@@ -60,8 +60,7 @@ def main() -> None:
             vae = find_vae(model)
             say(check_vae(vae, family, data, device) if vae else "base check: no VAE on this machine, not checked")
         previews = prepare_previews(local, model, params.precision, data.samples[0].bucket, device)
-        code = code_digests(stage)
-        level = choose_activations(local.activations, params, family, pointer, data, device, root, code)
+        level = choose_activations(local.activations, params, family, pointer, data, device, root, code_digest())
         facts, fixed = tables["latents"][1], local.activations is not None
         run = prepare_run(params, family, source, facts, device, level, fixed=fixed, store=root)
         if fresh:

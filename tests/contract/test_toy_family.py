@@ -138,7 +138,9 @@ def picture(folder: Path, number: int) -> dict[str, Any]:
 def cache_pictures(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     params, identity = LatentParams(batch_size=2), base.pointers["vae"].components["vae"].identity()
     pixels = PixelDigests(folder / "store")
-    samples = plan_samples(rows, params, identity, toy.VAE_ENCODE, toy.SIDE_MULTIPLE, folder / "raw", pixels)
+    samples = plan_samples(
+        rows, params, identity, toy.VERSIONS.family.vae_encode, toy.SIDE_MULTIPLE, folder / "raw", pixels
+    )
     index, counts = cache_latents(
         samples,
         params,

@@ -4,6 +4,7 @@ Legend: B batch, C channels, H W sides of latents, N = (H/2)(W/2) image tokens, 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
@@ -12,6 +13,7 @@ from eridiff.encoders import count_lost, load_component, load_tokenizers, token_
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import Spec, make_scheduler
 from eridiff.sources import ModelSource
+from eridiff.versions import family_versions
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,7 @@ PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256
 GUIDANCE = True
 NEGATIVE = False  # guidance is embedded
-VAE_ENCODE = 1
-TEXT_ENCODE = 1
+VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _DOUBLE = r"transformer_blocks\.\d+\."

@@ -5,12 +5,14 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width.
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import make_scheduler
 from eridiff.sources import ModelSource
+from eridiff.versions import family_versions
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {"euler": ("FlowMatchEulerDi
 MAX_TOKENS = (8,)
 GUIDANCE = False
 NEGATIVE = False
-VAE_ENCODE = 1
-TEXT_ENCODE = 1
+VERSIONS = family_versions(Path(__file__).parent)
 
 
 def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
