@@ -127,14 +127,15 @@ def family_versions(folder: Path) -> FamilyVersions:
     return validate(FamilyVersions, read_yaml(path), where=str(path), prefix="")
 
 
-def describe_change(file: Versions, name: str, before: int | None, now: int | None, family: str) -> str:
-    """`train 3 -> 4: what changes for whom`; where the number went down, which an earlier eridiff is."""
+def describe_change(file: Versions, name: str, before: object, now: object, family: str) -> str:
+    """`train 3 -> 4: what changes for whom`. before, now: as dvc.lock and the file have it; None where they do not."""
     section, _, short = name.partition(".")
     label = f"{family}'s {short}" if section == "family" else short
-    shown = [("(absent)" if number is None else str(number)) for number in (before, now)]
-    said = file.sentences(name, before or FIRST - 1, now or FIRST - 1)
-    if not said and before and now and now < before:
+    old, new = (number if isinstance(number, int) else FIRST - 1 for number in (before, now))
+    said = file.sentences(name, old, new)
+    if old > new >= FIRST:
         said = ["this eridiff is an earlier one than the last run's"]
+    shown = ["(absent)" if number is None else str(number) for number in (before, now)]
     return ": ".join([f"{label} {' -> '.join(shown)}", *([" ".join(said)] if said else [])])
 
 

@@ -191,7 +191,7 @@ def test_after_an_upgrade_nothing_runs_and_a_caption_runs_what_it_must(tmp_path:
 
 
 def test_a_raised_version_runs_its_stage_and_encodes_nothing(tmp_path: Path) -> None:
-    """`latents` raised: it runs, encodes nothing and gives the same bytes, so nothing follows. `why` has the sentence."""
+    """`latents` raised: it runs and encodes nothing; `why` has the sentence."""
     clone = make_clone(tmp_path, "clone")
     clone.repro("latents")
     clone.commit("ran")
