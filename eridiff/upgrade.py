@@ -1,5 +1,6 @@
 """`eridiff upgrade`: what an update of eridiff asks of a project, or of the checkout's own pipeline, in one command."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from eridiff.dvcrepair import TMP, dvc_processes, held
@@ -54,8 +55,7 @@ def _upgrade_dvc_files(folder: Path, pipeline: str) -> list[str]:
     path, lock = folder / "dvc.yaml", folder / "dvc.lock"
     if path.read_text("utf-8") == pipeline and not lists_code(lock):
         return []
-    (folder / TMP).mkdir(parents=True, exist_ok=True)
-    with held(folder / TMP / "lock") as free:
+    with _dvc_lock(folder) as free:
         if not free or dvc_processes(folder):  # while a stage runs, DVC lets its lock go, and writes dvc.lock after it
             raise ConfigError(f"DVC works in {folder}: wait for it or stop it, then run this again.")
         done = []
@@ -67,6 +67,14 @@ def _upgrade_dvc_files(folder: Path, pipeline: str) -> list[str]:
             write_text(lock, text)
             done.append(f"dvc.lock has versions in place of files of code now: {', '.join(stages)}")
     return [*done, "`eridiff why` says what runs now"]
+
+
+def _dvc_lock(folder: Path) -> AbstractContextManager[bool]:
+    """DVC's own lock of a project; nothing to hold where DVC does not know the folder."""
+    if not (folder / ".dvc").is_dir():
+        return nullcontext(True)
+    (folder / TMP).mkdir(exist_ok=True)
+    return held(folder / TMP / "lock")
 
 
 def _upgrade_rest(folder: Path) -> list[str]:
