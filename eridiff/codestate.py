@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 from eridiff.files import digest_file, digest_json
+from eridiff.versions import NAME
 
 ROOT = Path(__file__).parent.parent  # of the checkout, or where the package is installed
 FOLDERS = ("eridiff", "stages")
@@ -24,7 +25,8 @@ def changed_code(root: Path = ROOT) -> list[str]:
         return []
     if done.returncode:
         return []
-    return sorted(entry[3:] for entry in done.stdout.decode("utf-8", "replace").split("\0") if entry)
+    files = (entry[3:] for entry in done.stdout.decode("utf-8", "replace").split("\0") if entry)
+    return sorted(file for file in files if Path(file).name != NAME)  # at that one DVC looks
 
 
 def describe_changed(files: list[str]) -> str | None:

@@ -55,7 +55,6 @@ LAYERS = (
         "slots",
     ),
     (
-        "codestate",
         "figures",
         "jsonfiles",
         "runlog",
@@ -91,6 +90,7 @@ LAYERS = (
     ),
     (
         "captionowners",
+        "codestate",
         "families",
         "filedigests",
         "flowserver",

@@ -105,6 +105,7 @@ def test_edited_code_is_told_by_git(tmp_path: Path) -> None:
     assert changed_code(tmp_path) == []
     files[1].write_text("2\n")
     (tmp_path / "eridiff/näw.py").write_text("")
+    (tmp_path / "eridiff/versions.yaml").write_text("")  # DVC looks at it
     assert changed_code(tmp_path) == ["eridiff/näw.py", "stages/b.py"]
     line = describe_changed(changed_code(tmp_path))
     assert (
