@@ -6,16 +6,25 @@ from pathlib import Path
 import pytest
 
 from tests.checkouts import link_bases
+from tests.costs import pytest_runtest_protocol as pytest_runtest_protocol
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_main does: threads that wait leave the cores to others
 os.environ["DVC_NO_ANALYTICS"] = "1"
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):  # `make test` started the tests, not what they start
     os.environ.pop(name, None)
-# Threads that wait sleep: several test processes on few cores are else many times slower. No bit changes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
+# Seconds that a test of a kind may take, several times what it takes on two busy cores: what hangs ends, and is named.
+LIMITS = {"slow": 300, "gpu": 300, "e2e": 900, "flow": 900}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the longest limit of its marks, unless it states its own."""
+    for item in items:
+        seconds = [limit for mark, limit in LIMITS.items() if item.get_closest_marker(mark)]
+        if seconds and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(max(seconds)))
 
 
 @pytest.fixture(autouse=True, scope="session")

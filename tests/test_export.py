@@ -201,6 +201,7 @@ def test_the_stage_starts_without_torch(tmp_path: Path) -> None:
         env={**os.environ, **path},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("export: lora.safetensors: ") and "bf16" in done.stdout

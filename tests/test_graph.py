@@ -128,6 +128,8 @@ def test_closure_holds_every_module_of_ours_that_a_start_loads(stage: str) -> No
         f"import sys, json; import stages.{stage}; "
         "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('eridiff', 'stages')]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True, timeout=300
+    )
     loaded = {Path(file) for file in json.loads(done.stdout.splitlines()[-1])}
     assert loaded <= closure(ROOT / "stages" / f"{stage}.py")

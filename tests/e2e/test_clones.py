@@ -144,7 +144,7 @@ def test_a_real_run_loads_no_module_outside_the_closure(first: Clone, stage: str
     )
     work = tmp_path / "work"
     shutil.copytree(first.root, work, symlinks=True)
-    subprocess.run(["chmod", "-R", "u+w", str(work / "data")], check=True)
+    subprocess.run(["chmod", "-R", "u+w", str(work / "data")], check=True, timeout=300)
     for out in {
         "latents": ["data/latents"],
         "text": ["data/text"],

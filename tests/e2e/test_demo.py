@@ -75,7 +75,9 @@ def test_one_picture(compared: Clone) -> None:
     """The front page's picture is what the presets draw, but for the last bits of another processor."""
     folders = [f"{family}=runs/compared/{family}" for family in ("sdxl", "sd35", "flux")]
     command = [sys.executable, str(HERO.with_suffix(".py")), *folders]
-    subprocess.run(command, cwd=compared.root, env=compared.environment() | {"PYTHONPATH": "."}, check=True)
+    subprocess.run(
+        command, cwd=compared.root, env=compared.environment() | {"PYTHONPATH": "."}, check=True, timeout=300
+    )
     made, kept = (np.asarray(Image.open(root / HERO).convert("RGB"), np.float32) for root in (compared.root, ROOT))
     assert made.shape == kept.shape
     assert np.abs(made - kept).mean() < 8

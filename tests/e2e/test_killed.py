@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Clone, make_clone
+from tests.processes import begin
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +30,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def train_until_a_state(clone: Clone, log: Path, *command: str) -> "subprocess.Popen[bytes]":
     """Start a command that trains, in a session of its own, and wait for a state on disk."""
     with log.open("wb") as file:
-        process = subprocess.Popen(
+        process = begin(
             command,
             cwd=clone.root,
             env={**clone.environment(), "PYTHONPATH": str(clone.root)},

@@ -65,6 +65,7 @@ class Person:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
+            timeout=300,
         )
         assert code is None or done.returncode == code, f"{command}: {done.stdout}"
         return done.stdout
