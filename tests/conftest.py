@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):  # `make test` started the tests, not what they start
     os.environ.pop(name, None)
 
+MACHINES = itertools.count()
 ROOT = Path(__file__).parent.parent
 # Seconds that a test of a kind may take, several times what it takes on two busy cores: what hangs ends, and is named.
 LIMITS = {"slow": 300, "gpu": 300, "e2e": 900, "flow": 900}
@@ -37,9 +39,11 @@ def small_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def machine(small_checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(small_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs in that checkout, with a store and caches of its own and no settings of this machine."""
-    place = tmp_path_factory.mktemp("machine")
+    # Counted, not by mktemp: that one lists all folders of before, each time.
+    place = small_checkout.with_name(f"{small_checkout.name}-machines") / str(next(MACHINES))
+    place.mkdir(parents=True)
     monkeypatch.chdir(small_checkout)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))

@@ -53,6 +53,7 @@ def load_sd35(path: Path) -> nn.Module:
     return transformer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("family", "load"), [("sdxl", load_sdxl), ("sd35", load_sd35)])
 def test_diffusers_merges_what_was_trained(

@@ -200,6 +200,7 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
             assert digests.remember(path, "sha256", lambda: "lost") == hashlib.sha256(path.name.encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_ten_thousand_digests_are_quick(tmp_path: Path, file: Path) -> None:
     start = time.monotonic()
     for _ in range(2):

@@ -255,6 +255,7 @@ print(encode_together(ranks, store, ITEMS, form, encoder, "latents"), len(encode
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
     """Started together with RANK and WORLD_SIZE, in any order; process 0 waits for what the other has."""
     started = []

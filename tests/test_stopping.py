@@ -171,6 +171,7 @@ MISSES = "signal.signal(signal.SIGINT, lambda *_: print('missed', flush=True))"
 REPRODUCE = "from eridiff import reproduce as r; r.AGAIN_SECONDS = 0; r.sys.exit(r.reproduce([]))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("misses", "said"), [("", "interrupted\n"), (MISSES, "missed\n")])
 @pytest.mark.parametrize("ignored", ["", "trap '' INT; "], ids=["in front", "by a script's &"])
 def test_a_run_ends_where_sigint_is_ignored_or_missed(tmp_path: Path, ignored: str, misses: str, said: str) -> None:

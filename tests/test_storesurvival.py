@@ -109,6 +109,7 @@ def test_killed_at_any_point_nothing_is_lost_and_the_out_is_the_same(
         assert wanted == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_out_is_a_function_of_its_keys_whatever_came_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, capsys: pytest.CaptureFixture[str]
@@ -274,5 +275,6 @@ print(len(files), sum(len(file.raw(file.names[0]).data) for file in files))
 """
 
 
+@pytest.mark.slow
 def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     assert processes.run(MANY_FILES, tmp_path / "store", tmp_path / "out") == "100 1600\n"

@@ -53,6 +53,7 @@ def shaken(run: Run) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step_equals_the_training_script(family: str, sets: dict[str, TrainingSet]) -> None:
     """Loss and gradients of train_step against diffusers' script, written out again below."""
@@ -146,6 +147,7 @@ def test_golden_losses(family: str, sets: dict[str, TrainingSet], tmp_path: Path
     assert table["grad_norm"] == pytest.approx(golden[family]["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_gradients(family: str, targets: str, sets: dict[str, TrainingSet]) -> None:

@@ -36,6 +36,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("family", "variant", "component"), COMPONENTS)
 def test_a_table_has_every_tensor_of_the_real_model_once(

@@ -64,7 +64,7 @@ class Clone:
         }
 
     def run(
-        self, *command: str, check: bool = True, place: Path | None = None, **extra: str
+        self, *command: str, check: bool = True, place: Path | None = None, limit: float = 600, **extra: str
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,
@@ -74,7 +74,7 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
-            timeout=300,
+            timeout=limit,
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}"
         return done

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -109,6 +110,8 @@ def serve(place: str) -> dict[str, Any]:
         module = importlib.import_module(name)
         for member in members.split():
             getattr(module, member)
+    importlib.import_module("dvc.cli.parser").get_main_parser()  # imports all commands
+    inspect.getmodule(serve)  # looks through all modules once: pydantic asks for each class, in each child
     gc.collect()
     gc.freeze()
     door = socket.socket(socket.AF_UNIX)
@@ -181,6 +184,8 @@ def become(wanted: dict[str, Any], libraries: list[str]) -> None:
     module, *arguments = wanted["arguments"]
     sys.argv = [module, *arguments]
     sys.path[:] = [wanted["folder"], *paths, *libraries]
+    if any((Path(path) / "sitecustomize.py").exists() for path in paths):
+        importlib.import_module("sitecustomize")
     code = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
