@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.checkouts import link_bases
 from tests.costs import pytest_runtest_protocol as pytest_runtest_protocol
@@ -15,6 +16,8 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):  # `make test` started the tests, not what they start
     os.environ.pop(name, None)
 
+settings.register_profile("tests", deadline=None)  # a busy machine is no fault; each test has a limit
+settings.load_profile("tests")
 MACHINES = itertools.count()
 ROOT = Path(__file__).parent.parent
 # Seconds that a test of a kind may take, several times what it takes on two busy cores: what hangs ends, and is named.

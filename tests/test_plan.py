@@ -94,6 +94,7 @@ def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
     assert choose(1 << 60) == first
 
 
+@pytest.mark.slow
 def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted once for the largest bucket, and anew where the code is another."""
     family, params, device = FAMILIES[0], training.params_of(), torch.device("cuda")

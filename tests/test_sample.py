@@ -167,6 +167,7 @@ def test_a_lora_that_does_nothing_moves_nothing(drawn: Path) -> None:
     assert 0 < moved["step 60 x 0.5"] < moved["step 60 x 1"]
 
 
+@pytest.mark.slow
 def test_pictures_are_the_pipelines(drawn: Path) -> None:
     """Each row is drawn from its own seed and prompt, the trigger filled in; the base is the base."""
     assert len(list((drawn / "images").iterdir())) == 4 * 5
