@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eridiff.starting import filled
+from eridiff.params.edit import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64

@@ -25,16 +25,16 @@ from benchmarks.benchtable import Bench, Row, rate
 from benchmarks.encode import options, prepare
 from benchmarks.encoderows import IDENTITY, plan_prompts, warm_encoders, warm_vae
 from benchmarks.fullsize import make_encoders, make_vae, write_pictures
-from eridiff.caching import Resources
-from eridiff.latentcache import cache_latents, help_latents
-from eridiff.latents import common_parts, plan_samples
-from eridiff.newpictures import NewPictures
-from eridiff.params_latents import LatentParams
-from eridiff.params_text import TextParams
-from eridiff.pixeldigests import PixelDigests
-from eridiff.precision import DTYPES
-from eridiff.ranks import Ranks, find_ranks
-from eridiff.texts import cache_texts, help_texts
+from eridiff.caching.fill import Resources
+from eridiff.caching.latents.encode import cache_latents, help_latents
+from eridiff.caching.latents.new_pictures import NewPictures
+from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.processes import Ranks, find_ranks
+from eridiff.caching.text import cache_texts, help_texts
+from eridiff.models.precision import DTYPES
+from eridiff.params.latents import LatentParams
+from eridiff.params.text import TextParams
+from eridiff.store.pixels import PixelDigests
 
 COLUMNS = ("one", "all", "scaling", "share", "row s")
 Encode = Callable[[Path, Ranks], int]  # into a store, as one of some processes; how many were encoded

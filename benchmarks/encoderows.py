@@ -10,20 +10,20 @@ from PIL import Image
 
 from benchmarks.benchtable import Bench, Row, fresh, rate, synchronize
 from benchmarks.fullsize import make_encoders, make_prompts, make_vae
-from eridiff.caching import Resources
-from eridiff.families import TextEncoders
-from eridiff.latentcache import BatchEncoder, PictureReader, cache_latents, encode_batches
-from eridiff.latents import batch_by_bucket, common_parts, plan_samples
-from eridiff.newpictures import NewPictures
-from eridiff.params_latents import LatentParams
-from eridiff.params_text import TextParams
-from eridiff.pixeldigests import PixelDigests
-from eridiff.precision import DTYPES, use_tf32
-from eridiff.samples import Samples
-from eridiff.store import Store
-from eridiff.texts import Caption, CaptionEncoder, batch_by_key, cache_texts, plan_captions, prepare_encoders
-from eridiff.texts import encode_batches as encode_captions
-from eridiff.vae import encode, prepare_vae
+from eridiff.caching.fill import Resources
+from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_latents, encode_batches
+from eridiff.caching.latents.new_pictures import NewPictures
+from eridiff.caching.latents.plan import batch_by_bucket, common_parts, plan_samples
+from eridiff.caching.latents.samples import Samples
+from eridiff.caching.latents.vae import encode, prepare_vae
+from eridiff.caching.text import Caption, CaptionEncoder, batch_by_key, cache_texts, plan_captions, prepare_encoders
+from eridiff.caching.text import encode_batches as encode_captions
+from eridiff.family import TextEncoders
+from eridiff.models.precision import DTYPES, use_tf32
+from eridiff.params.latents import LatentParams
+from eridiff.params.text import TextParams
+from eridiff.store.pixels import PixelDigests
+from eridiff.store.store import Store
 
 IDENTITY = {"content": "c" * 64, "config": "d" * 64}
 Measure = Callable[[Row], None]

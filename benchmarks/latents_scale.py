@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from eridiff import latentcache
-from eridiff.caching import Resources
-from eridiff.latentcache import BatchEncoder, PictureReader, cache_latents, encode_batches
-from eridiff.latents import batch_by_bucket, common_parts, plan_samples
-from eridiff.params_latents import LatentParams
-from eridiff.pixeldigests import PixelDigests
-from eridiff.samples import Sample
-from eridiff.shards import Cache
-from eridiff.store import Store
+from eridiff.caching.fill import Resources
+from eridiff.caching.latents import encode as latentcache
+from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_latents, encode_batches
+from eridiff.caching.latents.plan import batch_by_bucket, common_parts, plan_samples
+from eridiff.caching.latents.samples import Sample
+from eridiff.params.latents import LatentParams
+from eridiff.store.pixels import PixelDigests
+from eridiff.store.reader import Cache
+from eridiff.store.store import Store
 
 CPU = torch.device("cpu")
 

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from eridiff import plan
-from eridiff.bases import make_pointers
+from eridiff.bases.add import make_pointers
 from eridiff.check import load_all
-from eridiff.families import load_family, pipeline_name, published
-from eridiff.files import write_text
-from eridiff.footprint import CONTEXT
-from eridiff.load import load_denoiser, load_text_encoders, load_vae
-from eridiff.plan import Planner
-from eridiff.pointers import Pointer, empty_source, pointer_text
-from eridiff.projects import project_dvc_yaml
-from eridiff.starting import filled
+from eridiff.core.files import write_text
+from eridiff.family import load_family, pipeline_name, published
+from eridiff.memory import plan
+from eridiff.memory.plan import Planner
+from eridiff.memory.train import CONTEXT
+from eridiff.models.load import load_denoiser, load_text_encoders, load_vae
+from eridiff.params.edit import filled
+from eridiff.projects.projects import project_dvc_yaml
+from eridiff.weights.pointers import Pointer, empty_source, pointer_text
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -114,7 +114,7 @@ def random_weights(family: Any, configs: Mapping[str, Any], component: str) -> d
 
 def empty_model(family: Any, configs: Mapping[str, Any], component: str) -> torch.nn.Module:
     """A component's model on the meta device, by the loader of all bases."""
-    from eridiff.components import Component
+    from eridiff.weights.components import Component
 
     components = {name: Component(name=name, config=dict(c), files={}, digest="") for name, c in configs.items()}
     source = empty_source([Pointer(base="", family="", part="all", components=components)])

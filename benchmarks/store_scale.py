@@ -27,15 +27,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from eridiff import placement
-from eridiff.caching import fill
-from eridiff.latents import INDEX_COLUMNS, common_parts, index_rows, plan_samples
-from eridiff.params_latents import LatentParams
-from eridiff.pixeldigests import PixelDigests
-from eridiff.samples import Sample, Samples
-from eridiff.store import Store
-from eridiff.tables import Row, TableRows, write_table
-from eridiff.tensorfile import RawTensor
+from eridiff.caching.fill import fill
+from eridiff.caching.latents.plan import INDEX_COLUMNS, common_parts, index_rows, plan_samples
+from eridiff.caching.latents.samples import Sample, Samples
+from eridiff.formats.safetensors import RawTensor
+from eridiff.formats.tables import Row, TableRows, write_table
+from eridiff.params.latents import LatentParams
+from eridiff.store import sharding as placement
+from eridiff.store.pixels import PixelDigests
+from eridiff.store.store import Store
 
 PER_SHARD = 64  # entries of 1 MB in a shard of 64 MiB
 BYTES = 2048

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.benchtable import Bench, Row, show, synchronize
 from benchmarks.fullsize import make_vae
-from eridiff.params_latents import LatentParams
-from eridiff.vae import encode, prepare_vae
+from eridiff.caching.latents.vae import encode, prepare_vae
+from eridiff.params.latents import LatentParams
 
 BATCH = 8
 BACKENDS = {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import typer
 
-from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
-from eridiff.uploader import Uploader
+from eridiff.formats.safetensors import RawTensor, TensorFile, write_tensors
+from eridiff.models.upload import Uploader
 
 ROWS, COLUMNS = 12288, 3072  # of a matrix: 72 MiB in bf16
 

@@ -4,22 +4,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eridiff.config import Section, read_yaml, validate
-from eridiff.errors import ConfigError, EridiffError, did_you_mean
-from eridiff.families import Family, load_family
-from eridiff.licences import read_licences
-from eridiff.params_buckets import BucketParams
-from eridiff.params_captions import CaptionParams
-from eridiff.params_export import ExportParams
-from eridiff.params_latents import LatentParams
-from eridiff.params_model import ModelParams
-from eridiff.params_sample import SampleParams, check_draw, check_measures, fill_trigger
-from eridiff.params_text import TextParams, choose_max_tokens
-from eridiff.params_train import TrainParams, kept_steps, refuse_other_objective
-from eridiff.pointerfiles import pointers_of
-from eridiff.pointers import PARTS
-from eridiff.progress import warn
-from eridiff.wanted import how_to_add, is_awaited
+from eridiff.bases.licences import read_licences
+from eridiff.bases.pointers import pointers_of
+from eridiff.bases.wanted import how_to_add, is_awaited
+from eridiff.core.config import Section, read_yaml, validate
+from eridiff.core.errors import ConfigError, EridiffError, did_you_mean
+from eridiff.core.progress import warn
+from eridiff.family import Family, load_family
+from eridiff.params.buckets import BucketParams
+from eridiff.params.captions import CaptionParams
+from eridiff.params.export import ExportParams
+from eridiff.params.latents import LatentParams
+from eridiff.params.model import ModelParams
+from eridiff.params.sample import SampleParams, check_draw, check_measures, fill_trigger
+from eridiff.params.text import TextParams, choose_max_tokens
+from eridiff.params.train import TrainParams, kept_steps, refuse_other_objective
+from eridiff.weights.pointers import PARTS
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelParams,

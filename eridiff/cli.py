@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from eridiff.errors import ConfigError, run_main
-from eridiff.printable import printable
-from eridiff.progress import say
-from eridiff.storecommands import store_app
+from eridiff.core.errors import ConfigError, run_main
+from eridiff.core.printable import printable
+from eridiff.core.progress import say
+from eridiff.store.commands import store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,9 +26,9 @@ app.add_typer(store_app, name="store")
 @app.callback()
 def before() -> None:
     """What a killed process left of DVC's files is mended before any command."""
-    from eridiff.dvcrepair import mend
-    from eridiff.progress import warn
-    from eridiff.project import find_upward
+    from eridiff.core.progress import warn
+    from eridiff.dvc.repair import mend
+    from eridiff.machine.local import find_upward
 
     project = find_upward(".dvc")
     for line in mend(project) if project else []:
@@ -48,7 +48,7 @@ def base_add(
     variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
 ) -> None:
     """Make the pointers of a base: what its weights are, wherever they lie."""
-    from eridiff.bases import add_base
+    from eridiff.bases.add import add_base
 
     for path in add_base(name, sources, config, variant):
         say(f"written: {path}")
@@ -57,7 +57,7 @@ def base_add(
 @base_app.command("want")
 def base_want(name: Annotated[str, typer.Argument(help="A published model, as presets name it.")]) -> None:
     """Name a base whose weights are not here yet: captions, buckets and plan run without them."""
-    from eridiff.baselist import want
+    from eridiff.bases.listing import want
 
     for line in want(name):
         say(line)
@@ -66,7 +66,7 @@ def base_want(name: Annotated[str, typer.Argument(help="A published model, as pr
 @base_app.command("list")
 def base_list() -> None:
     """Every base, and whether its weights are on this machine."""
-    from eridiff.baselist import list_bases
+    from eridiff.bases.listing import list_bases
 
     for line in list_bases():
         say(line)
@@ -77,7 +77,7 @@ def base_find(
     name: Annotated[str | None, typer.Argument(help="A base; none: every model file that this machine has.")] = None,
 ) -> None:
     """Where the weights of a base lie, their content checked; or which models this machine has."""
-    from eridiff.baselist import find_base, find_models
+    from eridiff.bases.listing import find_base, find_models
 
     for line in find_base(name) if name else find_models():
         say(line)
@@ -89,8 +89,8 @@ def base_verify(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the weights again instead.")] = False,
 ) -> None:
     """Was the base of this project loaded right? Its denoiser and its VAE on cached samples. Or: is no byte damaged?"""
-    from eridiff.basecheck import verify_project
-    from eridiff.baselist import verify_deep
+    from eridiff.bases.listing import verify_deep
+    from eridiff.training.base_check import verify_project
 
     for line in verify_deep(name) if deep else verify_project():
         say(line)
@@ -101,7 +101,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, a pointer of a base, or a folder.")],
 ) -> None:
     """Say what a weight file is, from its header alone; or a pointer, and whether its files are here."""
-    from eridiff.inspect import inspect_path
+    from eridiff.bases.inspect import inspect_path
 
     for line in inspect_path(path):
         say(line)
@@ -119,11 +119,11 @@ def new(
     ] = False,
 ) -> None:
     """Make a project of your own pictures: projects/NAME, beside any number of others."""
-    from eridiff.gpus import find_gpus
-    from eridiff.presets import find_preset
-    from eridiff.projects import make_project
-    from eridiff.pushing import what_stays
-    from eridiff.starting import offer_presets, settle_base, start_project
+    from eridiff.dvc.pushing import what_stays
+    from eridiff.machine.gpus import find_gpus
+    from eridiff.projects.new import offer_presets, settle_base, start_project
+    from eridiff.projects.presets import find_preset
+    from eridiff.projects.projects import make_project
 
     if params is not None:
         if preset or trigger:
@@ -149,7 +149,7 @@ def import_config(
     images: Annotated[Path | None, typer.Option(help="Folder of pictures, whose number turns epochs to steps.")] = None,
 ) -> None:
     """Make a params file out of a configuration of EriDiffusion; say what became of every key."""
-    from eridiff.importing import write_imported
+    from eridiff.projects.import_eridiffusion import write_imported
 
     imported = write_imported(path, out, images)
     for line in imported.lines:
@@ -168,7 +168,7 @@ def plan(
     write: Annotated[bool, typer.Option("--write", help="Put the changes that make it fit into params.yaml.")] = False,
 ) -> None:
     """Say what memory and time each stage takes, before it runs, and which params would make it fit."""
-    from eridiff.plan import plan_project
+    from eridiff.memory.plan import plan_project
 
     for line in plan_project(Path.cwd(), memory, write=write):
         say(line)
@@ -181,7 +181,7 @@ def upgrade() -> None:
     Its dvc.yaml and dvc.lock (code has versions now); its kind of links; pictures that are links into DVC's cache;
     objects there that an edit altered.
     """
-    from eridiff.upgrade import upgrade
+    from eridiff.projects.upgrade import upgrade
 
     for line in upgrade(Path.cwd()) or ["all is as this eridiff makes it already"]:
         say(line)
@@ -195,14 +195,14 @@ def why(
     """Say what the next `dvc repro` would run, because of what, and what it would encode."""
     import contextlib
 
-    from eridiff.dedupe import dedupe_outs
-    from eridiff.lockform import refuse_early
-    from eridiff.ownouts import read_outs
-    from eridiff.prediction import render
-    from eridiff.progress import warn
-    from eridiff.project import store_root
-    from eridiff.upgrade import find_behind
-    from eridiff.why import explain
+    from eridiff.core.progress import warn
+    from eridiff.dvc.lock_form import refuse_early
+    from eridiff.dvc.outs import read_outs
+    from eridiff.machine.local import store_root
+    from eridiff.projects.upgrade import find_behind
+    from eridiff.store.dedupe import dedupe_outs
+    from eridiff.why.prediction import render
+    from eridiff.why.why import explain
 
     refuse_early(Path.cwd())
     for reason in find_behind(Path.cwd()):

@@ -11,9 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from eridiff.check import SECTIONS
-from eridiff.config import Section
-from eridiff.files import write_text
-from eridiff.project import LocalConfig, checkout_root
+from eridiff.core.config import Section
+from eridiff.core.files import write_text
+from eridiff.machine.local import LocalConfig, checkout_root
 
 PARAMS_HEAD = """# params.yaml
 

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from eridiff.dvcinput import refuse_unbounded
-from eridiff.dvcrepair import mend
-from eridiff.errors import run_main
-from eridiff.lockform import refuse_early
-from eridiff.progress import warn
-from eridiff.stopping import SIGNALS, STOPPED_WORDS, end_with_make, last_words
-from eridiff.supervise import STEPS, adopt_orphans, end_descendants, run_guarded, send_descendants
+from eridiff.core.errors import run_main
+from eridiff.core.progress import warn
+from eridiff.core.stopping import SIGNALS, STOPPED_WORDS, end_with_make, last_words
+from eridiff.dataset.unbounded import refuse_unbounded
+from eridiff.dvc.lock_form import refuse_early
+from eridiff.dvc.repair import mend
+from eridiff.flow.supervise import STEPS, adopt_orphans, end_descendants, run_guarded, send_descendants
 
 AGAIN_SECONDS = 2.0  # so much later a second signal is no double of the first
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from eridiff.config import Section, read_yaml, validate
+from eridiff.core.config import Section, read_yaml, validate
 
 FIRST = 1  # the number of every version at first, and of all results from before there were any
 NAME = "versions.yaml"

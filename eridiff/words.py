@@ -107,7 +107,7 @@ def flow(word: str, arguments: list[str]) -> None:
     os.chdir(ROOT)
     python = str(VENV / "bin" / "python")
     beside = "once" if word == "flow" else "serve"
-    command = [python, "-m", "eridiff.flowserver", beside, python, "-m", "stages.flow", word, *arguments]
+    command = [python, "-m", "eridiff.flow.server", beside, python, "-m", "stages.flow", word, *arguments]
     os.execve(python, command, environment())
 
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from eridiff.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
-from eridiff.config import load_section
-from eridiff.errors import run_main
-from eridiff.files import write_text
-from eridiff.params_buckets import BucketParams
-from eridiff.progress import say
-from eridiff.tables import read_table, write_table
+from eridiff.core.config import load_section
+from eridiff.core.errors import run_main
+from eridiff.core.files import write_text
+from eridiff.core.progress import say
+from eridiff.dataset.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
+from eridiff.formats.tables import read_table, write_table
+from eridiff.params.buckets import BucketParams
 
 
 def main() -> None:

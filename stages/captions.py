@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from eridiff.captionreport import report
-from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
-from eridiff.config import load_section
-from eridiff.errors import run_main
-from eridiff.filedigests import FileDigests
-from eridiff.ownpictures import describe_unsafe
-from eridiff.params_captions import CaptionParams
-from eridiff.picturenotes import image_facts, notes
-from eridiff.pictures import scan_pictures
-from eridiff.progress import say, warn
-from eridiff.tables import write_table
+from eridiff.core.config import load_section
+from eridiff.core.errors import run_main
+from eridiff.core.progress import say, warn
+from eridiff.dataset.caption_report import report
+from eridiff.dataset.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
+from eridiff.dataset.picture_notes import image_facts, notes
+from eridiff.dataset.pictures import scan_pictures
+from eridiff.dvc.own_pictures import describe_unsafe
+from eridiff.formats.tables import write_table
+from eridiff.machine.filedigests import FileDigests
+from eridiff.params.captions import CaptionParams
 
 
 def main() -> None:

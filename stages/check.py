@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from eridiff.check import check_params
-from eridiff.choices import choices_text, differing_choices
-from eridiff.errors import run_main
-from eridiff.files import write_text
-from eridiff.progress import warn
+from eridiff.core.errors import run_main
+from eridiff.core.files import write_text
+from eridiff.core.progress import warn
+from eridiff.params.choices import choices_text, differing_choices
 
 
 def main() -> None:

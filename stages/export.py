@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from eridiff.choices import EXPORT_EMA, read_choice
-from eridiff.config import load_section
-from eridiff.errors import run_main
-from eridiff.export import export_checkpoint
-from eridiff.params_export import ExportParams
-from eridiff.progress import say
-from eridiff.pushing import STAY, pushes_pictures
+from eridiff.core.config import load_section
+from eridiff.core.errors import run_main
+from eridiff.core.progress import say
+from eridiff.dvc.pushing import STAY, pushes_pictures
+from eridiff.export.export import export_checkpoint
+from eridiff.params.choices import EXPORT_EMA, read_choice
+from eridiff.params.export import ExportParams
 
 
 def main() -> None:

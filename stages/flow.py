@@ -1,6 +1,6 @@
 """The pipeline under Prefect: a task a stage, what a run's page shows, and the served form.
 
-The only file that imports prefect. `make flow` and `make serve` start it beside a server (eridiff/flowserver.py).
+The only file that imports prefect. `make flow` and `make serve` start it beside a server (eridiff/flow/server.py).
 """
 
 import asyncio
@@ -26,25 +26,25 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.states import Cancelled, Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
-from eridiff.deployment import close_books, keep_form
-from eridiff.dvcinput import refuse_unbounded
-from eridiff.dvcrepair import mend
-from eridiff.errors import ConfigError, EridiffError, run_main
-from eridiff.experiments import refuse_uncommitted, results
-from eridiff.filelock import hold_file
-from eridiff.flowbusy import RepeatBusy
-from eridiff.flowform import CHECKOUT, MAX_MINUTES, Request, read_request, read_sets
-from eridiff.flowgate import Gate
-from eridiff.flowpage import FlowPage
-from eridiff.flowserver import read_keys
-from eridiff.lockform import refuse_early
-from eridiff.progress import say
-from eridiff.project import checkout_root, load_local
-from eridiff.runpage import pages
-from eridiff.slots import hold_slot, slot_names
-from eridiff.stagegraph import CACHED, Node, Outcome, may_run, read_nodes, up_to
-from eridiff.stagerun import Place, Turn, read_status, run_experiment, run_stage
-from eridiff.supervise import Crew
+from eridiff.core.errors import ConfigError, EridiffError, run_main
+from eridiff.core.locks import hold_file
+from eridiff.core.progress import say
+from eridiff.dataset.unbounded import refuse_unbounded
+from eridiff.dvc.experiments import refuse_uncommitted, results
+from eridiff.dvc.lock_form import refuse_early
+from eridiff.dvc.repair import mend
+from eridiff.flow.allowed import FlowPage
+from eridiff.flow.deployment import close_books, keep_form
+from eridiff.flow.form import CHECKOUT, MAX_MINUTES, Request, read_request, read_sets
+from eridiff.flow.gate import Gate
+from eridiff.flow.gpu_slots import hold_slot, slot_names
+from eridiff.flow.page import pages
+from eridiff.flow.retry_busy import RepeatBusy
+from eridiff.flow.run import Place, Turn, read_status, run_experiment, run_stage
+from eridiff.flow.server import read_keys
+from eridiff.flow.stages import CACHED, Node, Outcome, may_run, read_nodes, up_to
+from eridiff.flow.supervise import Crew
+from eridiff.machine.local import checkout_root, load_local
 
 LOCK = ".dvc/tmp/eridiff-flow.lock"  # held by the one run that works in the checkout
 RETRY_SECONDS = (10.0, 60.0)  # between the attempts of a stage that touches a network, and their number

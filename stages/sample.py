@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from eridiff.concept import open_concept
-from eridiff.config import load_section
-from eridiff.errors import run_main
-from eridiff.families import load_family
-from eridiff.params_model import ModelParams
-from eridiff.params_sample import SampleParams
-from eridiff.pointerfiles import pointers_of
-from eridiff.precision import choose_device, describe_backend
-from eridiff.progress import say
-from eridiff.project import store_root
-from eridiff.runlog import record_run
-from eridiff.sample import draw_samples
-from eridiff.sources import find_source
+from eridiff.bases.find import find_source
+from eridiff.bases.pointers import pointers_of
+from eridiff.core.config import load_section
+from eridiff.core.errors import run_main
+from eridiff.core.progress import say
+from eridiff.family import load_family
+from eridiff.machine.local import store_root
+from eridiff.machine.runlog import record_run
+from eridiff.models.precision import choose_device, describe_backend
+from eridiff.params.model import ModelParams
+from eridiff.params.sample import SampleParams
+from eridiff.sampling.concept import open_concept
+from eridiff.sampling.sample import draw_samples
 
 
 def main() -> None:

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from eridiff.config import load_section
-from eridiff.errors import run_main
-from eridiff.params_model import ModelParams
-from eridiff.params_text import TextParams
-from eridiff.progress import say
-from eridiff.project import load_local, store_root
-from eridiff.ranks import find_ranks
-from eridiff.runlog import record_run
-from eridiff.tables import TableRows, write_table
-from eridiff.textjob import TextJob
-from eridiff.texts import INDEX_COLUMNS
+from eridiff.caching.processes import find_ranks
+from eridiff.caching.text import INDEX_COLUMNS
+from eridiff.caching.text_job import TextJob
+from eridiff.core.config import load_section
+from eridiff.core.errors import run_main
+from eridiff.core.progress import say
+from eridiff.formats.tables import TableRows, write_table
+from eridiff.machine.local import load_local, store_root
+from eridiff.machine.runlog import record_run
+from eridiff.params.model import ModelParams
+from eridiff.params.text import TextParams
 
 
 def main() -> None:

@@ -1,22 +1,22 @@
-"""train: cached latents and embeddings -> LoRA checkpoints. The step itself is eridiff/train.py: train_step."""
+"""train: cached latents and embeddings -> LoRA checkpoints. The step: `train_step` in eridiff/training/train.py."""
 
 from functools import partial
 from pathlib import Path
 
-from eridiff.codestate import code_digest
-from eridiff.config import load_section
-from eridiff.dedupe import dedupe_outs
-from eridiff.errors import run_main
-from eridiff.footprint import choose_activations
-from eridiff.ownouts import read_outs
-from eridiff.params_model import ModelParams
-from eridiff.params_train import TrainParams
-from eridiff.precision import describe_backend
-from eridiff.previews import prepare_previews
-from eridiff.progress import say
-from eridiff.project import load_local, store_root
-from eridiff.runlog import record_run
-from eridiff.trainjob import train_job
+from eridiff.core.config import load_section
+from eridiff.core.errors import run_main
+from eridiff.core.progress import say
+from eridiff.dvc.outs import read_outs
+from eridiff.machine.code import code_digest
+from eridiff.machine.local import load_local, store_root
+from eridiff.machine.runlog import record_run
+from eridiff.memory.train import choose_activations
+from eridiff.models.precision import describe_backend
+from eridiff.params.model import ModelParams
+from eridiff.params.train import TrainParams
+from eridiff.sampling.previews import prepare_previews
+from eridiff.store.dedupe import dedupe_outs
+from eridiff.training.job import train_job
 
 INPUTS = {
     "captions": Path("data/captions/captions.parquet"),

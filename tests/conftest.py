@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.checkouts import link_bases
 from tests.costs import pytest_runtest_protocol as pytest_runtest_protocol
+from tests.support.checkouts import link_bases
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_main does: threads that wait leave the cores to others

@@ -1,9 +1,9 @@
 """Flips bits in every kind of file that eridiff writes and reads again, as a disk does: none may be used.
 
-`python -m tests.flips --flips 500 --seed 1` in the checkout; tests/test_flips.py has a short round. A flip is one bit,
-anywhere in a file, one in four in the mark of its checksum; size, times and inode stay. What this machine remembers of
-files that it has read is left aside (`check_days: 0`): a flip under it is found when that time is over. What comes of
-a flip:
+`python -m tests.flips --flips 500 --seed 1` in the checkout; tests/robustness/test_flips.py has a short round. A flip
+is one bit, anywhere in a file, one in four in the mark of its checksum; size, times and inode stay. What this machine
+remembers of files that it has read is left aside (`check_days: 0`): a flip under it is found when that time is over.
+What comes of a flip:
 
 - found: an error that names the file, or the file is put aside, or made again from what is sound
 - harmless: what is read is the same
@@ -27,27 +27,27 @@ import torch
 import typer
 from torch import Tensor
 
-from eridiff.catalogue import read_store
-from eridiff.errors import EridiffError
-from eridiff.filedigests import FileDigests
-from eridiff.files import digest_file
-from eridiff.keptbases import open_sound
-from eridiff.lora import read_checkpoint, save_checkpoint
-from eridiff.params_train import LoraParams
-from eridiff.pixeldigests import PixelDigests
-from eridiff.pointerfiles import read_pointer, write_pointer
-from eridiff.probe import Encoder, ProbeMemory
-from eridiff.roots import pin, read_pins
-from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
-from eridiff.seals import MARK
-from eridiff.shards import Cache
-from eridiff.sources import find_component
-from eridiff.store import Store
-from eridiff.storecare import verify
-from eridiff.tables import read_table, write_table
-from eridiff.tensorfile import RawTensor, digest_tensors, write_tensors
-from tests.checkouts import SMALL
-from tests.entries import ENTRIES, KEYS, filled
+from eridiff.bases.find import find_component
+from eridiff.bases.pointers import read_pointer, write_pointer
+from eridiff.caching.drift import Encoder, ProbeMemory
+from eridiff.core.errors import EridiffError
+from eridiff.core.files import digest_file
+from eridiff.formats.safetensors import RawTensor, digest_tensors, write_tensors
+from eridiff.formats.seals import MARK
+from eridiff.formats.tables import read_table, write_table
+from eridiff.machine.filedigests import FileDigests
+from eridiff.models.lora import read_checkpoint, save_checkpoint
+from eridiff.models.quantised_cache import open_sound
+from eridiff.params.train import LoraParams
+from eridiff.store.catalogue import read_store
+from eridiff.store.pins import pin, read_pins
+from eridiff.store.pixels import PixelDigests
+from eridiff.store.reader import Cache
+from eridiff.store.store import Store
+from eridiff.store.verify import verify
+from eridiff.training.resume import load_adapters, load_state, save_adapters, save_state
+from tests.support.checkouts import SMALL
+from tests.support.entries import ENTRIES, KEYS, filled
 
 COLUMNS = {"path": "str", "key": "str", "width": "int"}
 ROWS = [{"path": f"cactus-{n}.png", "key": f"{n:064x}", "width": 64 * n} for n in range(40)]

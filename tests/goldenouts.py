@@ -11,25 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from eridiff.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
-from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, clean_alternatives, images_rows
+from eridiff.caching.latents.plan import plan_samples
+from eridiff.caching.text import plan_captions
 from eridiff.check import check_params
-from eridiff.choices import choices_text
-from eridiff.config import validate
-from eridiff.families import load_family
-from eridiff.filedigests import FileDigests
-from eridiff.images import crop_picture, load_pixels, pixel_digest
-from eridiff.latents import plan_samples
-from eridiff.load import load_text_encoders, load_vae
-from eridiff.params_buckets import BucketParams
-from eridiff.params_captions import CaptionParams
-from eridiff.params_latents import LatentParams
-from eridiff.params_text import TextParams
-from eridiff.pictures import scan_pictures
-from eridiff.pixeldigests import PixelDigests
-from eridiff.tables import Row
-from eridiff.texts import plan_captions
-from tests.checkouts import SMALL
+from eridiff.core.config import validate
+from eridiff.dataset.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
+from eridiff.dataset.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, clean_alternatives, images_rows
+from eridiff.dataset.image.image import crop_picture, load_pixels, pixel_digest
+from eridiff.dataset.pictures import scan_pictures
+from eridiff.family import load_family
+from eridiff.formats.tables import Row
+from eridiff.machine.filedigests import FileDigests
+from eridiff.models.load import load_text_encoders, load_vae
+from eridiff.params.buckets import BucketParams
+from eridiff.params.captions import CaptionParams
+from eridiff.params.choices import choices_text
+from eridiff.params.latents import LatentParams
+from eridiff.params.text import TextParams
+from eridiff.store.pixels import PixelDigests
+from tests.support.checkouts import SMALL
 
 CORPUS = Path(__file__).parent / "golden" / "corpus.json"
 PLACE: dict[str, Any] = {"resize": (80, 72), "crop": (9, 5), "size": (64, 64)}
@@ -125,10 +125,10 @@ def latents(family: str, folder: Path) -> dict[str, Any]:
     """The stage's index, keys included, and what its VAE gives for some crops and for a made-up picture."""
     import torch
 
-    from eridiff.latentcache import cache_latents
-    from eridiff.shards import Cache
-    from eridiff.vae import encode, prepare_vae
-    from tests.bases import source
+    from eridiff.caching.latents.encode import cache_latents
+    from eridiff.caching.latents.vae import encode, prepare_vae
+    from eridiff.store.reader import Cache
+    from tests.support.bases import source
 
     module, base = load_family(family), source(family)
     params = LatentParams(batch_size=2, crops=2, crop_zoom=1.5)
@@ -151,7 +151,7 @@ def texts(family: str, folder: Path) -> dict[str, Any]:
     """Keys, lost tokens and embeddings of some captions."""
     import torch
 
-    from tests.bases import source
+    from tests.support.bases import source
 
     module, base = load_family(family), source(family)
     encoders = load_text_encoders(module, base, torch.float32)
@@ -170,8 +170,8 @@ def texts(family: str, folder: Path) -> dict[str, Any]:
 
 def training_run(family: str, folder: Path) -> dict[str, Any]:
     """The table of a short training, and where some adapters and their average ended."""
-    from eridiff.train import train
-    from tests import training
+    from eridiff.training.train import train
+    from tests.support import training
 
     params = training.params_of({"ema_decay": 0.9, "accumulation": 2, "caption_dropout": 0.2})
     data = training.random_set(family, folder, params, ((128, 96), (96, 96)))
@@ -186,11 +186,11 @@ def samples(family: str, folder: Path) -> dict[str, Any]:
     import torch
     from PIL import Image
 
-    from eridiff.params_sample import SampleParams
-    from eridiff.sample import draw_samples
-    from tests.adapters import random_adapter
-    from tests.bases import source
-    from tests.training import base_denoiser
+    from eridiff.params.sample import SampleParams
+    from eridiff.sampling.sample import draw_samples
+    from tests.support.adapters import random_adapter
+    from tests.support.bases import source
+    from tests.support.training import base_denoiser
 
     module, base = load_family(family), source(family)
     shapes = {
@@ -213,8 +213,8 @@ def samples(family: str, folder: Path) -> dict[str, Any]:
 
 def write_trained(folder: Path, family: str, tensors: Any) -> None:
     """A checkpoint of a family's small base."""
-    from tests.adapters import write_checkpoint
-    from tests.bases import source
+    from tests.support.adapters import write_checkpoint
+    from tests.support.bases import source
 
     config = source(family).config(load_family(family).DENOISER)
     write_checkpoint(folder / "lora" / "step-000120.safetensors", family, config, tensors)
@@ -222,8 +222,8 @@ def write_trained(folder: Path, family: str, tensors: Any) -> None:
 
 def export(family: str, folder: Path) -> dict[str, Any]:
     """Files of a made-up checkpoint: names, metadata and some tensors; workflow and card as they stand."""
-    from eridiff.tensorfile import TensorFile
-    from tests.exports import exported
+    from eridiff.formats.safetensors import TensorFile
+    from tests.support.exports import exported
 
     found: dict[str, Any] = {}
     given = {"title": "Golden", "author": "x", "tags": ("a", "b"), "date": "2024-06-01"}

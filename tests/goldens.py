@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eridiff.families import family_names, load_family
+from eridiff.family import family_names, load_family
 from eridiff.versions import code_versions
 from tests import goldenouts
 
@@ -139,7 +139,7 @@ def plain(value: Any) -> Any:
 
 def main() -> int:
     """Renew in a folder that is a checkout with the tests' bases, on a CPU."""
-    from tests.checkouts import link_bases
+    from tests.support.checkouts import link_bases
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"ERIDIFF_STORE": f"{folder}/store", "ERIDIFF_DEVICE": "cpu", "XDG_CACHE_HOME": f"{folder}/cache"}

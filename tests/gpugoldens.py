@@ -15,8 +15,8 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from eridiff.families import family_names, load_family
-from eridiff.load import load_text_encoders, load_vae
+from eridiff.family import family_names, load_family
+from eridiff.models.load import load_text_encoders, load_vae
 from eridiff.versions import code_versions
 from tests.goldens import moved, plain
 
@@ -44,12 +44,12 @@ def outs(family: str, folder: Path) -> dict[str, Any]:
     """Losses of short trainings in the formats that CUDA alone computes in, and encoders in bf16."""
     import torch
 
-    from eridiff.params_latents import LatentParams
-    from eridiff.train import prepare_run, train
-    from eridiff.vae import encode, prepare_vae
-    from tests.bases import source
+    from eridiff.caching.latents.vae import encode, prepare_vae
+    from eridiff.params.latents import LatentParams
+    from eridiff.training.train import prepare_run, train
     from tests.goldenouts import tensor_facts
-    from tests.training import params_of, random_set
+    from tests.support.bases import source
+    from tests.support.training import params_of, random_set
 
     cuda, module, base = torch.device("cuda"), load_family(family), source(family)
     found: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def main() -> int:
     """Compare and note, or record, for every family."""
     import torch
 
-    from tests.checkouts import link_bases
+    from tests.support.checkouts import link_bases
 
     code = 0
     with tempfile.TemporaryDirectory() as folder:

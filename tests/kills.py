@@ -133,7 +133,7 @@ def _is(process: psutil.Process, whom: str, make: int) -> bool:
         return bool(process.pid == make)
     text = {
         "make repro's own process": "-m eridiff.reproduce",
-        "its supervisor": "-m eridiff.supervise",
+        "its supervisor": "-m eridiff.flow.supervise",
         "dvc": "-m dvc repro",
         "a stage": "-m stages.",
     }[whom]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.check import SECTIONS
-from eridiff.config import Section
+from eridiff.core.config import Section
 from eridiff.reference import nested
 
 LEAVES = Path(__file__).parent / "leaves.txt"

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eridiff.errors import DataError
-from eridiff.icc import PRIMARIES, matrix_profile
-from eridiff.images import load_pixels, pixel_digest, read_header, shows_nothing
-from tests.test_colour import cmyk_profile, grey_profile
-from tests.test_images import chunk, exif, png
+from eridiff.core.errors import DataError
+from eridiff.dataset.image.icc import PRIMARIES, matrix_profile
+from eridiff.dataset.image.image import load_pixels, pixel_digest, read_header, shows_nothing
+from tests.dataset.image.test_colour import cmyk_profile, grey_profile
+from tests.dataset.image.test_image import chunk, exif, png
 
 MAX_SECONDS = 5.0  # a file
 MAX_BYTES = 1 << 30

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.checkouts import ROOT
+from tests.support.checkouts import ROOT
 
 RESULTS = ROOT / "tests" / "golden" / "proofs.json"
 LIMIT = 3 * 3600  # seconds a proof
@@ -62,13 +62,23 @@ PROOFS = {
     "flips": Proof(
         about="500 flipped bits in every kind of file that is read again: none is used",
         command=("-m", "tests.flips", "--flips", "500", "--seed", "1"),
-        files=("eridiff/**/seals.py", "eridiff/**/tensorfile.py", "eridiff/**/catalogue.py", "tests/flips.py"),
+        files=(
+            "eridiff/formats/seals.py",
+            "eridiff/formats/safetensors.py",
+            "eridiff/store/catalogue.py",
+            "tests/flips.py",
+        ),
         packages=(),
     ),
     "plans": Proof(
         about="`eridiff plan`: each preset of a full-size model fits the card that it is for",
         command=("-m", "pytest", "-m", "proof", "tests/e2e/test_plan.py"),
-        files=("presets/*gb.yaml", "eridiff/**/footprint.py", "eridiff/**/tracing.py", "eridiff/families/*/family.py"),
+        files=(
+            "presets/*gb.yaml",
+            "eridiff/memory/train.py",
+            "eridiff/memory/trace.py",
+            "eridiff/families/*/family.py",
+        ),
     ),
 }
 

@@ -8,11 +8,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from eridiff.check import SECTIONS, check_params, load_all
-from eridiff.config import read_yaml
-from eridiff.errors import BaseError, ConfigError, EridiffError
-from eridiff.families import load_family
-from tests.bases import FAMILIES
-from tests.checkouts import SMALL
+from eridiff.core.config import read_yaml
+from eridiff.core.errors import BaseError, ConfigError, EridiffError
+from eridiff.family import load_family
+from tests.support.bases import FAMILIES
+from tests.support.checkouts import SMALL
 
 PARAMS = read_yaml(SMALL / "params" / "tiny-sdxl.yaml")
 DDPM = next(family for family in FAMILIES if load_family(family).OBJECTIVE == "ddpm")

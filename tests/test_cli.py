@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eridiff.cli import app
-from tests.checkouts import make_checkout
+from tests.support.checkouts import make_checkout
 
 
 def test_why_fails_where_params_have_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.draw import draw, embed_prompts
-from eridiff.families import load_family
-from eridiff.load import load_denoiser, load_text_encoders, load_vae
-from eridiff.params_latents import LatentParams
-from eridiff.params_sample import Prompt, SampleParams
-from eridiff.precision import choose_device, describe_backend
-from eridiff.quantise import Storage
-from eridiff.sample import load_drawing
-from eridiff.train import Table, prepare_run, train
-from eridiff.vae import encode, prepare_vae
+from eridiff.caching.latents.vae import encode, prepare_vae
+from eridiff.family import load_family
+from eridiff.models.load import load_denoiser, load_text_encoders, load_vae
+from eridiff.models.precision import choose_device, describe_backend
+from eridiff.models.quantise import Storage
+from eridiff.params.latents import LatentParams
+from eridiff.params.sample import Prompt, SampleParams
+from eridiff.sampling.draw import draw, embed_prompts
+from eridiff.sampling.sample import load_drawing
+from eridiff.training.train import Table, prepare_run, train
 from tests import gpugoldens
-from tests.bases import FAMILIES, source
-from tests.training import params_of, random_set
+from tests.support.bases import FAMILIES, source
+from tests.support.training import params_of, random_set
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

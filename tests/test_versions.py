@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from eridiff.codestate import changed_code, code_digest, describe_changed
-from eridiff.config import validate
-from eridiff.differences import changed_params
-from eridiff.errors import ConfigError
-from eridiff.families import family_names, load_family
+from eridiff.core.config import validate
+from eridiff.core.errors import ConfigError
+from eridiff.family import family_names, load_family
+from eridiff.machine.code import changed_code, code_digest, describe_changed
 from eridiff.versions import CodeVersions, FamilyVersions, code_versions, describe_change, family_versions
+from eridiff.why.differences import changed_params
 from tests.conftest import ROOT
 
 FIRST = "Flow models draw their timesteps otherwise: trainings of SD 3.5 and Flux.1 run again."

@@ -21,7 +21,7 @@ from typing import Any
 
 from data.demo.drawings import load_sets, read_pack, write_pack
 from data.demo.layouts import PARTS, Layout, clip_merges, write
-from eridiff.tokenizers import MERGES
+from eridiff.bases.tokenizers import MERGES
 
 FAMILIES = tuple(PARTS)
 VAE_OF = {"sdxl": "sdxl", "sd35": "sd35", "flux": "sd35"}
@@ -88,9 +88,9 @@ def _together(work: Path, calls: dict[str, list[str]]) -> None:
 def finish(work: Path, bases: Path) -> None:
     """Copy the trained folders, say what they are; make the pointers and the picture that tests compare with."""
     from data.demo.accuracy import REFERENCES, write_references
-    from eridiff.bases import licences_of_folder, make_pointers
-    from eridiff.licences import FILE, licences_text
-    from eridiff.pointers import pointer_text
+    from eridiff.bases.add import licences_of_folder, make_pointers
+    from eridiff.bases.licences import FILE, licences_text
+    from eridiff.weights.pointers import pointer_text
 
     write_references(read_pack(work / "drawings.zip"), REFERENCES)
     for family in FAMILIES:

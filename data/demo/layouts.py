@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data.demo.captions import corpus
 from data.demo.drawings import SUBJECTS
-from eridiff.tokenizers import MERGES, clip_tokens
+from eridiff.bases.tokenizers import MERGES, clip_tokens
 
 SEED, CLIP_MERGES = 20240601, 1500
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from data.demo.bank import SEED, SIZES, Bank, TokenBank, make_bank
 from data.demo.drawings import read_pack
 from data.demo.layouts import PARTS, save_model, write
-from eridiff.families import Sizes, TextEncoders, load_family
-from eridiff.objectives import alphas_cumprod
+from eridiff.family import Sizes, TextEncoders, load_family
+from eridiff.training.objectives import alphas_cumprod
 
 BATCH, WARM_UP, DROPOUT, DECAY = 256, 300, 0.1, 0.9995
 DISTILLED = 0.35  # last part of a guidance-distilled base's training: it learns its own guided answers
@@ -282,7 +282,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward gives wrong gradients here (eridiff/precision.py)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward gives wrong gradients here (eridiff/models/precision.py)
     torch.manual_seed(SEED)
     _, _, vae = load_base(arguments.folder, [""], device)
     bank = make_bank(read_pack(arguments.drawings), vae, device)

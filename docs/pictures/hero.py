@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from eridiff.config import read_yaml
-from eridiff.images import load_pixels
-from eridiff.tables import read_table
+from eridiff.core.config import read_yaml
+from eridiff.dataset.image.image import load_pixels
+from eridiff.formats.tables import read_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = Path(__file__).with_name("hero.png")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from eridiff.images import load_pixels
-from eridiff.tables import Row, read_table
+from eridiff.dataset.image.image import load_pixels
+from eridiff.formats.tables import Row, read_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = Path(__file__).with_name("demo.png")

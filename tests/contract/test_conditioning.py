@@ -8,9 +8,9 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
-from eridiff.families import Sizes, load_family
-from tests import training
-from tests.bases import FAMILIES, pipeline, source
+from eridiff.family import Sizes, load_family
+from tests.support import training
+from tests.support.bases import FAMILIES, pipeline, source
 
 PACKING = [family for family in FAMILIES if hasattr(load_family(family), "pack")]
 WITH_SIZES = [family for family in FAMILIES if hasattr(load_family(family), "time_ids")]

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.families import Sizes, load_family
-from eridiff.load import load_denoiser, load_text_encoders
-from eridiff.lora import add_adapter, save_checkpoint, target_modules
-from eridiff.params_sample import DrawParams
-from eridiff.params_train import LoraParams
-from eridiff.schedulers import make_scheduler
-from tests.bases import FAMILIES, draw_whole, pipeline, source, whole_pipeline
+from eridiff.family import Sizes, load_family
+from eridiff.models.load import load_denoiser, load_text_encoders
+from eridiff.models.lora import add_adapter, save_checkpoint, target_modules
+from eridiff.models.samplers import make_scheduler
+from eridiff.params.sample import DrawParams
+from eridiff.params.train import LoraParams
+from tests.support.bases import FAMILIES, draw_whole, pipeline, source, whole_pipeline
 
 CAPTIONS = ["eridraw, a red fox", "", "a teapot, drawing, " * 40]
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from eridiff.families import Family, Keys, Scene, Workflow, load_family, load_keys, load_workflow, pipeline_name
-from eridiff.keytables import Dialect
-from eridiff.load import find_class
-from tests.bases import FAMILIES, source
+from eridiff.family import Family, Keys, Scene, Workflow, load_family, load_keys, load_workflow, pipeline_name
+from eridiff.models.load import find_class
+from eridiff.weights.lora_keys import Dialect
+from tests.support.bases import FAMILIES, source
 
 ROOT = Path(__file__).parent.parent.parent
 PROTOCOLS = {Family: load_family, Keys: load_keys, Workflow: load_workflow}

@@ -10,31 +10,31 @@ import torch
 from PIL import Image
 
 import eridiff.families
-from eridiff.bases import add_base
-from eridiff.caching import Resources
-from eridiff.checkpoint import make_lineage, put_out
-from eridiff.config import validate
-from eridiff.data import TrainingSet, join_tables
-from eridiff.draw import draw, embed_prompts
-from eridiff.families import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
-from eridiff.files import digest_file
-from eridiff.latentcache import cache_latents
-from eridiff.latents import common_parts, plan_samples
-from eridiff.load import find_class, load_text_encoders, load_vae, make_pipeline
-from eridiff.lora import read_checkpoint
-from eridiff.params_latents import LatentParams
-from eridiff.params_sample import DrawParams, Prompt
-from eridiff.params_text import TextParams
-from eridiff.params_train import TrainParams
-from eridiff.pixeldigests import PixelDigests
-from eridiff.pointerfiles import pointers_of
-from eridiff.pointers import ModelSource
-from eridiff.shards import Cache
-from eridiff.sources import find_source
-from eridiff.texts import cache_texts, plan_captions
-from eridiff.train import prepare_run, train
-from tests.checkouts import make_checkout
+from eridiff.bases.add import add_base
+from eridiff.bases.find import find_source
+from eridiff.bases.pointers import pointers_of
+from eridiff.caching.fill import Resources
+from eridiff.caching.latents.encode import cache_latents
+from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.text import cache_texts, plan_captions
+from eridiff.core.config import validate
+from eridiff.core.files import digest_file
+from eridiff.family import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
+from eridiff.models.load import find_class, load_text_encoders, load_vae, make_pipeline
+from eridiff.models.lora import read_checkpoint
+from eridiff.params.latents import LatentParams
+from eridiff.params.sample import DrawParams, Prompt
+from eridiff.params.text import TextParams
+from eridiff.params.train import TrainParams
+from eridiff.sampling.draw import draw, embed_prompts
+from eridiff.store.pixels import PixelDigests
+from eridiff.store.reader import Cache
+from eridiff.training.checkpoint import make_lineage, put_out
+from eridiff.training.data import TrainingSet, join_tables
+from eridiff.training.train import prepare_run, train
+from eridiff.weights.pointers import ModelSource
 from tests.contract.test_protocol import assert_whole
+from tests.support.checkouts import make_checkout
 
 CPU = torch.device("cpu")
 FOLDER = Path(__file__).parent / "families"

@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from eridiff.flowkeys import local_secret
-from eridiff.flowserver import environment, free_port
+from eridiff.flow.keys import local_secret
+from eridiff.flow.server import environment, free_port
 from tests.e2e.harness import Clone, make_clone
-from tests.processes import begin
+from tests.support.processes import begin
 
 # Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
 COUNT = """
@@ -138,7 +138,7 @@ class Served:
 
     def start(self, seconds: float = 120) -> "Served":
         """Start it and wait until the form can be filled in."""
-        words = ["eridiff.flowserver", "serve", sys.executable, "-m", "stages.flow", "serve", *self.arguments]
+        words = ["eridiff.flow.server", "serve", sys.executable, "-m", "stages.flow", "serve", *self.arguments]
         with self.log.open("w") as log:
             self.process = begin(
                 [sys.executable, "-m", *words],

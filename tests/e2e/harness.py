@@ -12,8 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.checkouts import SMALL
 from tests.e2e.prefork import start
+from tests.support.checkouts import SMALL
 
 ROOT = Path(__file__).parent.parent.parent
 # Small enough that a stage's start is what costs: the numbers themselves are the unit tests' business.

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eridiff.families import family_names
-from eridiff.images import PICTURE_SUFFIXES
-from eridiff.tables import read_table
+from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.family import family_names
+from eridiff.formats.tables import read_table
 from tests.e2e.harness import ROOT, Clone, make_clone
 from tests.verdict import FALLS, failures, strongest
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from eridiff.families import family_names
+from eridiff.family import family_names
 from tests.e2e.harness import QUICK, Clone, make_clone
 
 pytestmark = pytest.mark.e2e

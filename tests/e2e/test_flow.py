@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from eridiff import slots
+from eridiff.flow import gpu_slots as slots
 from tests.e2e.flows import Served, make_toys, moment, serving, set_params, wait
 
 pytestmark = pytest.mark.flow

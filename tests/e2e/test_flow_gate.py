@@ -18,12 +18,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from eridiff.flowapi import basic
-from eridiff.flowkeys import FILE
-from eridiff.flowserver import api_url, environment, find_server, free_port, is_ours, start_server
-from eridiff.supervise import Crew
+from eridiff.flow.api import basic
+from eridiff.flow.keys import FILE
+from eridiff.flow.server import api_url, environment, find_server, free_port, is_ours, start_server
+from eridiff.flow.supervise import Crew
 from tests.e2e.flows import Served, make_toys, serving, wait
-from tests.rawrequests import requests
+from tests.support.rawrequests import requests
 from tests.ui.browser import Browser, browser, missing
 
 pytestmark = pytest.mark.flow

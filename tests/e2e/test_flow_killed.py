@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eridiff.flowserver import home
+from eridiff.flow.server import home
 from tests.e2e.flows import BEGUN, Served, kept_count, living, make_toys, moment, serving, set_params, wait
 
 pytestmark = pytest.mark.flow

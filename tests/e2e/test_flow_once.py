@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.flowserver import environment, home
+from eridiff.flow.server import environment, home
 from tests.e2e.flows import living, make_toys, wait
 from tests.e2e.harness import make_clone, parse
-from tests.processes import begin
+from tests.support.processes import begin
 
 pytestmark = pytest.mark.flow
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.flow
 def test_it_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
     clone = make_clone(tmp_path, "checkout", cold=True)
     extra = {"XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": "0"}
-    words = (sys.executable, "-m", "eridiff.flowserver", "once", sys.executable, "-m", "stages.flow", "flow")
+    words = (sys.executable, "-m", "eridiff.flow.server", "once", sys.executable, "-m", "stages.flow", "flow")
     first = clone.run(*words, **extra)
     assert "flow: Completed: stages: 8 Completed" in first.stdout
     assert re.search(r"latents: 20 samples, 20 encoded, 0 reused", first.stdout)
@@ -90,7 +90,7 @@ def test_ctrl_c_lets_a_training_save_its_state_and_what_it_says_is_the_last_line
     (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
     (place / ".dvc/tmp").mkdir(exist_ok=True)
     (place / ".dvc/tmp/rwlock").write_text("")  # of a DVC that was killed as it wrote it
-    words = [sys.executable, "-m", "eridiff.flowserver", "once", sys.executable, "-m", "stages.flow", "flow"]
+    words = [sys.executable, "-m", "eridiff.flow.server", "once", sys.executable, "-m", "stages.flow", "flow"]
     environment = {**clone.environment(), "XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": ""}
     log = tmp_path / "log"
     with log.open("w") as file:

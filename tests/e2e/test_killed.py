@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Clone, make_clone
-from tests.processes import begin
+from tests.support.processes import begin
 
 pytestmark = pytest.mark.e2e
 

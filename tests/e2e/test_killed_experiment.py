@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.dvcrepair import mend
-from tests.processes import begin
+from eridiff.dvc.repair import mend
+from tests.support.processes import begin
 
 pytestmark = pytest.mark.e2e
 DVC_YAML = "stages: {a: {cmd: 'echo ${n} > a.txt', outs: [a.txt], params: [n]}}\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.config import read_yaml
-from eridiff.pushing import STAY
+from eridiff.core.config import read_yaml
+from eridiff.dvc.pushing import STAY
 from tests.e2e.harness import make_clone
 
 pytestmark = pytest.mark.e2e

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.captions import captions_rows
-from eridiff.config import load_section
-from eridiff.filedigests import FileDigests
-from eridiff.params_captions import CaptionParams
-from eridiff.pictures import scan_pictures
+from eridiff.core.config import load_section
+from eridiff.dataset.captions import captions_rows
+from eridiff.dataset.pictures import scan_pictures
+from eridiff.machine.filedigests import FileDigests
+from eridiff.params.captions import CaptionParams
 from tests.e2e.harness import make_clone
 
 pytestmark = pytest.mark.e2e

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.components import Component
-from eridiff.config import read_yaml
-from eridiff.families import load_family, published
-from eridiff.footprint import GIB
-from eridiff.plan import Card, Planner, plan_project
-from eridiff.pointers import Pointer, pointer_text
-from tests.checkouts import make_checkout
+from eridiff.core.config import read_yaml
+from eridiff.family import load_family, published
+from eridiff.memory.plan import Card, Planner, plan_project
+from eridiff.memory.train import GIB
+from eridiff.weights.components import Component
+from eridiff.weights.pointers import Pointer, pointer_text
 from tests.conftest import ROOT
+from tests.support.checkouts import make_checkout
 
 pytestmark = pytest.mark.e2e
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*gb.yaml"))

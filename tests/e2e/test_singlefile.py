@@ -1,7 +1,7 @@
 """A LoRA trained from single files, as ComfyUI keeps them, is the one that the model folder gives, byte for byte.
 
 Of one family, the one with every kind of part (both CLIPs, T5, a VAE, a denoiser): that each tensor of each family is
-read alike is tests/test_singlefiles.py's.
+read alike is tests/weights/test_single_files.py's.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import QUICK, Clone, make_clone
-from tests.originals import write_arrangement
+from tests.support.originals import write_arrangement
 
 pytestmark = pytest.mark.e2e
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.tensorfile import TensorFile
+from eridiff.formats.safetensors import TensorFile
 from tests.e2e.toy import LENGTH, Toy, make_toy
-from tests.test_storecare import alter
+from tests.store.test_verify import alter
 
 pytestmark = pytest.mark.e2e
 

@@ -214,7 +214,7 @@ def test_going_back_to_the_first_vae_dtype(clone: Clone) -> None:
 
 def shift_weights(clone: Clone, component: str) -> None:
     """Other weights of one component, and new pointers: another base under the same name."""
-    from eridiff.tensorfile import TensorFile, raw_tensor, write_tensors
+    from eridiff.formats.safetensors import TensorFile, raw_tensor, write_tensors
 
     folder = clone.root / "data/bases/tiny-sdxl"
     path = next((folder / component).glob("*.safetensors"))
@@ -307,7 +307,7 @@ def test_export_title(clone: Clone) -> None:
 
 def test_edited_code(clone: Clone) -> None:
     """Code of this family, another's, the core's: DVC does not look at it, and `why` says that git does."""
-    files = ["eridiff/families/flux/family.py", "eridiff/families/sdxl/keys.py", "eridiff/train.py"]
+    files = ["eridiff/families/flux/family.py", "eridiff/families/sdxl/keys.py", "eridiff/training/train.py"]
     for name in files:
         (clone.root / name).write_text((clone.root / name).read_text() + "\n# a remark\n")
     predicted = clone.why()

@@ -32,9 +32,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from eridiff.bases import make_pointers
-from eridiff.pointers import pointer_text
-from eridiff.tokenizers import clip_tokens
+from eridiff.bases.add import make_pointers
+from eridiff.bases.tokenizers import clip_tokens
+from eridiff.weights.pointers import pointer_text
 
 SEED, CLIP_MERGES = 20240601, 1500
 CLIP_WHEEL = "clip-anytorch==2.6.0"  # carries OpenAI's vocabulary file unchanged

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eridiff.flowserver import free_port
-from tests.processes import begin
+from eridiff.flow.server import free_port
+from tests.support.processes import begin
 
 SWITCHES = (
     "--headless",

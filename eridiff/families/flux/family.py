@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
 
-from eridiff.encoders import count_lost, token_ids
-from eridiff.families import Sizes, TextEncoders
-from eridiff.schedulers import Spec
+from eridiff.family import Sizes, TextEncoders
+from eridiff.models.samplers import Spec
+from eridiff.models.text_encoders import count_lost, token_ids
 from eridiff.versions import family_versions
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from eridiff.keytables import Config, Dialect, Row, place, renamed, swap_halves
-from eridiff.partkeys import CLIP_L, OLD_CLIP, OLD_T5, T5, VAE
-from eridiff.signatures import Look, Mark
-from eridiff.weighttables import Part, as_diffusers, leaves
+from eridiff.weights.lora_keys import Config, Dialect, Row, place, renamed, swap_halves
+from eridiff.weights.shared_keys import CLIP_L, OLD_CLIP, OLD_T5, T5, VAE
+from eridiff.weights.signatures import Look, Mark
+from eridiff.weights.tensor_keys import Part, as_diffusers, leaves
 
 RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_T5}
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from eridiff.comfygraph import load_base, node
-from eridiff.families import Scene
+from eridiff.comfyui import load_base, node
+from eridiff.family import Scene
 
 
 def workflow(scene: Scene) -> dict[str, Any]:

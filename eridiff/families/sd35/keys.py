@@ -6,10 +6,10 @@ Stability's with joined projections (kohya), ComfyUI either.
 
 from functools import partial
 
-from eridiff.keytables import Config, Dialect, Row, peft, place, renamed, swap_halves
-from eridiff.partkeys import CLIP_G_PROJECTED, CLIP_L_PROJECTED, OLD_CLIP, OLD_T5, T5, VAE
-from eridiff.signatures import Look, Mark
-from eridiff.weighttables import Part, as_diffusers, leaves
+from eridiff.weights.lora_keys import Config, Dialect, Row, peft, place, renamed, swap_halves
+from eridiff.weights.shared_keys import CLIP_G_PROJECTED, CLIP_L_PROJECTED, OLD_CLIP, OLD_T5, T5, VAE
+from eridiff.weights.signatures import Look, Mark
+from eridiff.weights.tensor_keys import Part, as_diffusers, leaves
 
 RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP, "text_encoder_3": OLD_T5}
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.encoders import count_lost, join_hidden_states, name_embeds
-from eridiff.families import Sizes, TextEncoders
-from eridiff.schedulers import Spec
+from eridiff.family import Sizes, TextEncoders
+from eridiff.models.samplers import Spec
+from eridiff.models.text_encoders import count_lost, join_hidden_states, name_embeds
 from eridiff.versions import family_versions
 
 if TYPE_CHECKING:

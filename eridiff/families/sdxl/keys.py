@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from functools import partial
 
-from eridiff.keytables import Config, Dialect, Row, place, renamed
-from eridiff.partkeys import CLIP_G_PROJECTED, CLIP_L, OLD_CLIP, OLD_VAE, VAE
-from eridiff.signatures import Look, Mark
-from eridiff.weighttables import Part, as_diffusers, leaves
+from eridiff.weights.lora_keys import Config, Dialect, Row, place, renamed
+from eridiff.weights.shared_keys import CLIP_G_PROJECTED, CLIP_L, OLD_CLIP, OLD_VAE, VAE
+from eridiff.weights.signatures import Look, Mark
+from eridiff.weights.tensor_keys import Part, as_diffusers, leaves
 
 RENAMES = {"vae": OLD_VAE, "text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.families import Sizes, TextEncoders
+from eridiff.family import Sizes, TextEncoders
 from eridiff.versions import family_versions
 
 if TYPE_CHECKING:

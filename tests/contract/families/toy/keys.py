@@ -1,8 +1,8 @@
 """Toy's names in another program: every block is called `layers`."""
 
-from eridiff.keytables import Config, Dialect, Row, place
-from eridiff.signatures import Look
-from eridiff.weighttables import Part, leaves
+from eridiff.weights.lora_keys import Config, Dialect, Row, place
+from eridiff.weights.signatures import Look
+from eridiff.weights.tensor_keys import Part, leaves
 
 IMPLEMENTATION = "https://example.org/toy"
 NETWORK_MODULE = "networks.lora"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eridiff.families import Scene
+from eridiff.family import Scene
 
 
 def workflow(scene: Scene) -> dict[str, Any]:

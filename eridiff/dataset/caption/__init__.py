@@ -1,0 +1,1 @@
+"""Captions: whose each is, in which file, and the rules that clean it."""

@@ -1,0 +1,1 @@
+"""Pictures: their bytes, their pixels, their colours."""

@@ -1,0 +1,118 @@
+"""Where things are on this machine: the checkout, local.yaml, the store. Nothing here changes a result."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from eridiff.core.config import MAX_STEPS, Section, read_yaml, validate
+from eridiff.core.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a project or a base: a folder, and part of paths
+
+Paths = Annotated[tuple[str, ...], Field(max_length=1000)]
+
+Activations = Literal[
+    "keep", "selective", "recompute", "offload"
+]  # until the backward pass (eridiff/models/checkpointing.py)
+
+
+class LocalConfig(Section):
+    """Settings of one machine (`local.yaml`, untracked). None of them changes a byte of a result."""
+
+    store: str | None = None
+    """Folder of the store. The environment variable ERIDIFF_STORE wins; default: ~/.cache/eridiff/store."""
+    device: str | None = None
+    """Where models run: `cuda`, `cuda:1`, `cpu`. The environment variable ERIDIFF_DEVICE wins."""
+    bases: Annotated[dict[str, str | Paths], Field(max_length=1000)] = Field(default_factory=dict)
+    """Base name -> the folder, the file or the files that hold its weights on this machine."""
+    model_folders: Paths = ()
+    """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
+    comfyui: str | None = None
+    """ComfyUI's folder, whose models are found. ERIDIFF_COMFYUI wins; default: ~/ComfyUI and the like."""
+    allow_pickle: bool = False
+    """Read pickled weights (.ckpt, .pt) too: their tensors alone, no code in them is run."""
+    activations: Activations | None = None
+    """What training does with activations until the backward pass: `keep` them; compute those of every other block
+    again (`selective`); of every block (`recompute`); and let the blocks' inputs wait in the host's memory (`offload`).
+    Each takes less memory and more time, and gives the same numbers. null: the first that fits the GPU."""
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes among which the stages latents and text share what has to be encoded, a CUDA device each."""
+    preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
+    """Draw the preview prompts every N training steps into runs/previews (0: never)."""
+    preview_prompts: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    """What previews draw."""
+    preview_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Sampling steps of a preview."""
+    state_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 50
+    """Steps between two states from which a killed training resumes."""
+    check_days: Annotated[float, Field(ge=0, le=36500)] = 7.0
+    """Days for which a shard of the store, or the weights of a base, that were read and found sound count as sound,
+    while size, time and inode stay: then every byte is read again. 0: at each run."""
+    served_as: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    """Names and addresses of this machine by which others reach `make serve`, such as `studio.local`; any other is
+    refused. It then needs a password (docs/flow.md). ERIDIFF_SERVED_AS (joined by ',') wins."""
+
+
+def find_upward(name: str, start: Path | None = None) -> Path | None:
+    """The nearest folder at or above `start` (default: the current one) that holds `name`."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / name).exists():
+            return folder
+    return None
+
+
+def checkout_root(start: Path | None = None) -> Path:
+    """The checkout's top folder, found upward from the current one: a project lies in projects/NAME.
+
+    Raises: ConfigError where no folder above is a checkout.
+    """
+    folder = find_upward("eridiff/families", start)
+    if folder is None:
+        raise ConfigError(f"{start or Path.cwd()} is not inside an eridiff checkout: run this from the checkout.")
+    return folder
+
+
+def bases_dir() -> Path:
+    """The folder of base pointers, shared by the checkout's own pipeline and every project."""
+    return checkout_root() / "data" / "bases"
+
+
+def load_local() -> LocalConfig:
+    """Read the nearest local.yaml at or above the current folder, over the user's own; all defaults without either.
+
+    Upward, so that the checkout's file also holds in projects and in `dvc exp` workspaces, which lie
+    inside the checkout and see no untracked file. The user's holds in every checkout.
+    """
+    folder = find_upward("local.yaml")
+    nearest = folder / "local.yaml" if folder else None
+    chosen: dict[str, object] = {}
+    for path in (user_config(), nearest):
+        if path is not None and path.exists():
+            found = read_yaml(path) or {}
+            validate(LocalConfig, found, where=path.name if path == nearest else str(path), prefix="")
+            chosen |= found
+    return validate(LocalConfig, chosen, where="local.yaml", prefix="")
+
+
+def store_root() -> Path:
+    """The store's folder: ERIDIFF_STORE, else local.yaml's `store`, else the user's cache folder."""
+    chosen = os.environ.get("ERIDIFF_STORE") or load_local().store
+    if chosen:
+        return Path(chosen).expanduser()
+    return user_cache() / "store"
+
+
+def user_config() -> Path:
+    """This user's local.yaml, which counts in every checkout: ~/.config/eridiff/local.yaml."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "eridiff" / "local.yaml"
+
+
+def user_cache() -> Path:
+    """This user's cache folder of eridiff."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eridiff"

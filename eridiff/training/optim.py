@@ -1,0 +1,47 @@
+"""Optimizers, the learning rate by step, and the moving average of the adapters."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from eridiff.params.train import OptimParams
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def learning_rate(params: OptimParams, step: int, steps: int) -> float:
+    """The learning rate of a step (from 1), closed form, so that a resumed run needs no history."""
+    if step <= params.warmup_steps:
+        return params.lr * step / params.warmup_steps
+    if params.schedule == "constant":
+        return params.lr
+    progress = (step - 1 - params.warmup_steps) / max(1, steps - params.warmup_steps)
+    return params.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(params: OptimParams, tensors: "Iterable[Tensor]") -> "torch.optim.Optimizer":
+    """The optimizer by name over the adapters' tensors."""
+    import torch
+
+    common: dict[str, Any] = {"lr": params.lr, "betas": params.betas, "eps": params.eps}
+    if params.name == "adamw8bit":
+        import bitsandbytes as bnb
+
+        optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(tensors, weight_decay=params.weight_decay, **common)
+        return optimizer
+    return torch.optim.AdamW(tensors, weight_decay=params.weight_decay, foreach=True, **common)
+
+
+class MovingAverage:
+    """Exponential moving average of tensors, fp32: average <- decay average + (1 - decay) tensor."""
+
+    def __init__(self, tensors: "Mapping[str, Tensor]", decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    def update(self, tensors: "Mapping[str, Tensor]") -> None:
+        """Take one step's tensors in."""
+        for name, average in self.tensors.items():
+            average.lerp_(tensors[name].detach(), 1 - self.decay)

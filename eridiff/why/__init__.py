@@ -1,0 +1,1 @@
+"""`eridiff why`: what the next run will do, and why."""
