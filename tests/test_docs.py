@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from eridiff.buckets import BucketParams
 from eridiff.latents import IN_NO_KEY
 from eridiff.presets import all_presets
+from eridiff.probe import TOLERANCE
 from eridiff.reference import pages
 from eridiff.trainparams import TrainParams
 from tests.conftest import ROOT
+from tests.pages import PAGES, anchors, table_of
 
 
 @pytest.mark.parametrize("name", pages())
@@ -21,10 +24,27 @@ def test_generated_pages_are_current(name: str) -> None:
     assert (ROOT / "docs" / name).read_text("utf-8") == pages()[name], "run `python -m eridiff.reference`"
 
 
-@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name)
-def test_links_lead_somewhere(path) -> None:  # type: ignore[no-untyped-def]
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text("utf-8")):
+        file = path.parent / target if target else path
+        assert file.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{path.name} links to {target}#{anchor}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    named = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs/README.md").read_text("utf-8")))
+    assert named == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_the_front_page_is_short() -> None:
+    """Two screens; the first says what it is, shows one edited caption, how far it is, and how to try it."""
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    first = "\n".join(lines[:25])
+    assert len(lines) <= 100
+    assert (
+        "pictures/recording.svg" in first and "Status: not yet run on real weights" in first and "make repro" in first
+    )
 
 
 def page(name: str) -> str:
@@ -32,18 +52,24 @@ def page(name: str) -> str:
     return " ".join((ROOT / name).read_text("utf-8").split())
 
 
-def test_what_the_readme_says_of_params() -> None:
-    readme = page("README.md")
+def test_what_the_predecessors_page_says_of_params() -> None:
+    table = page("docs/eridiffusion.md")
     precisions = get_args(TrainParams.model_fields["precision"].annotation)
-    (said,) = re.findall(r"`train\.precision`: (.*?);", readme)
+    (said,) = re.findall(r"`train\.precision`: (.*?);", table)
     assert set(re.findall(r"`(\w+)`", said)) == set(precisions)
-    assert "`buckets.more_resolutions`" in readme and "more_resolutions" in BucketParams.model_fields
-    assert "Several areas at once: not yet" not in readme and "tested on CPUs only" not in readme
+    assert "`buckets.more_resolutions`" in table and "more_resolutions" in BucketParams.model_fields
 
 
-def test_what_caches_says_is_in_no_key() -> None:
-    (said,) = re.findall(r"the section `latents`, less (.*?) \|", page("docs/caches.md"))
+def test_what_the_store_says_is_in_no_key() -> None:
+    (said,) = re.findall(r"the section `latents`, less (.*?) \|", page("docs/store.md"))
     assert set(re.findall(r"`(\w+)`", said)) == IN_NO_KEY
+
+
+def test_the_drift_check_s_tolerances() -> None:
+    (said,) = re.findall(r"The tolerance, .*? is (.*?) \(\[how", page("docs/pipeline.md"))
+    assert [float(number) for number in re.findall(r"0\.\d+", said)] == list(TOLERANCE.values())
+    rows = table_of("docs/benchmarks.md", "Rounding of encoders")
+    assert [float(row["tolerance"]) for row in rows] == list(TOLERANCE.values())
 
 
 def test_projects_lists_every_preset(monkeypatch: pytest.MonkeyPatch) -> None:
