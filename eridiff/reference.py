@@ -18,9 +18,9 @@ from eridiff.project import LocalConfig, checkout_root
 PARAMS_HEAD = """# params.yaml
 
 Every setting that can change a byte of a result, and nothing else. Unknown keys are refused, with the nearest known
-name. Types are strict (`1` is not a string, `"1"` not a number; `1e-4` is a number). Every number has bounds, every list a
-length; a text has at most 20,000 characters and no control characters. A file has at most 256 KiB, 10,000 values (an
-alias counts as its content) and 32 levels. Keys without a default are required.
+name. Types are strict (`1` is not a string, `"1"` not a number; `1e-4` is a number). Every number has bounds, every
+list a length; a text has at most 20,000 characters and no control characters. A file has at most 256 KiB, 10,000
+values (an alias counts as its content) and 32 levels. Keys without a default are required.
 This page is generated: `python -m eridiff.reference`.
 """
 LOCAL_HEAD = """# local.yaml
