@@ -10,13 +10,15 @@ from typing import get_args
 import pytest
 
 from eridiff.buckets import BucketParams
+from eridiff.check import SECTIONS
+from eridiff.config import parse_yaml
 from eridiff.latents import IN_NO_KEY
 from eridiff.presets import all_presets
 from eridiff.probe import TOLERANCE
-from eridiff.reference import pages
+from eridiff.reference import nested, pages
 from eridiff.trainparams import TrainParams
 from tests.conftest import ROOT
-from tests.pages import PAGES, anchors, table_of
+from tests.pages import FENCE, PAGES, anchors, table_of
 
 
 @pytest.mark.parametrize("name", pages())
@@ -70,6 +72,33 @@ def test_the_drift_check_s_tolerances() -> None:
     assert [float(number) for number in re.findall(r"0\.\d+", said)] == list(TOLERANCE.values())
     rows = table_of("docs/benchmarks.md", "Rounding of encoders")
     assert [float(row["tolerance"]) for row in rows] == list(TOLERANCE.values())
+
+
+KEYS = {
+    f"{path}.{field}"
+    for name, model in SECTIONS.items()
+    for path, section in [(name, model), *nested(model, name)]
+    for field in section.model_fields
+}
+FILES = {"csv", "json", "jsonl", "md", "parquet", "png", "py", "safetensors", "tsv", "txt", "yaml"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_within_a_sentence_exist(path: Path) -> None:
+    """`train.optimizer.lr: 2e-4` names a key of params.yaml."""
+    sections = "|".join(SECTIONS)
+    named = set(re.findall(rf"`((?:{sections})\.[a-z0-9_.]+?)(?::[^`]*)?`", FENCE.sub("", path.read_text("utf-8"))))
+    assert {name for name in named if name.rpartition(".")[2] not in FILES} <= KEYS
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_in_blocks_exist(path: Path) -> None:
+    for language, text in FENCE.findall(path.read_text("utf-8")):
+        if language != "yaml" or not re.match(rf"(?:{'|'.join(SECTIONS)}):", text):
+            continue
+        for name, section in parse_yaml(text, path.name).items():
+            for field in section:
+                assert f"{name}.{field}" in KEYS, f"{path.name}: {name}.{field}"
 
 
 def test_projects_lists_every_preset(monkeypatch: pytest.MonkeyPatch) -> None:
