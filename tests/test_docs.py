@@ -51,9 +51,8 @@ def test_the_front_page_is_short() -> None:
 
 def test_the_training_step_is_two_hops_from_the_front_page() -> None:
     """README -> the stage -> the file of train_step: both are links, and the stage imports the file."""
-    (links,) = re.findall(
-        r"\[(stages/train\.py)\]\(.*?\)\s*->\s*\[([\w/]+\.py)\]", (ROOT / "README.md").read_text("utf-8")
-    )
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (links,) = re.findall(r"\[(stages/train\.py)\]\(.*?\)\s*->\s*\[([\w/]+\.py)\]", readme)
     stage, step = ((ROOT / name).read_text("utf-8") for name in links)
     assert f"from {links[1].removesuffix('.py').replace('/', '.')} import" in stage
     assert "\ndef train_step(" in step
