@@ -17,6 +17,7 @@ from dvc.cli import DvcParserError
 from typer.exceptions import TyperException
 
 from eridiff.cli import app
+from eridiff.tables import write_table
 from eridiff.words import WORDS
 from tests import pages
 from tests.conftest import ROOT
@@ -181,3 +182,63 @@ def test_options_of_the_page_exist() -> None:
                 parse_typer([words[1], *shlex.split(arguments[0])], typer.main.get_command(flow_app))
                 seen += 1
     assert seen
+
+
+# What the docs' blocks call -> the test that runs it: its file's stem and its name.
+RUN_BY = {
+    "dvc commit": "test_leaves",
+    "dvc exp run": "test_own_pictures",
+    "dvc exp show": "test_demo::test_one_table",
+    "dvc repro": "test_table::test_first_run",
+    "eridiff base add": "test_table::test_vae",
+    "eridiff base find": "test_places",
+    "eridiff base list": "test_places",
+    "eridiff import-config": "test_importing::test_the_command_writes_once",
+    "eridiff inspect": "test_lorafiles::test_ones_own_in_every_dialect",
+    "eridiff new": "test_new::test_three_decisions_and_it_runs",
+    "eridiff plan": "test_plan::test_flux_on_a_card_of_12_is_put_into_four_bits",
+    "eridiff store dedupe": "test_store_disk::test_store_cache_and_project_are_one_inode",
+    "eridiff store du": "test_store_disk::test_store_cache_and_project_are_one_inode",
+    "eridiff store gc": "test_store_repair::test_two_projects_share_one_store",
+    "eridiff store ls": "test_store_repair::test_two_projects_share_one_store",
+    "eridiff store repair": "test_store_repair::test_a_flipped_bit_in_the_inode_that_all_three_share",
+    "eridiff store verify": "test_store_repair::test_a_flipped_bit_in_the_inode_that_all_three_share",
+    "eridiff why": "test_table::test_one_caption",
+    "make flow": "test_flow_once::test_it_runs_once_and_then_nothing_does",
+    "make repro": "test_killed",
+    "make serve": "test_flow::test_a_schedule_fires_each_minute",
+    "python -c": "test_docs_commands::test_the_one_line_that_shows_the_captions",
+    "python -m eridiff.reference": "test_docs::test_generated_pages_are_current",
+    "python -m tests.closure": "test_graph",
+}
+ONLY_SHOW = {"dvc metrics show", "dvc metrics diff"}  # DVC's own: its parser takes them, and they change nothing
+
+
+def form(words: list[str]) -> str:
+    """What a command calls, without its arguments: `eridiff store gc`."""
+    program = Path(words[0]).name
+    long = (program.startswith("python") and words[1] == "-m") or words[:2] in (["dvc", "exp"], ["dvc", "metrics"])
+    grouped = program == "eridiff" and words[1] in ("base", "store")
+    return " ".join([program, *words[1 : 3 if long or grouped else 2]])
+
+
+FORMS = sorted({form(w) for b in BLOCKS if not b.mark for w in commands(b.text) if w[0] not in PLAIN} - ONLY_SHOW)
+
+
+@pytest.mark.parametrize("called", FORMS)
+def test_a_test_runs_it(called: str) -> None:
+    stem, _, function = RUN_BY[called].partition("::")
+    texts = [path.read_text("utf-8") for path in (ROOT / "tests").rglob(f"{stem}.py")]
+    (text,) = [text for text in texts if f"\ndef {function}" in text]
+    assert called.split()[-1].rpartition(".")[2] in text, f"{stem} does not name it"
+
+
+def test_the_one_line_that_shows_the_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = re.findall(r"^python -c .*$", (ROOT / "docs/captions.md").read_text("utf-8"), re.M)
+    row = {"path": "fox.png", "clean": "a fox", "rules": ["unicode"]}
+    write_table(tmp_path / "data/captions/captions.parquet", [row], {"path": "str", "clean": "str", "rules": "strs"})
+    monkeypatch.chdir(tmp_path)
+    exec(compile(shlex.split(line)[2], "docs/captions.md", "exec"), {})
+    assert capsys.readouterr().out == "fox.png a fox ['unicode']\n"
