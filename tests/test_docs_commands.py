@@ -159,7 +159,7 @@ def options_of(words: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("path", [path for path in PAGES if path.name != "decisions.md"], ids=lambda path: path.name)
 def test_commands_within_a_sentence_exist(path: Path) -> None:
-    """`eridiff store gc --forget FOLDER` in a text or a table: the command and its options. Decisions name what is gone."""
+    """`eridiff store gc --forget FOLDER` in a text or a table exists, but for decisions, which name what is gone."""
     text = FENCE.sub("", path.read_text("utf-8"))
     if path.name == "troubleshooting.md":  # its first column quotes messages
         text = re.sub(r"^\| .*? \|", "", text, flags=re.M)
