@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from benchmarks.benchtable import Bench, fresh
-from eridiff.encoders import frozen
 from eridiff.families import TextEncoders, load_family
 from eridiff.files import digest_file
+from eridiff.load import frozen
 
 BASES = Path(__file__).parent.parent / "data" / "bases"
 VAE = {

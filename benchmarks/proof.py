@@ -26,12 +26,13 @@ from safetensors.torch import save_file
 from eridiff import plan
 from eridiff.bases import make_pointers
 from eridiff.check import load_all
-from eridiff.families import load_family, published
+from eridiff.families import load_family, pipeline_name, published
 from eridiff.files import write_text
 from eridiff.footprint import CONTEXT
+from eridiff.load import load_denoiser, load_text_encoders, load_vae
 from eridiff.plan import Planner
+from eridiff.pointers import Pointer, empty_source, pointer_text
 from eridiff.projects import project_dvc_yaml
-from eridiff.sources import Pointer, empty_source, pointer_text
 from eridiff.starting import filled
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +75,7 @@ class Card:
 def write_base(folder: Path, family_name: str, variant: str, share: Path | None) -> None:
     """A base in diffusers' layout with random weights; parts that another folder has already are linked."""
     family, configs = load_family(family_name), published(family_name).variants[variant]
-    write_text(folder / "model_index.json", json.dumps({"_class_name": family.PIPELINE}))
+    write_text(folder / "model_index.json", json.dumps({"_class_name": pipeline_name(family_name)}))
     for component in (name for names in family.PARTS.values() for name in names):
         target = folder / component
         if share is not None and component != family.DENOISER and component != "scheduler":
@@ -112,16 +113,16 @@ def random_weights(family: Any, configs: Mapping[str, Any], component: str) -> d
 
 
 def empty_model(family: Any, configs: Mapping[str, Any], component: str) -> torch.nn.Module:
-    """A component's model on the meta device, by the loader that the family itself has."""
+    """A component's model on the meta device, by the loader of all bases."""
     from eridiff.components import Component
 
     components = {name: Component(name=name, config=dict(c), files={}, digest="") for name, c in configs.items()}
     source = empty_source([Pointer(base="", family="", part="all", components=components)])
     if component == family.DENOISER:
-        return family.load_denoiser(source, torch.bfloat16)  # type: ignore[no-any-return]
+        return load_denoiser(family, source, torch.bfloat16)
     if component == "vae":
-        return family.load_vae(source, torch.bfloat16)  # type: ignore[no-any-return]
-    return family.load_text_encoders(source, torch.bfloat16).encoders[component]  # type: ignore[no-any-return]
+        return load_vae(family, source, torch.bfloat16)
+    return load_text_encoders(family, source, torch.bfloat16).encoders[component]
 
 
 def make_project(preset: str, photographs: Path) -> Path:
@@ -147,7 +148,7 @@ def prove(preset: str, gib: float, work: Path, photographs: Path) -> list[dict[s
     bases = work / "bases"
     if not (bases / model.base).exists():
         for old in bases.glob("*"):  # the memory that holds them is not endless
-            if load_family(model.family).PIPELINE not in (old / "model_index.json").read_text("utf-8"):
+            if pipeline_name(model.family) not in (old / "model_index.json").read_text("utf-8"):
                 shutil.rmtree(old)
         shared = next(iter(sorted(bases.glob("*"))), None)
         if shared is not None:  # its denoiser is done with

@@ -19,11 +19,14 @@ from eridiff.config import ModelParams, load_section
 from eridiff.data import TrainingSet, open_training_set
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Family, load_family
+from eridiff.load import load_vae
 from eridiff.noise import normal
 from eridiff.nonfinite import blame
 from eridiff.objectives import Ddpm
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import ModelSource
 from eridiff.precision import DTYPES, choose_device
-from eridiff.sources import ModelSource, candidates, find_source, pointers_of
+from eridiff.sources import candidates, find_source
 from eridiff.tables import read_table
 from eridiff.train import Run, prepare_run
 from eridiff.trainparams import TrainParams
@@ -139,7 +142,7 @@ def check_vae(source: ModelSource, family: Family, data: TrainingSet, device: to
 
     Raises: BaseError where too little of them survives.
     """
-    vae = family.load_vae(source, torch.float32).to(device)
+    vae = load_vae(family, source, torch.float32).to(device)
     share = measure_vae(vae, data, device)
     if not math.isfinite(share):
         why = blame({"vae": vae}, "its number format", "fp32", lambda: measure_vae(vae, data, device))

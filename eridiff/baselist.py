@@ -8,12 +8,15 @@ from eridiff.config import ModelParams, load_section
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
-from eridiff.headers import model_files, open_weights
 from eridiff.inspect import describe
 from eridiff.partfiles import PartTensors
-from eridiff.places import Places
+from eridiff.places import Places, model_files
+from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.pointers import PARTS
 from eridiff.project import bases_dir
-from eridiff.sources import candidates, find_component, pointers_of, read_pointer
+from eridiff.sources import candidates, find_component
+from eridiff.wanted import has_pointers, how_to_add, makers_family, want_base
+from eridiff.weightfiles import open_weights
 
 
 def list_bases() -> Iterator[str]:
@@ -74,6 +77,25 @@ def _where(place: Path | PartTensors | None) -> str:
     if place is None:
         return "not on this machine"
     return str(place.parent if isinstance(place, Path) else place.found.weights.paths[0])
+
+
+def want(name: str) -> Iterator[str]:
+    """`eridiff base want`: wanted pointers of a published model; where a base of that name is here, what stands.
+
+    Raises: BaseError for a name that no makers gave.
+    """
+    if has_pointers(name):
+        yield f"base '{name}' was added here already, so nothing is written. It stands as:"
+        yield from place_base(name)
+        yield f"Other weights under that name: `eridiff base add {name} SOURCE`"
+        return
+    written = want_base(name)
+    yield from (f"written: {path}" for path in written)
+    standing = [path for part in PARTS if (path := bases_dir() / name / f"{part}.json") not in written]
+    yield from (f"stays as it is: {path}" for path in standing)
+    if not written:
+        yield f"base '{name}' was wanted already, so nothing is written"
+        yield how_to_add(name, str(makers_family(name)))
 
 
 def verify_deep(name: str | None) -> Iterator[str]:

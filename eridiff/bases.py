@@ -17,10 +17,10 @@ from eridiff.components import (
 )
 from eridiff.config import read_yaml
 from eridiff.errors import BaseError, DataError
-from eridiff.families import family_names, load_family, load_keys
+from eridiff.families import family_names, load_family, load_keys, pipeline_name
 from eridiff.filedigests import FileDigests
-from eridiff.files import write_text
-from eridiff.headers import Found, Weights, find_parts, open_weights
+from eridiff.files import read_text, write_text
+from eridiff.headers import find_parts
 from eridiff.hub import REPOSITORY, fetch_snapshot, page_of
 from eridiff.jsonfiles import read_json
 from eridiff.licences import (
@@ -35,10 +35,13 @@ from eridiff.licences import (
 )
 from eridiff.marks import find_marks, refuse_normalised, settle_scheduler
 from eridiff.places import Places
+from eridiff.pointerfiles import pointers_of, write_pointer
+from eridiff.pointers import Pointer
 from eridiff.progress import say
 from eridiff.project import NAME, bases_dir, checkout_root
-from eridiff.sources import Pointer, candidates, pointers_of, write_pointer
+from eridiff.sources import candidates
 from eridiff.tensorfile import TensorFile
+from eridiff.weightfiles import Found, Weights, open_weights
 
 
 def detect_family(folder: Path) -> str:
@@ -53,7 +56,7 @@ def detect_family(folder: Path) -> str:
         pipeline = str(read_json(index).get("_class_name"))
     except ValueError as error:
         raise BaseError(f"{index} is no valid JSON ({error}): copy the model folder again.") from None
-    known = {load_family(name).PIPELINE: name for name in family_names()}
+    known = {pipeline_name(name): name for name in family_names()}
     if pipeline not in known:
         raise BaseError(f"{folder} is a '{pipeline}', which no family trains. Known: {', '.join(sorted(known))}.")
     return known[pipeline]
@@ -215,7 +218,7 @@ def _remember(name: str, paths: Iterable[Path]) -> None:
     path = checkout_root() / "local.yaml"
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 1 << 16
-    record = (yaml.load(path.read_text("utf-8")) if path.exists() and read_yaml(path) else None) or {}
+    record = (yaml.load(read_text(path)) if path.exists() and read_yaml(path) else None) or {}
     if not record.get("bases"):
         record["bases"] = {}
     places = [str(place) for place in paths]

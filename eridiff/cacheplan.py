@@ -3,7 +3,7 @@
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from eridiff.earlier import earlier_shards
 from eridiff.entries import Location, Parts, open_shard, read_catalogue
 from eridiff.families import Family
 from eridiff.latents import LatentParams, index_rows, plan_samples
+from eridiff.load import load_text_encoders, load_vae
 from eridiff.pixeldigests import PixelDigests
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import Pointer
 from eridiff.prediction import EncoderPlan, SamplePlan
 from eridiff.probe import Encoder, Reference, Values
 from eridiff.probing import generation_of, probe_text, probe_vae, text_encoder, vae_encoder
 from eridiff.samples import Sample
-from eridiff.sources import Pointer, find_source, pointers_of
+from eridiff.sources import find_source
 from eridiff.store import Store
 from eridiff.tables import Row
 from eridiff.texts import TextParams, plan_captions
@@ -213,7 +216,7 @@ def plan_latents(
         subject="pixels",
         encoder=latents_encoder(setting, params),
         plan=plan,
-        take=lambda: probe_vae(params, *setting.load(pointer, family.load_vae, params.dtype)),
+        take=lambda: probe_vae(params, *setting.load(pointer, partial(load_vae, family), params.dtype)),
         facts={name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")},
         output=output,
         absent=tuple(sorted(absent)),
@@ -258,7 +261,9 @@ def plan_text(
         subject="text",
         encoder=texts_encoder(setting, params),
         plan=plan,
-        take=lambda: probe_text(params, family, *setting.load(pointer, family.load_text_encoders, params.dtype)),
+        take=lambda: probe_text(
+            params, family, *setting.load(pointer, partial(load_text_encoders, family), params.dtype)
+        ),
         facts={},
         output=output,
     )

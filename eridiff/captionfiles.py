@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from eridiff.errors import DataError
 
-SIDECAR_SUFFIXES = (".txt", ".caption", ".tags")
+SIDECAR_SUFFIXES = (".txt", ".caption", ".tags", ".tag", ".cap", ".captions", ".prompt", ".text")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 MAX_CAPTION_BYTES = 1 << 18  # 256 KiB: the longest caption that an encoder reads has some 2,500 letters

@@ -10,6 +10,8 @@ MAX_COMMAS = 12_000_000  # as many numbers, or words in captions
 SENTENCES = ("caption", "text", "prompt", "description")  # the first that holds something counts
 BOARD_TAGS = "tag_string"
 TAGS = ("tags", BOARD_TAGS)  # of kohya's scripts and of picture boards; added to the sentence
+TALKS = ("conversations", "messages", "conversation")
+SPEAKERS = ("gpt", "assistant", "model")
 BOARD_WORD = re.compile(r"(?:^|\s)[^\s_]+_\S+(?:\s|$)")  # `long_hair` among others
 
 
@@ -46,10 +48,50 @@ def caption_in(value: Any) -> str | None:
     if isinstance(value, Mapping):
         sentence = next((found for name in SENTENCES if (found := _lines(value.get(name), "\n"))), None)
         tags = next((found for name in TAGS if (found := _tags(value.get(name), name))), None)
-        only = list(value.values()) if len(value) == 1 else []  # {"<DETAILED_CAPTION>": "a cat"}
-        joined = ", ".join(filter(None, [sentence, tags]))
-        return joined or next((one for one in only if isinstance(one, str)), None)
+        return ", ".join(filter(None, [sentence, tags])) or _by_likely_name(value)
     return _lines(value, ", ")
+
+
+def _by_likely_name(value: Mapping[str, Any]) -> str | None:
+    """The only text of an object, or the only one under a name such as `<DETAILED_CAPTION>` or `joycaption`."""
+    likely = [one for name, one in value.items() if len(value) == 1 or "caption" in name.lower()]
+    texts = {text for one in likely if (text := _lines(one, "\n")) is not None and (text or len(value) == 1)}
+    return texts.pop() if len(texts) == 1 else None
+
+
+def answers_in(record: Mapping[str, Any]) -> list[str] | None:
+    """What the model says in a conversation about a picture, as LLaVA and chat formats keep captions; None without."""
+    turns = next((found for name in TALKS if isinstance(found := record.get(name), list)), None)
+    if turns is None:
+        return None
+    told = [(turn.get("from", turn.get("role")), turn) for turn in turns if isinstance(turn, Mapping)]
+    texts = [_spoken(turn.get("value", turn.get("content"))) for who, turn in told if who in SPEAKERS]
+    return [text for text in texts if text]
+
+
+def records_in(value: Any) -> list[dict[str, Any]] | None:
+    """The rows of a data set's JSON: a list of objects, or COCO's captions by the pictures' ids; None for others."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return value
+    if not isinstance(value, dict):
+        return None
+    images, notes = value.get("images"), value.get("annotations")
+    if not (isinstance(images, list) and isinstance(notes, list) and all(isinstance(x, dict) for x in images + notes)):
+        return None
+    captions: dict[Any, list[str]] = {}
+    for note in notes:
+        if isinstance(note.get("caption"), str):
+            captions.setdefault(str(note.get("image_id")), []).append(note["caption"])
+    rows = ({"file_name": one.get("file_name"), "text": captions.get(str(one.get("id")))} for one in images)
+    return list(rows) if captions else None
+
+
+def _spoken(value: Any) -> str | None:
+    """The text of a turn: as such, or in parts."""
+    if isinstance(value, list):
+        value = [one.get("text") if isinstance(one, Mapping) else one for one in value]
+        value = [one for one in value if isinstance(one, str)]
+    return _lines(value, "\n")
 
 
 def lone_surrogate(text: str) -> str | None:
@@ -76,7 +118,8 @@ def _tags(value: Any, name: str) -> str | None:
     With spaces only where it is certain: the field is never written otherwise, or a tag holds `_` for its own spaces.
     """
     if isinstance(value, Mapping):
-        return ", ".join(filter(None, (_lines(one, ", ") for one in value.values()))) or None
+        kinds = [one for kind in value.values() for one in (kind.values() if isinstance(kind, Mapping) else [kind])]
+        return ", ".join(dict.fromkeys(filter(None, (_lines(one, ", ") for one in kinds)))) or None
     text = _lines(value, ", ")
     if not isinstance(value, str) or text is None or "," in text:
         return text

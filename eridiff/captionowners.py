@@ -1,72 +1,62 @@
 """Which caption is whose: caption files and tables of the folder => one caption each picture, and what is not used.
 
-Where several hold a caption of one picture, the first kind of RANKS that has one counts.
+Where several hold a caption of one picture, eridiff/captionchoice.py says which counts.
 """
 
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from eridiff.captionchoice import COPY, FILE, FOLDER, FULL_NAME, JSON, TABLE, TAGS, Caption, Unused, one_each
 from eridiff.captionfiles import MAX_TABLE_BYTES, METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.captionnames import Pictures, bare, by_names, eye, in_caption_folder, match_rows, nearest, stem
 from eridiff.captiontables import ALBUM, MetadataRow, read_metadata
 from eridiff.errors import DataError, listing
 
-RANKS = (
-    "cat.txt, cat.caption or a metadata file",
-    "cat.png.txt",
-    "cat.tags",
-    "captions/cat.txt",
-    "cat.json",
-    "a table",
-)
-FILE, FULL_NAME, TAGS, FOLDER, JSON, TABLE = range(len(RANKS))
-
 NOT_CAPTIONS = re.compile(
     r"(?:readme|licen[cs]e|copying|notice|credits?|authors?|attributions?|changelog|urls?|sources?|links?|prompts?|"
     r"sample_prompts?|notes?|todo|requirements)\b",
     re.IGNORECASE,
 )
-TAKEOUT = re.compile(r"(\.\w+)\.sup[a-z-]*(\.json)$")  # Google's `cat.jpg.supplemental-metadata.json`, often cut short
-LIKE_CAPTIONS = re.compile(r"cap|tag|meta|prompt|text", re.IGNORECASE)
+# Google's `cat.jpg.supplemental-metadata.json`, often cut short; `cat.jpg(1).json` is that of `cat(1).jpg`
+TAKEOUT = re.compile(r"(\.\w+?)(?:\.sup[a-z-]*)?(\([0-9]+\))?(\.json)$")
+LIKE_CAPTIONS = re.compile(r"cap|tag|meta|prompt|text|data|train|annot|label", re.IGNORECASE)
+LIKE_TEXTS = re.compile(r"has: .*(?:caption|text|prompt|tags)", re.IGNORECASE)  # columns of a table that is not read
 SHOWN = 5
+NO_COPIES: Mapping[str, str] = {}
 GUESSED = 20  # names for which pictures with other letters are looked for
-
-Unused = tuple[str, str]  # a file, and why it is not used
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """A caption as found. source: its file, with the line or row; rank: of RANKS, the lower counts."""
-
-    picture: str
-    text: str
-    source: str
-    rank: int = FILE
 
 
 def find_captions(
-    folder: Path, files: Sequence[str], paths: Sequence[str], problems: list[str], left_out: Collection[str] = ()
-) -> tuple[dict[str, Caption], list[Unused]]:
-    """The caption of each picture that has one, and the files, rows and captions that are not used.
+    folder: Path,
+    files: Sequence[str],
+    paths: Sequence[str],
+    problems: list[str],
+    left_out: Collection[str] = (),
+    copies: Mapping[str, str] = NO_COPIES,
+) -> tuple[dict[str, Caption], list[Unused], dict[str, str]]:
+    """The caption of each picture that has one, the files, rows and captions that are not used, and the pictures that
+    tables name as what another one was conditioned on, with that one.
 
     files: all of the folder, relative and sorted; paths: the pictures among them; left_out: pictures that are not
-    used, whose rows are no mistakes. What contradicts itself, cannot be read, or would be lost, is added to
-    `problems`, each kind with all its offenders.
+    used, whose rows are no mistakes; copies: those of them that equal a picture, whose captions are its own where it
+    has none. What contradicts itself, cannot be read, or would be lost, is added to `problems`, each kind with all its
+    offenders.
     """
-    pictures, everything = by_names(paths), by_names([*paths, *left_out])
+    pictures, everything = by_names([*paths, *copies]), by_names([*paths, *left_out])
     texts = [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]
     captions, unused, lost = _sidecars(folder, texts, pictures, problems)
     tables = [path for path in files if _suffix(path) in TABLE_SUFFIXES]
     named = [path for path in tables if posixpath.basename(path) in METADATA_NAMES]
     others = [path for path in tables if posixpath.basename(path) not in METADATA_NAMES]
-    captions += _metadata_captions(folder, named, pictures, everything, problems)
-    served = {one.picture for one in captions}
-    more, also_unused, also_lost = _other_tables(folder, others, pictures, everything, served, problems)
-    chosen, passed = _one_each([*captions, *more], folder, problems)
+    inputs: dict[str, str] = {}
+    captions += _metadata_captions(folder, named, pictures, everything, inputs, problems)
+    served = {copies.get(one.picture, one.picture) for one in captions}
+    more, also_unused, also_lost = _other_tables(folder, others, pictures, everything, served, inputs, problems)
+    chosen, passed = one_each(_of_pictures([*captions, *more], copies), folder, problems)
     lost += also_lost
     if paths and lost and not chosen and not problems:
         problems.append(
@@ -74,7 +64,13 @@ def find_captions(
             f"cat.png), or names it in a row of its own. Rename these, or move them out of the folder:"
             f"{listing(lost[:SHOWN])}\n       Pictures without a caption:{listing(paths[:SHOWN])}"
         )
-    return chosen, [*unused, *also_unused, *passed]
+    inputs = {path: owner for path, owner in inputs.items() if path not in chosen and path not in copies}
+    return chosen, [*unused, *also_unused, *passed], inputs
+
+
+def _of_pictures(captions: Iterable[Caption], copies: Mapping[str, str]) -> list[Caption]:
+    """The captions, those of copies as their pictures'."""
+    return [replace(one, picture=copies[one.picture], rank=COPY) if one.picture in copies else one for one in captions]
 
 
 def _suffix(path: str) -> str:
@@ -119,7 +115,7 @@ def _sidecars(
             except DataError as error:
                 unread.append(str(error))
                 continue
-            rank = TAGS if _suffix(path) == ".tags" else rank
+            rank = rank if _suffix(path) in (".txt", ".caption") else TAGS
             captions.append(Caption(picture=owners[0], text=text, source=path, rank=rank))
     if shared:
         problems.append(f"pictures of one name that share a caption file. Rename all but one:{listing(shared)}")
@@ -144,10 +140,25 @@ def _owned(
     return [(row, one) for row, one in zip(rows, owners, strict=True) if one is None or one in pictures.paths]
 
 
+def _inputs(rows: Iterable[tuple[MetadataRow, str | None]], table: str, pictures: Pictures) -> dict[str, str]:
+    """Pictures that rows name as what theirs was conditioned on, with that one; none that is a row's own."""
+    own = [(row, owner) for row, owner in rows if owner is not None]
+    named = [(row.conditioning, owner) for row, owner in own if row.conditioning]
+    found = match_rows([name for name, _ in named], posixpath.dirname(table), pictures) if named else []
+    trained = {owner for _, owner in own}
+    pairs = zip(found, named, strict=True)
+    return {path: owner for path, (_, owner) in pairs if path is not None and path not in trained}
+
+
 def _metadata_captions(
-    folder: Path, tables: Sequence[str], pictures: Pictures, everything: Pictures, problems: list[str]
+    folder: Path,
+    tables: Sequence[str],
+    pictures: Pictures,
+    everything: Pictures,
+    inputs: dict[str, str],
+    problems: list[str],
 ) -> list[Caption]:
-    """Captions of metadata files; a row's file_name is relative to the folder of its file."""
+    """Captions of metadata files; a row's file_name is relative to the folder of its file. inputs: gets _inputs."""
     captions: list[Caption] = []
     unread: list[str] = []
     missing: list[str] = []
@@ -159,6 +170,7 @@ def _metadata_captions(
             continue
         unread += [f"{folder / path}{problem}" for problem in wrong]
         owned = _owned(rows, path, pictures, everything)
+        inputs |= _inputs(owned, path, pictures)
         taken = {owner for _, owner in owned if owner}
         free = by_names(pictures.paths - taken) if len(taken) < len(owned) else pictures
         for row, owner in owned:
@@ -188,7 +200,13 @@ def _shown(name: str) -> str:
 
 
 def _other_tables(
-    folder: Path, tables: Sequence[str], pictures: Pictures, everything: Pictures, served: set[str], problems: list[str]
+    folder: Path,
+    tables: Sequence[str],
+    pictures: Pictures,
+    everything: Pictures,
+    served: set[str],
+    inputs: dict[str, str],
+    problems: list[str],
 ) -> tuple[list[Caption], list[Unused], list[str]]:
     """Captions of JSON files of one picture and of tables of any name; what is not used, and what seems lost."""
     captions: list[Caption] = []
@@ -196,16 +214,23 @@ def _other_tables(
     lost: list[str] = []
     wrong: list[str] = []
     for path in tables:
-        owners = _owners(TAKEOUT.sub(r"\1\2", path), pictures)[0] if _suffix(path) == ".json" else ()
+        owners, owners_left_out = _json_owners(path, pictures), _json_owners(path, everything)
         found: list[Caption] = []
         reason: str | None
+        if owners_left_out and not owners:
+            unused.append((path, f"left out with its picture: {owners_left_out[0]}"))
+            continue
         if len(owners) > 1:
             reason = f"the JSON of one picture, called after several: {' and '.join(sorted(owners))}"
         elif owners:
             found, reason = _json_caption(folder, path, owners[0])
         else:
-            found, reason = _table_captions(folder, path, pictures, everything, served, wrong)
-            seems = not found and reason != NEITHER and (reason is None or LIKE_CAPTIONS.search(stem(path)))
+            found, reason = _table_captions(folder, path, pictures, everything, served, inputs, wrong)
+            seems = (
+                not found
+                and reason != NEITHER
+                and (reason is None or LIKE_CAPTIONS.search(stem(path)) or LIKE_TEXTS.search(reason))
+            )
             reason = reason or (None if found else "none of its rows names a picture of the folder")
             lost += [f"{path}: {reason}"] if seems else []
         if reason and not served.issuperset(owners) and reason != NEITHER:
@@ -218,6 +243,11 @@ def _other_tables(
             f"captions that would be lost. Mend these, or move the files out of the folder:{listing(wrong)}"
         )
     return captions, unused, lost
+
+
+def _json_owners(path: str, pictures: Pictures) -> Sequence[str]:
+    """The pictures that a JSON file is called after."""
+    return _owners(TAKEOUT.sub(r"\2\1\3", path), pictures)[0] if _suffix(path) == ".json" else ()
 
 
 NEITHER = "holds neither caption nor tags"
@@ -237,7 +267,13 @@ def _json_caption(folder: Path, path: str, owner: str) -> tuple[list[Caption], s
 
 
 def _table_captions(
-    folder: Path, path: str, pictures: Pictures, everything: Pictures, served: set[str], wrong: list[str]
+    folder: Path,
+    path: str,
+    pictures: Pictures,
+    everything: Pictures,
+    served: set[str],
+    inputs: dict[str, str],
+    wrong: list[str],
 ) -> tuple[list[Caption], str | None]:
     """The captions of a table of another name, and what to say of it; rows that seem a picture's are `wrong`."""
     try:
@@ -247,9 +283,13 @@ def _table_captions(
     if mistakes == [ALBUM]:
         return [], NEITHER
     if not rows:
-        return [], f"holds no captions{':' if mistakes else ''}{mistakes[0].removeprefix(':') if mistakes else ''}"
+        why = mistakes[0] if mistakes else ""
+        return [], why.removeprefix(": ") if why.startswith(
+            ": holds no"
+        ) else f"holds no captions{':' * bool(why)}{why.removeprefix(':')}"
     wrong += [f"{folder / path}{mistake}" for mistake in mistakes]
     owned = _owned(rows, path, pictures, everything)
+    inputs |= _inputs(owned, path, pictures)
     found = [
         Caption(picture=owner, text=row.text, source=f"{path}{row.place}", rank=TABLE)
         for row, owner in owned
@@ -265,32 +305,3 @@ def _table_captions(
     if not found:
         return [], None
     return found, f"{len(strangers)} of its {len(rows)} rows name no picture, such as {_shown(strangers[0].file_name)}"
-
-
-def _one_each(
-    captions: Iterable[Caption], folder: Path, problems: list[str]
-) -> tuple[dict[str, Caption], list[Unused]]:
-    """Picture -> its caption, and the captions that another one goes before."""
-    by_picture: dict[str, list[Caption]] = {}
-    for caption in captions:
-        by_picture.setdefault(caption.picture, []).append(caption)
-    chosen: dict[str, Caption] = {}
-    unused: list[Unused] = []
-    twice: list[str] = []
-    for path, found in sorted(by_picture.items()):
-        files = [one for one in found if one.rank == FILE]
-        spoken = [one for one in found if one.text.strip()] or found
-        best = min(one.rank for one in spoken)
-        first = [one for one in spoken if one.rank == best]
-        if len(files) > 1 or len({one.text.strip() for one in first}) > 1:
-            sources = sorted(one.source for one in (files if len(files) > 1 else first))
-            twice.append(f"{folder / path}: {' and '.join(sources)}")
-        chosen[path] = first[0]
-        unused += [
-            (one.source, f"not used: {path} has its caption from {first[0].source}")
-            for one in found
-            if one.text.strip() not in ("", first[0].text.strip())
-        ]
-    if twice:
-        problems.append(f"pictures with more than one caption. Keep one source for each:{listing(twice)}")
-    return chosen, unused

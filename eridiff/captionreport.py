@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from eridiff.captionrules import RULES
 from eridiff.captions import CaptionParams, regularises
 from eridiff.captionsyntax import SYNTAX, left_over
-from eridiff.pictures import Ignored, Picture
+from eridiff.picturefolder import Ignored
+from eridiff.pictures import Picture
 from eridiff.printable import printable
 from eridiff.tables import Row
 

@@ -82,9 +82,10 @@ class CaptionParams(Section):
     (lines joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
     syntax: Annotated[tuple[SyntaxName, ...], Field(max_length=100)] = tuple(SYNTAX)
     """Syntax of other programs that is read as what it means, before the rules: json_captions (caption and tags of a
-    JSON object), trigger_places (`[trigger]`, `{trigger_word}` filled), networks (`<lora:x:1>` dropped), separators
-    (`|||`, `;;;` to commas), choices (`{a|b}` to a version of the caption each), breaks (`BREAK` to a comma), weights
-    (`(x:1.3)`, `((x))` to x), escapes (`\\(` to `(`), wide_commas (of Chinese and Japanese, to `, `)."""
+    JSON object), trigger_places (`[trigger]`, `{trigger_word}` filled), networks (`<lora:x:1>` dropped), embeddings
+    (`embedding:x` dropped), separators (`|||`, `;;;` to commas), choices (`{a|b}` to a version of the caption each),
+    breaks (`BREAK` to a comma), weights (`(x:1.3)`, `((x))` to x), escapes (`\\(` to `(`), spaced_tags
+    (`1girl long_hair` to `1girl, long_hair`), wide_commas (of Chinese and Japanese, to `, `)."""
     alternatives: bool = False
     """Take each line of a caption as a caption of its own, among which training draws; else lines are joined."""
     variants: Annotated[int, Field(ge=1, le=MAX_VARIANTS)] = 1

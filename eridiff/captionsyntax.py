@@ -7,15 +7,15 @@ its syntax, so a plain caption stays byte for byte. What no rule takes is found 
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.trigger import HIDDEN, PLACES
 
 SyntaxName = Literal[
-    "json_captions", "trigger_places", "networks", "separators", "choices", "breaks", "weights", "escapes",
-    "wide_commas",
+    "json_captions", "trigger_places", "networks", "embeddings", "separators", "choices", "breaks", "weights",
+    "escapes", "spaced_tags", "wide_commas",
 ]  # fmt: skip
 
 MAX_CHOICES = 32  # versions of one caption: each is encoded
@@ -24,6 +24,12 @@ NESTED = 4  # choices within choices
 NETWORK = r"<(?:lora|lyco|locon|loha|lokr|hypernet)[ \t]*:[^<>\n]*>"
 NETWORKS = re.compile(
     rf"(?:^|(?<=[,\n]))[ \t]*{NETWORK}[ \t]*(?:,|$)|(?<![ \t])[ \t]*{NETWORK}", re.IGNORECASE | re.MULTILINE
+)
+EMBEDDING_NAME = r"embedding:(?![0-9.]+(?![\w.-]))[^\s,:;|(){}<>\[\]\uff0c\u3001]+"
+WEIGHTED = rf"{EMBEDDING_NAME}(?::[-+]?[0-9.]{{1,8}})?"
+EMBEDDING = rf"(?<![\w:.-])(?:\([ \t]*{WEIGHTED}[ \t]*\)|{WEIGHTED})"
+EMBEDDINGS = re.compile(
+    rf"(?:^|(?<=[,\n]))[ \t]*{EMBEDDING}[ \t]*(?:,|$)|(?<![ \t])[ \t]*{EMBEDDING}", re.IGNORECASE | re.MULTILINE
 )
 SEPARATORS = re.compile(r"(?:(?<![ \t,])[ \t]*)?(?:,[ \t]*)?(?:\|\|\||;;;)[ \t]*,?")
 CHOICE = re.compile(r"(?<!\\)(?:\{([^{}\[\]$\n]*)\}|\[([^{}\[\]$\n]*)\])")
@@ -37,8 +43,19 @@ WEIGHT = re.compile(r":[ \t]*[-+]?[0-9]{0,2}\.[0-9]{1,4}[ \t]*$|(?<! ):[0-9]$")
 A_NUMBER = re.compile(r"^[ \t]*$|(?:^|[ \t])[0-9.]+$")  # before the colon of `(ratio 16:9)`
 BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 WIDE_COMMAS = "[\uff0c\u3001\uff64\ufe50\ufe51]"
+JOINED = re.compile(r"[^\W_]_(?:[^\W_]|\()")  # `long_hair`, `emma_(x)`
+NO_TAG = re.compile(r".{0,3}|__.*|.*\..*")  # faces such as `o_o`, wildcards, names of files
+COUNTED = re.compile(r"[1-9]\+?(?:girl|boy|other)s?")
+ENDS_SENTENCE = re.compile(r"[^\W_]{2}[.!?;:](?:\s|$)")
+PROSE = {
+    "a", "an", "and", "are", "as", "at", "behind", "by", "for", "from", "has", "her", "his", "in", "into", "is", "it",
+    "its", "near", "next", "of", "on", "or", "over", "that", "the", "their", "this", "to", "under", "was", "wearing",
+    "while", "who", "whose", "with",
+}  # fmt: skip
 LEFT_OVER = re.compile(
-    r"[{}\[\]\\]|<[\w-]+:|\|\||;;;|\(\(|\)\)|__\w|\$\$|::|:[0-9]?\.[0-9]+\)|(?<!\w)BREAK(?!\w)|" + WIDE_COMMAS
+    r"\A[ ,\n]*[0-9]+(?:[ ,\n]+-?[0-9]+(?:\.[0-9]+)?){4,}[ ,\n]*\Z|"  # boxes of objects, as YOLO has them
+    r"(?<![\w:.-])embedding:[^\W\d]|[{}\[\]\\]|<[\w-]+:|\|\||;;;|\(\(|\)\)|__\w|\$\$|::|:[0-9]?\.[0-9]+\)|(?<!\w)BREAK(?!\w)|"
+    + WIDE_COMMAS
 )
 CLOSING = {")": "(", "]": "[", "}": "{"}
 
@@ -62,6 +79,11 @@ def trigger_places(text: str) -> str:
 def networks(text: str) -> str:
     """Drop `<lora:name:0.8>` and its kind, and the tag that held nothing else."""
     return NETWORKS.sub("", text)
+
+
+def embeddings(text: str) -> str:
+    """Drop ComfyUI's `embedding:name` and `(embedding:name:1.2)`, and the tag that held nothing else."""
+    return EMBEDDINGS.sub("", text)
 
 
 def separators(text: str) -> str:
@@ -150,6 +172,45 @@ def escapes(text: str) -> str:
     return text
 
 
+def spaced_tags(text: str) -> str:
+    """Tags of picture boards between spaces, `1girl long_hair` => commas; prose stays."""
+    if "_" not in text or " " not in text:
+        return text
+    return "\n".join(_spaced(line) for line in text.split("\n"))
+
+
+def _spaced(line: str) -> str:
+    """One line; it stays where a word of prose, a capital or the end of a sentence is in it."""
+    return ",".join(_separated(tag) for tag in line.split(",")) if _like_tags(line) else line
+
+
+def _separated(tag: str) -> str:
+    words = tag.split()
+    indent = tag[: len(tag) - len(tag.lstrip())]
+    return indent + ", ".join(words) if _marks(words) > 1 else tag
+
+
+def _like_tags(line: str) -> bool:
+    words = line.replace(",", " ").split()
+    return line == line.lower() and PROSE.isdisjoint(words) and ENDS_SENTENCE.search(line) is None
+
+
+def _marks(words: Sequence[str]) -> int:
+    """How many of the words only picture boards write; 0 for a single word."""
+    marks = sum(bool(COUNTED.fullmatch(word) or _is_joined(word)) for word in words)
+    return marks if len(words) > 1 else 0
+
+
+def _is_joined(word: str) -> bool:
+    return NO_TAG.fullmatch(word) is None and JOINED.search(word) is not None
+
+
+def _like_spaced_tags(text: str) -> bool:
+    """Whether a text may be tags between spaces, or still is: one mark is not enough to be certain."""
+    words = text.split()
+    return spaced_tags(text) != text or (len(words) > 2 and "," not in text and _like_tags(text) and _marks(words) > 0)
+
+
 def wide_commas(text: str) -> str:
     """Commas of Chinese and Japanese => `, `."""
     return re.sub(WIDE_COMMAS + r"(?=[ \t\n]|$)", ",", re.sub(WIDE_COMMAS + r"(?=[^ \t\n])", ", ", text))
@@ -158,17 +219,21 @@ def wide_commas(text: str) -> str:
 def left_over(text: str) -> str | None:
     """What still looks like another program's syntax, with what follows it; None for a plain caption."""
     hit = LEFT_OVER.search(text)
-    return text[hit.start() : hit.start() + 30] if hit else None
+    tags = text.strip(" \t\n,")
+    start, found = (hit.start(), text) if hit else (0, tags if _like_spaced_tags(tags) else "")
+    return found[start : start + 30] or None
 
 
 SYNTAX: Mapping[SyntaxName, Callable[[str], str]] = {
     "json_captions": json_captions,
     "trigger_places": trigger_places,  # before choices and weights: `{{trigger}}`
     "networks": networks,
+    "embeddings": embeddings,
     "separators": separators,
     "choices": choices,
     "breaks": breaks,
     "weights": weights,
     "escapes": escapes,  # after weights: `(a \(b\):1.2)`
+    "spaced_tags": spaced_tags,  # after what may hold together what stands between spaces
     "wide_commas": wide_commas,  # by itself after the rule other_scripts, which may drop the line
 }

@@ -9,7 +9,6 @@ entry, neither here nor in the file's columns.
 """
 
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from eridiff.entries import CHECKSUM_LETTERS, KEY_LETTERS, WAY_OUT, open_shard, 
 from eridiff.entrytable import ALONE, Columns, EntryTable, Rows
 from eridiff.errors import DataError, StoreError
 from eridiff.files import atomic_write, canonical_json, map_file
+from eridiff.jsonfiles import parse_json
 from eridiff.seals import BLANK, KEY, check_seal, seal_into
 
 NAME = "catalogue.sealed.parquet"
@@ -124,7 +124,7 @@ def _recall(path: Path) -> dict[str, tuple[Facts, Rows]]:
         text = table.schema.metadata[b"shards"]
         keys, checksums, sizes = (_buffer(table.column(name)) for name in COLUMNS)
         parts, start = {}, 0
-        for name, size, mtime_ns, count in json.loads(text):
+        for name, size, mtime_ns, count in parse_json(text):
             parts[str(name)] = (int(size), int(mtime_ns)), Rows(keys, checksums, sizes, start, start + count)
             start += count
         return parts

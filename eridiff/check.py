@@ -13,9 +13,10 @@ from eridiff.export import ExportParams
 from eridiff.families import Family, load_family
 from eridiff.latents import LatentParams
 from eridiff.licences import read_licences
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import PARTS
 from eridiff.progress import warn
 from eridiff.sample import SampleParams, check_measures
-from eridiff.sources import PARTS, pointers_of
 from eridiff.texts import TextParams, choose_max_tokens
 from eridiff.trainparams import TrainParams, kept_steps, refuse_other_objective
 from eridiff.wanted import how_to_add, is_awaited

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import ConfigError
+from eridiff.jsonfiles import load_json
 
 EXPORT_EMA = "export.ema"
 
@@ -39,6 +40,6 @@ def read_choice(path: Path, key: str) -> Any:
     Raises: ConfigError where the file is missing or has no such key.
     """
     try:
-        return json.loads(path.read_text("utf-8"))[key]
+        return load_json(path)[key]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} does not say {key}: run `dvc repro`, whose stage check writes it.") from None

@@ -57,10 +57,10 @@ def base_add(
 @base_app.command("want")
 def base_want(name: Annotated[str, typer.Argument(help="A published model, as presets name it.")]) -> None:
     """Name a base whose weights are not here yet: captions, buckets and plan run without them."""
-    from eridiff.wanted import want_base
+    from eridiff.baselist import want
 
-    for path in want_base(name):
-        say(f"written: {path}")
+    for line in want(name):
+        say(line)
 
 
 @base_app.command("list")
@@ -98,9 +98,9 @@ def base_verify(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, or a model folder.")],
+    path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, a pointer of a base, or a folder.")],
 ) -> None:
-    """Say what a weight file is, from its header alone."""
+    """Say what a weight file is, from its header alone; or a pointer, and whether its files are here."""
     from eridiff.inspect import inspect_path
 
     for line in inspect_path(path):

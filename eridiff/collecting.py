@@ -8,13 +8,14 @@ from typing import Any
 from eridiff.components import read_config
 from eridiff.errors import BaseError, DataError
 from eridiff.families import load_family, load_keys, published
-from eridiff.headers import Found, find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.partfiles import PartTensors, as_kind, map_part
 from eridiff.places import Places, shared_t5, weight_files
 from eridiff.progress import say, warn
 from eridiff.project import bases_dir
 from eridiff.tokenizers import PADS, clip_tokenizer
+from eridiff.weightfiles import Found, open_weights
 
 DECISIVE = ("prediction_type", "rescale_betas_zero_snr")  # keys of a scheduler's config that change the objective
 T5_URL = "https://github.com/comfyanonymous/ComfyUI/tree/master/comfy/text_encoders/t5_tokenizer"

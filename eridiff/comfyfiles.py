@@ -7,7 +7,7 @@ from typing import Any
 
 from eridiff.errors import BaseError
 from eridiff.families import load_family, load_keys, published
-from eridiff.sources import pointers_of
+from eridiff.pointerfiles import pointers_of
 
 # Names that diffusers and transformers give every model: they say nothing of the file in ComfyUI.
 LIBRARY_NAME = re.compile(r"(diffusion_pytorch_)?model\b.*\.safetensors")

@@ -45,6 +45,19 @@ def load_base(scene: Scene, denoiser: str, encoders: Sequence[str], clip_type: s
     return Loaded(nodes=nodes, model=["4", 0], clip=clip, vae=vae)
 
 
+def sample_as_trained(model: Link, scheduler_config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The node that tells ComfyUI what a diffusion model predicts, and where its noise ends; None for the usual.
+
+    ComfyUI knows it from tensors of the checkpoint alone: a base that was marked otherwise, or that lies in a model
+    folder, would be sampled as if it predicted the noise.
+    """
+    v = scheduler_config.get("prediction_type") == "v_prediction"
+    zero_snr = bool(scheduler_config.get("rescale_betas_zero_snr"))
+    if not (v or zero_snr):
+        return None
+    return node("ModelSamplingDiscrete", model=model, sampling="v_prediction" if v else "eps", zsnr=zero_snr)
+
+
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     """A node of the graph."""
     return {"class_type": class_type, "inputs": inputs}

@@ -30,9 +30,12 @@ class Companion:
     folder: str = ""
 
 
-MASKS = ("masklabel", "mask", "masks", "matte", "segmentation")
-CONTROLS = ("condlabel", "cond", "conditioning", "control", "canny", "openpose", "depthmap", "lineart")
-THUMBNAILS = ("thumb", "thumbs", "thumbnail", r"\d{2,4}x\d{2,4}")
+MASKS = ("masklabel", "mask", "masks", "matte", "segmentation", "seg")
+CONTROLS = (
+    "condlabel", "cond", "conditioning", "control", "canny", "openpose", "dwpose", "depth", "depthmap", "depth_map",
+    "normalmap", "normal_map", "lineart", "softedge", "scribble", "hed", "mlsd",
+)  # fmt: skip
+THUMBNAILS = ("thumb", "thumbs", "thumbnail", "preview", r"\d{2,4}x\d{2,4}")
 COPY = r"copy|kopie|copie|copia|cópia|kopia|kopi|копия|コピー|副本"
 
 # A picture's name with what follows it. The group of each pattern is that name.
@@ -58,7 +61,8 @@ FOLDERS: dict[str, Kind] = {
     **dict.fromkeys(
         (
             "control", "controls", "controlnet", "control_images", "conditioning", "conditioning_images",
-            "conditioning_data", "conditioning_data_dir", "cond",
+            "conditioning_data", "conditioning_data_dir", "cond", "canny", "depth", "openpose",
+            "lineart", "scribble", "hed",
         ),
         "control picture",
     ),
@@ -78,6 +82,13 @@ NO_SUBJECT = {
     "alpha", "binary", "data", "dataset", "image", "images", "img", "imgs", "input", "object", "photos", "pics",
     "pictures", "source", "subject", "target", "train", "training",
 }  # fmt: skip
+# A folder of what pictures were made from, beside that of the pictures, as ControlNet's and editors' data sets have it.
+PAIRS = {
+    "source": ("target",),
+    "sources": ("targets",),
+    "input": ("output", "target"),
+    "inputs": ("outputs", "targets"),
+}
 REPEATS = re.compile(r"^[0-9]+_")
 # Folders that no person names so: what lies in them is their program's, with or without a partner.
 PROGRAM_FOLDERS = {
@@ -114,6 +125,7 @@ def find_companions(files: Iterable[str], pictures: Collection[str]) -> dict[str
     plain = [path for path in pictures if path not in found]
     found |= _in_folders(plain, _named)
     found |= _in_folders([path for path in plain if path not in found], _named_after)
+    found |= _in_folders([path for path in plain if path not in found], _named_pair)
     names = Names(path for path in plain if path not in found)
     for path in files:
         if path in found or path not in pictures:
@@ -191,7 +203,8 @@ def _by_name(path: str, names: Names) -> Companion | None:
             return Companion(path=path, kind="backup", owner=owner, reason=f"a backup of {owner}")
     for kind, pattern in STEMS:
         if match := pattern.match(stem):
-            owner = names.find(posixpath.join(folder, match[1]), path)
+            name = posixpath.join(folder, match[1])
+            owner = names.find(name + suffix, path) or names.find(name, path)
             if owner is not None:
                 return Companion(path=path, kind=kind, owner=owner, reason=_reason(kind, owner))
     return None
@@ -233,6 +246,12 @@ def _named_after(folder: str) -> Named | None:
     return None
 
 
+def _named_pair(folder: str) -> Named | None:
+    """The same of a folder that is one of two by their names."""
+    low = folder.lower()
+    return ("control picture", low) if low in PAIRS else None
+
+
 def _in_folders(pictures: Collection[str], named: Callable[[str], Named | None]) -> dict[str, Companion]:
     """Pictures in folders called `masks` and the like, where these hold names of pictures outside."""
     inside: dict[tuple[str, Named], list[str]] = defaultdict(list)  # the outermost such folder of each
@@ -269,6 +288,8 @@ def _partners_places(folder: str, outside: Iterable[str], of: str) -> list[str]:
     start = f"{above}/" if above else ""
     below = [path[len(start) :] for path in outside if path.startswith(start)]
     beside = {path.split("/")[0] for path in below if "/" in path}
+    if same(posixpath.basename(folder)) == of and of in PAIRS:
+        return sorted(posixpath.join(above, name) for name in beside if same(name) in PAIRS[of])
     if of and same(of) not in NO_SUBJECT:
         beside = {name for name in beside if same(REPEATS.sub("", name)) == same(of)}
     return [above, *sorted(posixpath.join(above, name) for name in beside)]

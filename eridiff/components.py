@@ -12,11 +12,11 @@ from pydantic import AfterValidator, Field
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json, digest_file, digest_json
-from eridiff.headers import TensorSource
 from eridiff.jsonfiles import Record, read_json
 from eridiff.nonfinite import read_scan, scan
 from eridiff.partfiles import Canonical, PartTensors
 from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors
+from eridiff.weightfiles import TensorSource
 from eridiff.weighttables import table_version
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eridiff.errors import ConfigError, did_you_mean
+from eridiff.files import open_file
 from eridiff.plain import MAX_DEPTH, MAX_LETTERS, MAX_VALUES, find_fault, shown
 
 MAX_YAML_BYTES = 1 << 18  # of one file; the largest preset has 4,000, the demo's dvc.lock 30,000
@@ -65,15 +66,15 @@ def read_yaml(path: Path) -> Any:
     bounds (parse_yaml).
     """
     try:
-        if not path.is_file() and path.exists():
-            raise ConfigError(f"{path} is no file.")
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             start = file.read(MAX_YAML_BYTES + 1)
         text = start.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing. {_way_to(path)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     return parse_yaml(text, str(path))
 
 

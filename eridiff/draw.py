@@ -9,8 +9,9 @@ from pydantic import Field
 from eridiff.config import Quantised, Section
 from eridiff.errors import ConfigError, DataError, did_you_mean
 from eridiff.families import Family
+from eridiff.load import load_text_encoders, make_pipeline
 from eridiff.nonfinite import blame
-from eridiff.sources import ModelSource
+from eridiff.pointers import ModelSource
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +83,8 @@ def embed_prompts(
 
     from eridiff.precision import DTYPES
 
-    text = family.load_text_encoders(source, DTYPES[params.precision]).to(device)
-    pipeline = family.make_pipeline(source, params.scheduler, text=text)
+    text = load_text_encoders(family, source, DTYPES[params.precision]).to(device)
+    pipeline = make_pipeline(family, source, params.scheduler, text=text)
     with torch.inference_mode():
         return {prompt: embed(pipeline, family, params, prompt) for prompt in dict.fromkeys(prompts)}
 

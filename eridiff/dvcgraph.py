@@ -4,7 +4,6 @@ Reads only. The pipeline itself needs none of this; `eridiff why` does.
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import ConfigError
+from eridiff.files import MAX_LISTING_BYTES
+from eridiff.jsonfiles import load_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class Graph:
 
     def listing(self, digest: str) -> dict[str, str]:
         """Relative path -> digest of the files in a folder object."""
-        items = json.loads(self.object_path(digest).read_text("utf-8"))
+        items = load_json(self.object_path(digest), MAX_LISTING_BYTES)
         return {item["relpath"]: item["md5"] for item in items}
 
 

@@ -8,7 +8,6 @@
 Mended only where no living process works on them. What is replaced is kept in .dvc/tmp/damaged.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -20,11 +19,14 @@ from typing import Any
 
 from eridiff.dvcstate import damaged_databases
 from eridiff.exprepair import clear_copies, forget_waiting, is_waiting, put_back
-from eridiff.files import write_text
+from eridiff.filelock import try_lock
+from eridiff.files import MAX_BYTES, read_file, write_text
+from eridiff.jsonfiles import load_json, parse_json
 from eridiff.leftovers import lives
 
 TMP = Path(".dvc/tmp")
 DAMAGED = TMP / "damaged"
+MAX_BRACKETS = 10_000  # of what DVC writes, which is in blocks: some are in texts
 PID = re.compile(r'"pid":\s*(\d+)')
 CONFLICT = re.compile(r"^(<<<<<<<|=======|>>>>>>>)", re.MULTILINE)  # git's: the user's to resolve
 
@@ -47,7 +49,7 @@ def _mend_moved(project: Path) -> list[str]:
     path = project / TMP / "exps/rwlock"
     if not path.exists():
         return []
-    written, record = path.stat().st_mtime, _parsed(path.read_text("utf-8", errors="replace")) or {}
+    written, record = path.stat().st_mtime, _parsed(read_file(path).decode("utf-8", "replace")) or {}
     holder = record.get("write", {}).get("workspace")
     if holder is None or _still_works(holder, written) or _dvc_processes(project):
         return []
@@ -66,18 +68,17 @@ def _held(path: Path) -> Iterator[bool]:
         return
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        yield _lock(number) and os.fstat(number).st_nlink < 2
+        yield _is_ours(number)
     finally:
         os.close(number)
 
 
-def _lock(number: int) -> bool:
+def _is_ours(number: int) -> bool:
     """Lock an open file; False where another holds it, or its file system has no locks: DVC has none there either."""
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(number) and os.fstat(number).st_nlink < 2
     except OSError:
         return False
-    return True
 
 
 def _mend_rwlock(project: Path, folder: Path) -> list[str]:
@@ -88,7 +89,7 @@ def _mend_rwlock(project: Path, folder: Path) -> list[str]:
     with _held(folder / "rwlock.lock") as free:
         if not free:
             return []
-        text, written = path.read_text("utf-8", errors="replace"), path.stat().st_mtime
+        text, written = read_file(path).decode("utf-8", "replace"), path.stat().st_mtime
         name = path.relative_to(project)
         record = _parsed(text)
         if record is not None:
@@ -109,7 +110,7 @@ def _in_use(name: Path, living: set[int]) -> str:
 def _parsed(text: str) -> dict[str, Any] | None:
     """A rwlock's content; None where it is not what DVC reads."""
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         readers = [holder for holders in record.get("read", {}).values() for holder in holders]
         for holder in [*record.get("write", {}).values(), *readers]:
             if type(holder["pid"]) is not int or not isinstance(holder["cmd"], str):
@@ -180,7 +181,7 @@ def _put_aside(project: Path, path: Path) -> Path:
     number = 1
     while (aside := folder / f"{path.name}.{number}").exists():
         number += 1
-    aside.write_bytes(path.read_bytes())
+    aside.write_bytes(read_file(path))
     return aside.relative_to(project)
 
 
@@ -188,10 +189,10 @@ def _mend_tracked(project: Path) -> list[str]:
     """dvc.lock and pointers to data that do not hold what DVC reads: back as git's last commit has them."""
     lines = []
     for path in [project / "dvc.lock", *sorted(project.glob("*.dvc")), *sorted(project.glob("data/*.dvc"))]:
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:  # no kill makes a file that long
             continue
         is_whole = _is_lock if path.name == "dvc.lock" else _is_pointer
-        content = path.read_bytes()
+        content = read_file(path)
         if is_whole(content) or CONFLICT.search(content.decode("utf-8", errors="replace")):
             continue
         name, aside = path.relative_to(project), _put_aside(project, path)
@@ -227,9 +228,11 @@ def _read(content: bytes) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+        return None
     try:
         return YAML(typ="safe").load(content.decode("utf-8"))
-    except (UnicodeDecodeError, YAMLError, ValueError):
+    except (UnicodeDecodeError, YAMLError, ValueError, RecursionError):
         return None
 
 
@@ -299,7 +302,7 @@ def _is_cut_record(path: Path) -> bool:
     if path.suffix not in (".run", ".json") or not path.is_file():
         return False
     try:
-        json.loads(path.read_text("utf-8"))
+        load_json(path, MAX_BYTES)
     except ValueError:
         return True
     return False

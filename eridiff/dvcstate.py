@@ -9,6 +9,8 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
+from eridiff.files import read_file
+
 PLACE = Path("/var/tmp/dvc")  # DVC's default on Linux, for all users
 SET = re.compile(r"^\s*site_cache_dir\s*=\s*[\"']?(.*?)[\"']?\s*$", re.MULTILINE)
 
@@ -30,7 +32,7 @@ def _place(root: Path) -> Path:
         return Path(named)
     for name in ("config.local", "config"):
         path = root / ".dvc" / name
-        if found := SET.search(path.read_text("utf-8", errors="replace")) if path.exists() else None:
+        if found := SET.search(read_file(path).decode("utf-8", "replace")) if path.exists() else None:
             return root / ".dvc" / found[1]
     return PLACE
 

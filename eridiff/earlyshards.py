@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eridiff.encodepipe import writer_threads
+from eridiff.entries import Parts
 from eridiff.errors import StoreError
 from eridiff.placement import Keys, split_sorted
-from eridiff.store import Parts, Store
+from eridiff.store import Store
 from eridiff.tensorfile import RawTensor
 
 if TYPE_CHECKING:

@@ -1,97 +1,11 @@
-"""Pieces that the families' loading and text code share: components from folders, tokenizing as pipelines do."""
+"""Text that the families share: tokens and embeddings as diffusers' pipelines make them."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from types import MethodType, SimpleNamespace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-
-from eridiff.assemble import assemble, build_empty, is_of_transformers
-from eridiff.keptbases import keep, kept_path, load_kept
-from eridiff.sources import ModelSource
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-    from eridiff.quantise import Storage
-
-
-def load_component(kind: Any, source: ModelSource, component: str, dtype: "torch.dtype") -> "nn.Module":
-    """A frozen model of class `kind` (diffusers or transformers) in eval mode, on the CPU or as source.storage says."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a stage's own lines say what goes on
-    storage = source.storage if source.storage and component in source.storage.components else None
-    if source.empty:
-        empty = build_empty(kind, source.config(component), dtype)
-        return frozen(storage.settle_all(empty) if storage else empty)
-    kept = _kept_path(source, component, storage, dtype)
-    model: nn.Module | None = load_kept(kept, kind, source.config(component), storage) if kept and storage else None
-    if model is None:
-        model = _load(kind, source, component, dtype, storage)
-        if kept:
-            keep(model, kept)
-    return frozen(model)
-
-
-def frozen(model: "nn.Module") -> "nn.Module":
-    """The model in eval mode, without gradients, and with position biases that lie in memory as attention reads them.
-
-    T5 permutes its biases. Fused kernels refuse such a view, and torch takes the plain one, in fp32 with all scores in
-    memory: transformers 5.23 copies it for them, some versions before do not.
-    """
-    module: Any
-    for module in model.modules():
-        if getattr(module, "has_relative_attention_bias", False):
-            module.compute_bias = MethodType(_contiguous_bias, module)
-    return model.requires_grad_(False).eval()
-
-
-def _contiguous_bias(module: Any, *given: Any, **more: Any) -> "Tensor":
-    bias: Tensor = type(module).compute_bias(module, *given, **more)
-    return bias.contiguous()
-
-
-def _kept_path(source: ModelSource, component: str, storage: "Storage | None", dtype: "torch.dtype") -> Path | None:
-    """Where the component is kept once it is quantised; None where it is not."""
-    if storage is None or storage.kind is None or storage.store is None:
-        return None
-    return kept_path(storage.store, source.component(component).identity(), storage.kind, dtype)
-
-
-def _load(
-    kind: Any, source: ModelSource, component: str, dtype: "torch.dtype", storage: "Storage | None"
-) -> "nn.Module":
-    """The model out of the base's files."""
-    tensors = source.tensors(component, own_names=storage is not None and not is_of_transformers(kind))
-    model: nn.Module
-    if tensors:
-        model = assemble(kind, source.config(component), tensors, dtype, storage)
-    else:
-        variant = source.component(component).variant
-        model = kind.from_pretrained(
-            source.folders[component], dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True
-        )
-    return storage.settle_all(model) if storage else model
-
-
-def load_tokenizers(kinds: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
-    """Tokenizers by component name."""
-    if source.empty:
-        return {name: EmptyTokenizer() for name in kinds}
-    return {name: kind.from_pretrained(source.folders[name], local_files_only=True) for name, kind in kinds.items()}
-
-
-class EmptyTokenizer:
-    """Stands in for a tokenizer where only shapes matter: zeros, as many as are asked for."""
-
-    model_max_length = 77  # of CLIP
-
-    def __call__(self, captions: list[str], *, max_length: int, **_: Any) -> Any:
-        """input_ids [B, max_length]."""
-        import torch
-
-        return SimpleNamespace(input_ids=torch.zeros(len(captions), max_length, dtype=torch.long))
 
 
 def token_ids(tokenizer: Any, captions: list[str], max_length: int, device: "torch.device") -> "Tensor":

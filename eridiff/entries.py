@@ -6,7 +6,6 @@ so that any difference can be named.
 """
 
 import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from eridiff.errors import DataError, StoreError
 from eridiff.files import canonical_json, digest_json
+from eridiff.jsonfiles import parse_json
 from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile
 
 Parts = dict[str, Any]
@@ -85,7 +85,7 @@ def read_catalogue(file: TensorFile) -> dict[str, Location]:
     Raises: StoreError where the file is none of the store's.
     """
     try:
-        record = json.loads(file.metadata["eridiff"])
+        record = parse_json(file.metadata["eridiff"])
         shared, entries = record["shared"], record["entries"]
         if record["format"] != FORMAT:
             raise ValueError(record["format"])

@@ -35,7 +35,9 @@ DISK_ERRORS = {
     errno.ELOOP: "A symbolic link leads back to itself: remove it.",
     errno.ENOTDIR: "A file stands where a folder is wanted.",
     errno.EISDIR: "A folder stands where a file is wanted.",
-    errno.ENXIO: "It is no file.",
+    errno.ENXIO: "Remove it, or put the file there.",
+    errno.EFBIG: "It is no such file: remove it, or put the right one there.",
+    errno.EILSEQ: "It is damaged, or of another kind: remove it, or put the right one there.",
 }
 
 MAX_NAMED = 100  # files that one message names: enough to mend them in one go

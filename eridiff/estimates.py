@@ -1,7 +1,6 @@
 """What the stages that encode and draw take on a device, from the models' shapes (eridiff/footprint.py: training)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from eridiff.draw import DrawParams, is_guided
 from eridiff.families import Family, Sizes
 from eridiff.footprint import META, Footprint, held
 from eridiff.latents import LatentParams
+from eridiff.load import load_denoiser, load_text_encoders, load_vae
+from eridiff.pointers import ModelSource
 from eridiff.precision import DTYPES
 from eridiff.quantise import Storage
-from eridiff.sources import ModelSource
 from eridiff.texts import TextParams, choose_max_tokens
 from eridiff.tracing import Traced, trace
 from eridiff.vae import encode, prepare_vae
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 def latents_footprint(params: LatentParams, family: Family, source: ModelSource, size: tuple[int, int]) -> Footprint:
     """Encoding one picture of (width, height) in a batch."""
     plain = params.model_copy(update={"compile": False})
-    vae = prepare_vae(family.load_vae(source, DTYPES[params.dtype]), plain, META)
+    vae = prepare_vae(load_vae(family, source, DTYPES[params.dtype]), plain, META)
     pixels = torch.empty(params.batch_size, 3, size[1], size[0], device=META)
     traced = trace(lambda: encode(vae, pixels, plain))
     return _share_of(traced, held(vae), params.batch_size, compiled=params.compile)
@@ -33,7 +33,7 @@ def latents_footprint(params: LatentParams, family: Family, source: ModelSource,
 
 def text_footprint(params: TextParams, family: Family, source: ModelSource) -> tuple[Footprint, dict[str, Shape]]:
     """Encoding one caption in a batch; and the shapes of its embeddings."""
-    encoders = family.load_text_encoders(source, DTYPES[params.dtype])
+    encoders = load_text_encoders(family, source, DTYPES[params.dtype])
     embeds: dict[str, Tensor] = {}
 
     def work() -> None:
@@ -55,9 +55,9 @@ def _share_of(traced: Traced, weights: int, batch_size: int, *, compiled: bool) 
 def sample_footprint(params: DrawParams, family: Family, source: ModelSource, text: Mapping[str, Shape]) -> Footprint:
     """Drawing one picture from embeddings: denoiser and VAE stay, steps and decoding come one after the other."""
     dtype = DTYPES[params.precision]
-    storage = Storage(kind=params.quantise and "int8", device=META, components=frozenset({family.DENOISER}))
-    denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
-    vae: Any = family.load_vae(source, dtype)
+    storage = Storage(kind=params.quantise and "int8", device=META)
+    denoiser = load_denoiser(family, source, dtype, storage)
+    vae: Any = load_vae(family, source, dtype)
     guided = 2 if is_guided(params, family) else 1
     batch = made_up_batch(guided, family, vae.config, text, params.size)
     embeds = {name: tensor.to(dtype) for name, tensor in batch.text.items()}

@@ -12,6 +12,7 @@ from typing import Any
 from eridiff.config import parse_yaml, read_yaml
 from eridiff.dvcgraph import Graph
 from eridiff.errors import ConfigError
+from eridiff.files import read_file, read_text
 from eridiff.plain import shown
 
 TRACKED = (".dvc/config", "dvc.yaml", "params.yaml", "data/raw.dvc")  # what an experiment's copy needs, where it is
@@ -78,7 +79,7 @@ def refuse_lost(path: Path, sets: Sequence[str], wanted: Mapping[str, Any]) -> N
 
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        copy.write_bytes(path.read_bytes())
+        copy.write_bytes(read_file(path))
         try:
             apply_overrides(copy, list(sets))
             found = read_yaml(copy)
@@ -120,7 +121,7 @@ def lock_text(folder: Path, experiment: str | None) -> str:
     """dvc.lock of the project as it stands, or of one of its experiments; empty where there is none."""
     if experiment is None:
         path = folder / "dvc.lock"
-        return path.read_text("utf-8") if path.exists() else ""
+        return read_text(path) if path.exists() else ""
     names = _git(folder, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
     found = [name for name in names if name.endswith(f"/{experiment}")]
     return _git(folder, "show", f"{found[-1]}:./dvc.lock") if found else ""

@@ -1,9 +1,15 @@
-"""Files written whole or not at all, and digests of files and values."""
+"""Files written whole or not at all, files opened and read within bounds, and digests of files and values.
 
+All that is read is opened by `open_file`: whatever stands under a name, nothing waits for a pipe and nothing reads a
+device without end. Small files are read by `read_file` and `read_text`, which have a bound of bytes.
+"""
+
+import errno
 import hashlib
 import json
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +18,9 @@ from typing import BinaryIO, Literal
 from eridiff.leftovers import temporary_path
 
 CHUNK_BYTES = 1 << 20
+MAX_BYTES = 1 << 26  # of a file that is read at once and has no closer bound
+MAX_LISTING_BYTES = 1 << 30  # of one that has a line for each picture of a folder, or of a store
+KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -34,6 +43,46 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises: OSError with the path: FileNotFoundError, IsADirectoryError, or one that says what stands there.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # waits for no pipe
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return open(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.ENXIO, f"{KINDS.get(stat.S_IFMT(mode), 'something else')}, no file", str(path))
+
+
+def read_file(path: Path, at_most: int = MAX_BYTES) -> bytes:
+    """The bytes of a file of at most so many.
+
+    Raises: OSError as open_file, and for a longer one.
+    """
+    with open_file(path) as file:
+        data = file.read(at_most + 1)
+    if len(data) > at_most:
+        raise OSError(errno.EFBIG, f"it has more than {at_most} bytes", str(path))
+    return data
+
+
+def read_text(path: Path, at_most: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file of at most so many bytes, its lines' ends as Python has them.
+
+    Raises: OSError as read_file, and with the first byte that is no UTF-8.
+    """
+    data = read_file(path, at_most)
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} (0x{data[error.start]:02X}) is no UTF-8"
+        raise OSError(errno.EILSEQ, where, str(path)) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
@@ -53,7 +102,7 @@ def digest_json(value: object) -> str:
 def digest_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -61,7 +110,7 @@ def digest_file(path: Path) -> str:
 
 def map_file(path: Path) -> memoryview:
     """The bytes of a file, mapped; an empty one cannot be."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -92,6 +141,6 @@ def link_or_copy(source: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:
-        with open(source, "rb") as reader, atomic_write(target) as writer:
+        with open_file(source) as reader, atomic_write(target) as writer:
             while chunk := reader.read(CHUNK_BYTES):
                 writer.write(chunk)

@@ -97,7 +97,8 @@ class Gate:
             return scope, receive
         try:
             value = json.loads(await _body(receive))
-            body = json.dumps(value).encode()
+            # Python reads NaN, infinity and half of a surrogate pair, which are no JSON: this refuses them.
+            body = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise Refused(400, "its body is no JSON") from None
         if fault := action.shape.fault(value):

@@ -12,7 +12,8 @@ NUMBER = r"[0-9a-fA-F-]{36}"
 READS = (  # by POST, since they carry a filter
     r"/api/(?:v2/|ui/)?[a-z_]+(?:/latest)?/(?:filter|count|paginate|history|lateness)",
     r"/api/events/count-by/[a-z-]+",
-    r"/api/work_pools/[^/]+/(?:queues|workers)/filter",
+    r"/api/work_pools/[^/]+/(?:queues/filter|workers/filter|get_scheduled_flow_runs)",
+    rf"/api/flow_runs/{NUMBER}/input/filter",
     r"/api/ui/(?:flows/count-deployments|flows/next-runs|flow_runs/count-task-runs|task_runs/dashboard/counts)",
     r"/api/ui/schemas/validate",
     r"/api/(?:automations/)?templates/validate",
@@ -65,6 +66,8 @@ def keys(text: str) -> frozenset[str]:
 # A state's `data` may name a file to unpickle; variables of a job are the environment and the command of its process.
 STATE = Shape(fields=keys("type name message state_details"), unset=keys("data"))
 SET_STATE = Shape(fields=keys("force"), inner={"state": STATE})
+SELECTION = Shape(fields=keys("flow_runs limit"))  # a filter, and how many at most
+SET_STATES = replace(SET_STATE, fields=SET_STATE.fields | SELECTION.fields)
 RUN = Shape(
     fields=keys("name parameters idempotency_key context tags labels empirical_policy enforce_parameter_schema"),
     unset=keys("job_variables work_queue_name infrastructure_document_id parent_task_run_id"),
@@ -90,6 +93,8 @@ ACTIONS = (
     Action(method="PATCH", path=rf"{DEPLOYMENT_PATH}/schedules/{NUMBER}", shape=SCHEDULE),
     Action(method="DELETE", path=rf"{DEPLOYMENT_PATH}/schedules/{NUMBER}"),
     Action(method="POST", path=rf"/api/(?:flow|task)_runs/{NUMBER}/set_state", shape=SET_STATE),
+    Action(method="POST", path=r"/api/flow_runs/bulk_set_state", shape=SET_STATES),
+    Action(method="POST", path=r"/api/flow_runs/bulk_delete", shape=SELECTION),
     Action(method="POST", path=rf"/api/flow_runs/{NUMBER}/resume"),
     Action(method="DELETE", path=rf"/api/(?:flow|task)_runs/{NUMBER}"),
     Action(method="PATCH", path=r"/api/v2/concurrency_limits/[^/]+"),  # how many may hold a GPU

@@ -20,7 +20,7 @@ from eridiff.errors import ConfigError, run_main
 from eridiff.flowkeys import FILE, NONCE, PROOF, Keys, beyond, local_secret, proof, read_names
 from eridiff.progress import say
 from eridiff.project import load_local
-from eridiff.stopping import last_words
+from eridiff.stopping import STOPPED_WORDS, end_with_make, last_words
 from eridiff.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 
 HOST, PORT = "127.0.0.1", 4200  # loopback only, unless there is a password
@@ -226,12 +226,13 @@ def _stop_after(server: Supervised | None, url: str, member: Supervised) -> None
 def main() -> None:
     """`serve` or `once`, then the command."""
     kind, *command = sys.argv[1:]
+    end_with_make()
     settings = environment(os.environ)
     if kind != "once":
         sys.exit(run_beside(command, settings, once=False))
     with last_words() as words:
         code = run_beside(command, {**settings, **words.environment}, once=True)
-        sys.exit(0 if words.say() else code)
+        sys.exit(0 if words.say(STOPPED_WORDS if code == 130 else "") else code)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Nothing is loaded: the denoiser is made of its pointer's config on torch's meta 
 Memory is in bytes, operations are multiplications and additions.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +18,10 @@ from eridiff.config import Activations, Quantised
 from eridiff.data import Batch, TrainingSet
 from eridiff.families import Family
 from eridiff.files import canonical_json, digest_json, write_text
+from eridiff.jsonfiles import load_json
+from eridiff.pointers import ModelSource, Pointer, empty_source
 from eridiff.progress import say
 from eridiff.quantise import RowScaledLinear
-from eridiff.sources import ModelSource, Pointer, empty_source
 from eridiff.tracing import trace
 from eridiff.train import prepare_run, train_step
 from eridiff.trainparams import TrainParams
@@ -99,7 +99,7 @@ def first_level(
 def _read(path: Path) -> list[tuple[Activations, Footprint]]:
     """Levels that were counted before; [] where there are none that can be read."""
     try:
-        return [(level, Footprint(**facts)) for level, facts in json.loads(path.read_text("utf-8"))]
+        return [(level, Footprint(**facts)) for level, facts in load_json(path)]
     except (OSError, ValueError, TypeError):
         return []
 

@@ -11,7 +11,7 @@ from eridiff.check import SECTIONS
 from eridiff.config import parse_yaml, read_yaml, validate
 from eridiff.errors import ConfigError, did_you_mean
 from eridiff.families import family_names, load_family, published
-from eridiff.files import write_text
+from eridiff.files import read_text, write_text
 from eridiff.images import PICTURE_SUFFIXES
 from eridiff.predecessor import ACTIONS, EPOCHS, NEGATIVE, TILING, USE_EMA, Known, Refused
 from eridiff.presets import find_preset
@@ -66,7 +66,7 @@ def import_config(path: Path, images: Path | None = None) -> Imported:
         raise ConfigError(f"{path} asks for what is not here; change or remove these keys:\n  " + "\n  ".join(refused))
     _settle(changes, lines, images)
     preset = find_preset(f"{variant}-24gb")
-    text = filled(preset.read_text("utf-8"), _merged(read_yaml(preset), changes))
+    text = filled(read_text(preset), _merged(read_yaml(preset), changes))
     lines.append(f"all other keys are those of presets/{preset.name}")
     return Imported(_checked(text, path), lines, _next_steps(leaves, variant))
 

@@ -1,4 +1,4 @@
-"""`eridiff inspect`: what a weight file or a model folder is, by its headers alone."""
+"""`eridiff inspect`: what a weight file, a model folder or a pointer is, by headers alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,38 +6,53 @@ from pathlib import Path
 from eridiff.components import read_config
 from eridiff.errors import BaseError, DataError
 from eridiff.families import family_names, load_family, load_keys, published
-from eridiff.headers import MODEL_SUFFIXES, Found, Weights, find_parts, model_files, open_weights
+from eridiff.headers import find_parts
 from eridiff.lorafiles import describe_lora, is_lora
 from eridiff.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.partfiles import PartTensors, map_part, shorten
+from eridiff.places import MODEL_SUFFIXES, model_files
+from eridiff.pointerlines import describe_pointer, is_pointer, pointer_files, refuse_other_json
+from eridiff.weightfiles import Found, Weights, open_weights
 
 GIB, MIB = 2**30, 2**20
 
 
 def inspect_path(path: Path) -> list[str]:
-    """Lines that say what a file is, or each weight file below a folder.
+    """Lines that say what a file is, or each weight file and pointer below a folder.
 
     Raises: BaseError where a file is none, or a folder has none; DataError where a file is damaged.
     """
     if not path.is_dir():
-        return list(describe(open_weights(path)))
+        return list(_describe_file(path))
     lines: list[str] = []
-    for file in model_files(path):
+    for file in [*pointer_files(path), *model_files(path)]:
+        name = str(file.relative_to(path))
         try:
-            lines += describe(open_weights(file))
+            lines += _describe_file(file, name)
         except (BaseError, DataError) as error:  # the folder's other files are told all the same
-            lines.append(f"{file.name}: {error}")
+            lines.append(f"{name}: {error}")
     if not lines:
-        raise BaseError(f"{path} holds no weight file: no {', '.join(MODEL_SUFFIXES)}.")
+        raise BaseError(f"{path} holds no weight file: no {', '.join(MODEL_SUFFIXES)}; and no pointer of a base.")
     return lines
 
 
-def describe(weights: Weights) -> Iterator[str]:
-    """What one file, or one set of shards, holds: a line a part, then what is missing or of no use; or a LoRA."""
+def _describe_file(path: Path, name: str = "") -> Iterator[str]:
+    """One weight file or pointer. name: as it is told; its own where it is empty."""
+    if is_pointer(path):
+        return describe_pointer(path, name or path.name)
+    refuse_other_json(path)
+    return describe(open_weights(path), name)
+
+
+def describe(weights: Weights, name: str = "") -> Iterator[str]:
+    """What one file, or one set of shards, holds: a line a part, then what is missing or of no use; or a LoRA.
+
+    name: as the file is told; the first file's own where it is empty.
+    """
     lora = is_lora(weights.where)
     parts, rest = ([], []) if lora else find_parts(weights)
     shards = f" and {len(weights.paths) - 1} more shards" if len(weights.paths) > 1 else ""
-    yield f"{weights.paths[0].name}{shards}: {len(weights.where)} tensors, {describe_size(sum_bytes(weights))}"
+    yield f"{name or weights.paths[0].name}{shards}: {len(weights.where)} tensors, {describe_size(sum_bytes(weights))}"
     if lora:
         yield from (f"  {line}" for line in describe_lora(weights))
         return

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from eridiff.files import read_file
 from eridiff.plain import MAX_LETTERS, find_fault, shown
 
 MAX_JSON_BYTES = 1 << 22  # of one file; a pointer of a base has 10,000
@@ -20,22 +21,37 @@ class Record(BaseModel):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """The value of a text of JSON.
+
+    Raises: ValueError where it is none, or goes deeper than Python follows.
+    """
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("lists and objects stand too deep in each other") from None
+
+
+def load_json(path: Path, at_most: int = MAX_JSON_BYTES) -> Any:
+    """The value in a file that a program of ours, or DVC, wrote, of at most so many bytes.
+
+    Raises: OSError as files.read_file, ValueError where it is no JSON in UTF-8.
+    """
+    return parse_json(read_file(path, at_most).decode("utf-8"))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file.
 
     Raises: ValueError, in words, where it is no JSON in UTF-8, no object, holds a key twice or is out of the bounds of
     eridiff/plain.py, or where it is no file (a pipe is not waited for); FileNotFoundError.
     """
-    if not path.is_file() and path.exists():
-        raise ValueError("it is no file")
-    with open(path, "rb") as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("lists and objects stand too deep in each other") from None
+        value = parse_json(read_file(path, MAX_JSON_BYTES).decode("utf-8"), object_pairs_hook=_once)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(error.strerror) from None
     if not isinstance(value, dict):
         raise ValueError(f"it holds {shown(value)}, no object")
     if fault := find_fault(value):

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from eridiff.config import Section, Seed
 from eridiff.encodepipe import MAX_READERS, ahead, available_cores
+from eridiff.entries import Parts
 from eridiff.errors import ConfigError, DataError, listing
 from eridiff.images import keeps_its_numbers, load_pixels, pixel_digest
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.samples import Sample, Samples
-from eridiff.store import Parts
 from eridiff.tables import ColumnRows, Row
 from eridiff.tiles import TILING
 

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 
 from eridiff.config import Section, validate
 from eridiff.errors import ConfigError
+from eridiff.files import open_file
 from eridiff.jsonfiles import read_json
 from eridiff.plain import MAX_TEXT
 from eridiff.printable import UNSAFE_BUT_LINES
@@ -108,7 +109,7 @@ def _read(path: Path) -> str:
     """
     if not path.is_file():
         return ""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = file.read(MAX_TEXT + 1)
     if len(start) > MAX_TEXT:
         raise ConfigError(f"{path} has more than {MAX_TEXT} bytes: it is no text of a licence. Take it away.")

@@ -1,6 +1,5 @@
 """LoRA adapters: peft makes, names and saves them; a checkpoint is a safetensors file that diffusers loads."""
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import Field
 from eridiff.config import Section
 from eridiff.errors import ConfigError, TrainError, did_you_mean
 from eridiff.files import canonical_json, map_file
+from eridiff.jsonfiles import parse_json
 from eridiff.seals import check_out
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors, write_sealed_tensors
 
@@ -110,8 +110,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, RawTensor], dict[str, Any], d
     check_out(map_file(path), path)
     file = TensorFile(path)
     try:
-        lineage = json.loads(file.metadata["eridiff"])
-        packed = json.loads(file.metadata["lora_adapter_metadata"])
+        lineage = parse_json(file.metadata["eridiff"])
+        packed = parse_json(file.metadata["lora_adapter_metadata"])
     except (KeyError, ValueError):
         raise TrainError(f"{path} is no checkpoint of eridiff's train stage.") from None
     adapter = {key.split(".", 1)[1]: value for key, value in packed.items()}

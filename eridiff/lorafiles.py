@@ -4,7 +4,6 @@ Only the header is read, and the numbers of alpha. Names are looked up in the ke
 the makers' names and diffusers', with dots or with underscores.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +13,9 @@ from typing import Any
 
 from eridiff.families import family_names, load_family, load_keys, published
 from eridiff.floats import to_float32
-from eridiff.headers import Weights
+from eridiff.jsonfiles import parse_json
 from eridiff.partfiles import shorten
+from eridiff.weightfiles import Weights
 
 # Endings of tensor names: (what, its role, regular expression).
 ENDINGS = (
@@ -286,7 +286,7 @@ def _digests(record: Any, key: str) -> dict[str, str]:
 def _read_json(text: str) -> dict[str, Any]:
     """Metadata that are JSON; empty where they are not, since other programs write what they like."""
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eridiff.errors import BaseError
-from eridiff.headers import Found, Weights
-from eridiff.schedulers import refuse_schedule
+from eridiff.schedules import refuse_schedule
+from eridiff.weightfiles import Found, Weights
 
 Objective = Literal["ddpm", "flow"]
 Config = Mapping[str, Any]

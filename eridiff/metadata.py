@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from eridiff.families import Keys
-from eridiff.files import CHUNK_BYTES, canonical_json
+from eridiff.files import CHUNK_BYTES, canonical_json, open_file
 from eridiff.licences import Licence, notices_of, terms
 from eridiff.tensorfile import RawTensor, write_tensors
 
@@ -138,7 +138,7 @@ def hashes(folder: Path, tensors: Mapping[str, RawTensor], training: Mapping[str
     """
     path = folder / "hashes.safetensors"
     write_tensors(path, tensors, training)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(LEGACY_START)
         legacy = hashlib.sha256(file.read(LEGACY_BYTES)).hexdigest()[:8]
         whole = _digest_data(file)

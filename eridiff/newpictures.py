@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from eridiff.caching import Work
 from eridiff.catalogue import list_loose
 from eridiff.encodepipe import MAX_READERS, ahead, readers_in_memory, shared_cores
+from eridiff.entries import Parts
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
 from eridiff.latentcache import BatchEncoder, Load, cut_sample
@@ -28,7 +29,7 @@ from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.ranks import Ranks
 from eridiff.samples import Sample, Samples
-from eridiff.store import Parts, Store
+from eridiff.store import Store
 from eridiff.tables import Row
 from eridiff.variants import Size
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eridiff.errors import BaseError
-from eridiff.schedulers import refuse_schedule
+from eridiff.schedules import refuse_schedule
 from eridiff.trainparams import DdpmParams, FlowParams
 
 

@@ -4,7 +4,6 @@ dvc.lock names a folder object (JSON of md5 and path), which lies in the cache w
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.config import read_yaml
-from eridiff.files import CHUNK_BYTES
+from eridiff.files import CHUNK_BYTES, MAX_LISTING_BYTES, open_file
+from eridiff.jsonfiles import load_json
 
 KIND_OF = {"latents": "latents", "text": "texts"}  # caching stage -> kind of its entries in the store
 ORIGINALS = ""  # in place of a stage: files that the user put under DVC, which no stage can make again
@@ -97,7 +97,7 @@ def _read_out(cache: Path, stage: str, folder: Path, md5: str) -> OwnOut:
         files: tuple[OwnFile, ...] = (OwnFile(path=folder, md5=md5, object=listing),)
         return OwnOut(stage=stage, folder=folder, md5=md5, listing=listing, files=files)
     try:
-        items = [(str(item["relpath"]), str(item["md5"])) for item in json.loads(listing.read_text("utf-8"))]
+        items = [(str(item["relpath"]), str(item["md5"])) for item in load_json(listing, MAX_LISTING_BYTES)]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         items = []
     files = tuple(OwnFile(path=folder / name, md5=digest, object=object_path(cache, digest)) for name, digest in items)
@@ -125,7 +125,7 @@ def cache_folder() -> Path:
 def digest_md5(path: Path) -> str:
     """md5 (hex) of a file's bytes, as DVC names its objects."""
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -4,7 +4,6 @@ DVC has one kind of link a repository, for results and pictures alike, so projec
 copies where it cannot reflink, and leaves what it tracks as it was. Projects of before had hardlinks.
 """
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from eridiff.files import MAX_LISTING_BYTES
+from eridiff.jsonfiles import load_json
 from eridiff.leftovers import temporary_path
 from eridiff.ownouts import all_objects, digest_md5, object_path
 from eridiff.progress import track
@@ -152,7 +153,7 @@ def _file_names(cache: Path) -> Mapping[str, tuple[str, ...]]:
     for path in all_objects(cache):
         if path.suffix == ".dir":
             with suppress(ValueError, KeyError, TypeError):  # a damaged one
-                for item in json.loads(path.read_text("utf-8")):
+                for item in load_json(path, MAX_LISTING_BYTES):
                     found.setdefault(item["md5"], set()).add(item["relpath"])
     return {digest: tuple(sorted(names)) for digest, names in found.items()}
 

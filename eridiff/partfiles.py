@@ -12,11 +12,11 @@ from pathlib import Path
 from eridiff.errors import BaseError
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
-from eridiff.headers import Found, Weights
 from eridiff.keytables import Config, Row
 from eridiff.progress import track
 from eridiff.signatures import Mark, fits
 from eridiff.tensorfile import RawTensor, digest_tensors
+from eridiff.weightfiles import Found, Weights
 from eridiff.weighttables import Part, table_version, to_model
 
 Canonical = Callable[[str, str], str]  # (component, tensor name in its file) -> canonical tensor name

@@ -13,7 +13,10 @@ from eridiff.errors import DataError, listing
 from eridiff.firstbytes import first_bytes, is_picture, what_else
 from eridiff.images import PICTURE_SUFFIXES
 
-UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw")
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
+    ".ppm", ".pgm", ".pnm", ".qoi", ".ico", ".dds", ".pcx", ".xcf", ".kra", ".clip",
+)  # fmt: skip
 HIDDEN_FILES = 10_000  # of a hidden folder, looked through for pictures
 NO_FILE = "no file: a pipe, a socket or a device"
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from eridiff.errors import MAX_NAMED
-from eridiff.pictures import Ignored, Picture
+from eridiff.picturefolder import Ignored
+from eridiff.pictures import Picture
 from eridiff.printable import printable
-
-Blank = Mapping[str, str]  # path -> why a picture shows nothing
 
 
 def notes(pictures: Sequence[Picture], ignored: Iterable[Ignored]) -> list[str]:

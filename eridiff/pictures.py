@@ -7,12 +7,13 @@ is neither a picture nor a caption is returned by name, and what contradicts its
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from eridiff.captionowners import Caption, find_captions
+from eridiff.captionchoice import Caption
+from eridiff.captionowners import find_captions
 from eridiff.companions import Companion, captions_of_left_out, find_companions
 from eridiff.errors import DataError, all_of, listing
 from eridiff.filedigests import FileDigests
@@ -30,6 +31,7 @@ from eridiff.progress import track
 
 MAX_REPEATS = 1000
 HEADER = "header 2"  # what is remembered of a file; raised by hand when read_header says something else
+INPUT = "what {} was made from, or its mask, as a table says: give it a caption if it is a picture of its own"
 BLANK = "blank 1"  # the same of shows_nothing
 
 
@@ -62,13 +64,20 @@ def scan_pictures(folder: Path, digests: FileDigests) -> tuple[list[Picture], li
     files = real_files(folder, files, ignored, problems)
     paths = find_pictures(folder, files)
     companions = find_companions(files, paths)
-    files, paths = _leave_out(files, paths, companions, folder, digests, ignored)
+    equal = _equal_copies(companions, folder, digests)
+    copies = {path: first for path in equal if (first := _first_of(path, equal)) not in companions}
+    ignored += [_belonging(companion, equal) for companion in companions.values()]
+    files, paths = _leave_out(files, paths, companions, copies, ignored)
     ignored += [
         Ignored(path=path, reason=reason)
         for path in sorted(set(files).difference(paths))
         if (reason := why_unused(path, folder))
     ]
-    captions, unused = find_captions(folder, files, paths, problems, companions)
+    captions, unused, inputs = find_captions(folder, files, paths, problems, companions, copies)
+    paths = [path for path in paths if path not in inputs]
+    ignored += [
+        Ignored(path=path, reason=INPUT.format(owner), kind="control picture") for path, owner in inputs.items()
+    ]
     ignored = sorted([*ignored, *(Ignored(path=path, reason=why) for path, why in unused)], key=lambda item: item.path)
     if not paths:
         raise DataError(_no_pictures(folder, ignored))
@@ -107,26 +116,43 @@ def _leave_out(
     files: Sequence[str],
     paths: Sequence[str],
     companions: dict[str, Companion],
-    folder: Path,
-    digests: FileDigests,
+    copies: Mapping[str, str],
     ignored: list[Ignored],
 ) -> tuple[list[str], list[str]]:
-    """The files and pictures that stay; those that belong to others, and their captions, become ignored."""
-    for companion in companions.values():
-        reason = companion.reason
-        if companion.kind == "copy" and companion.owner:
-            one, other = folder / companion.path, folder / companion.owner
-            if _are_equal(one, other, digests):
-                reason = f"a copy of {companion.owner}, equal to the byte"
-            else:
-                reason += " (its bytes differ)"
-        ignored.append(Ignored(path=companion.path, reason=reason, kind=companion.kind))
+    """The files and pictures that stay; those that belong to others, and their captions, become ignored.
+
+    Captions of equal copies stay: they are their pictures' where these have none.
+    """
     captions = captions_of_left_out(files, paths, companions)
+    captions = {path: owner for path, owner in captions.items() if owner not in copies}
     for path, owner in captions.items():
         what = "folder" if owner.endswith("/") else "picture"
         ignored.append(Ignored(path=path, reason=f"left out with its {what}: {owner}"))
     gone = companions.keys() | captions.keys()
     return [path for path in files if path not in gone], [path for path in paths if path not in gone]
+
+
+def _belonging(companion: Companion, equal: Mapping[str, str]) -> Ignored:
+    """Why a companion is not used; of a copy with what its bytes say."""
+    reason = companion.reason
+    if companion.path in equal:
+        reason = f"a copy of {companion.owner}, equal to the byte"
+    elif companion.kind == "copy":
+        reason += " (its bytes differ)"
+    return Ignored(path=companion.path, reason=reason, kind=companion.kind)
+
+
+def _equal_copies(companions: Mapping[str, Companion], folder: Path, digests: FileDigests) -> dict[str, str]:
+    """Copy -> the picture that it is called after, where their bytes are equal."""
+    called = ((one.path, one.owner) for one in companions.values() if one.kind == "copy")
+    return {path: of for path, of in called if of is not None and _are_equal(folder / path, folder / of, digests)}
+
+
+def _first_of(path: str, copies: Mapping[str, str]) -> str:
+    """The picture at the end of copies of copies: an owner's name is shorter, so there is an end."""
+    while path in copies:
+        path = copies[path]
+    return path
 
 
 def _are_equal(one: Path, other: Path, digests: FileDigests) -> bool:
@@ -138,10 +164,6 @@ def _are_equal(one: Path, other: Path, digests: FileDigests) -> bool:
 
 def _suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lower()
-
-
-def _stem(path: str) -> str:
-    return posixpath.splitext(path)[0]
 
 
 def _no_pictures(folder: Path, ignored: Sequence[Ignored]) -> str:

@@ -7,12 +7,13 @@ they are taken over after a look at its header (eridiff/latents.py), and nobody 
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eridiff.entries import WAY_OUT
-from eridiff.files import digest_file, write_text
+from eridiff.files import digest_file, open_file, write_text
 from eridiff.progress import warn
 
 RULES = "2"  # how a file becomes pixels; raised when some file's pixels change. 2: colours in sRGB
@@ -40,7 +41,7 @@ class PixelDigests:
                 if path.name != f"{digest_file(path)}.tsv":
                     warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")
                     continue
-                with path.open(encoding="utf-8") as file:
+                with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
                     pairs = (line.rstrip("\n").split("\t") for line in file)
                     for key, value in pairs:
                         digest, _, rules = key.partition(" ")

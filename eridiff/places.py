@@ -1,17 +1,20 @@
 """Where model files may lie on this machine: named by the user, ComfyUI's folders, the hub's cache. By name, unread."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 from eridiff.config import read_yaml
 from eridiff.errors import ConfigError
+from eridiff.pickles import PICKLE_SUFFIXES
 from eridiff.project import bases_dir, load_local
 
 COMFYUI = ("ComfyUI", "comfyui", "comfy/ComfyUI", "Documents/ComfyUI")  # below the home folder
 KINDS = ("checkpoints", "diffusion_models", "unet", "vae", "text_encoders", "clip", "diffusers")
 TOKENIZERS = ("comfy/text_encoders/t5_tokenizer",)  # that ComfyUI brings along
+MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
 
 
 class Places:
@@ -91,6 +94,13 @@ class Places:
 def weight_files(folder: Path) -> list[Path]:
     """Weight files below a folder, sorted."""
     return sorted(path for end in ("safetensors", "sft") for path in folder.rglob(f"*.{end}") if path.is_file())
+
+
+def model_files(folder: Path) -> Iterator[Path]:
+    """Weight files below a folder, read or not, each set of shards by its first."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in MODEL_SUFFIXES and path.is_file()):
+        if not re.search(r"-0*(?!1-)[1-9]\d*-of-\d+\.", path.name):
+            yield path
 
 
 def shared_t5() -> Path:

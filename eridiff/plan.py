@@ -18,10 +18,11 @@ from eridiff.config import Section, read_yaml, validate
 from eridiff.errors import ConfigError
 from eridiff.estimates import latents_footprint, made_up_batch, sample_footprint, text_footprint
 from eridiff.families import load_family, published
-from eridiff.files import write_text
+from eridiff.files import read_text, write_text
 from eridiff.footprint import CONTEXT, GIB, SPARE, Footprint, first_level
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import PARTS, ModelSource, Pointer, empty_source
 from eridiff.precision import DTYPES
-from eridiff.sources import PARTS, ModelSource, Pointer, empty_source, pointers_of
 from eridiff.starting import filled
 from eridiff.tables import read_table
 from eridiff.tracing import trace
@@ -212,7 +213,7 @@ def with_changes(params: Params, changes: Changes) -> Params:
 def write_changes(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
     """Put changes into params.yaml, its comments kept."""
     path = folder / "params.yaml"
-    write_text(path, filled(path.read_text("utf-8"), changes))
+    write_text(path, filled(read_text(path), changes))
 
 
 def find_card(gigabytes: float | None) -> Card | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eridiff.config import ModelParams, load_section
 from eridiff.errors import ConfigError, did_you_mean
+from eridiff.files import read_text
 from eridiff.gpus import Gpu
 from eridiff.project import checkout_root
 
@@ -29,7 +30,7 @@ def read_preset(path: Path) -> Preset:
     Raises: ConfigError where the file cannot be read.
     """
     model = load_section(ModelParams, "model", path)
-    comment = re.match(r"(#.*\n)*", path.read_text("utf-8"))
+    comment = re.match(r"(#.*\n)*", read_text(path))
     found = CARD.search(comment[0]) if comment else None
     return Preset(name=path.stem, model=model, gigabytes=int(found[1]) if found else None)
 
@@ -45,7 +46,7 @@ def find_preset(name: str) -> Path:
     Raises: ConfigError for an unknown name, with those that exist.
     """
     folder = checkout_root() / "presets"
-    lines = (folder / "aliases.txt").read_text("utf-8").splitlines() if (folder / "aliases.txt").exists() else []
+    lines = read_text(folder / "aliases.txt").splitlines() if (folder / "aliases.txt").exists() else []
     aliases = dict(line.split() for line in lines if line and not line.startswith("#"))
     path = folder / f"{aliases.get(name, name)}.yaml"
     if not path.exists():

@@ -9,9 +9,12 @@ from eridiff.config import ModelParams
 from eridiff.draw import DrawParams, Embeds, Prompt, draw, embed_prompts
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, load_family
+from eridiff.load import load_vae, make_pipeline
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import ModelSource
 from eridiff.progress import say
 from eridiff.project import LocalConfig
-from eridiff.sources import ModelSource, find_source, pointers_of
+from eridiff.sources import find_source
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +40,8 @@ class Previews:
         if step % self.every:
             return
         device = next(denoiser.parameters()).device
-        vae = self.family.load_vae(self.source, DTYPES[self.params.precision]).to(device)
-        pipeline = self.family.make_pipeline(self.source, self.params.scheduler, vae=vae, denoiser=denoiser)
+        vae = load_vae(self.family, self.source, DTYPES[self.params.precision]).to(device)
+        pipeline = make_pipeline(self.family, self.source, self.params.scheduler, vae=vae, denoiser=denoiser)
         pipeline.set_progress_bar_config(disable=True)
         with torch.random.fork_rng():
             for number, (prompt, embeds) in enumerate(self.embeds.items()):

@@ -6,7 +6,6 @@ those remembered by no more than rounding belong to the same generation; others 
 the first is a part of every key. Records are files under STORE/probes, written once: the first writer wins.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from eridiff.errors import DataError, StoreError
 from eridiff.files import digest_json, write_text
+from eridiff.jsonfiles import parse_json
 from eridiff.leftovers import temporary_path
 from eridiff.seals import read_sealed, sealed_json
 
@@ -221,7 +221,7 @@ class ProbeMemory:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            record: dict[str, Any] = json.loads(read_sealed(path, ""))
+            record: dict[str, Any] = parse_json(read_sealed(path, ""))
             if "generation" in record and ("values" in record or "versions" in record):
                 return record
         except (DataError, ValueError, TypeError):

@@ -11,6 +11,7 @@ from eridiff.families import Family, TextEncoders
 from eridiff.latents import LatentParams
 from eridiff.nonfinite import blame
 from eridiff.placement import Keys
+from eridiff.pointers import Pointer
 from eridiff.probe import (
     FIRST,
     Difference,
@@ -25,7 +26,6 @@ from eridiff.probe import (
     shorten,
 )
 from eridiff.progress import say
-from eridiff.sources import Pointer
 from eridiff.store import Store
 from eridiff.tables import read_table
 from eridiff.texts import TextParams, choose_max_tokens

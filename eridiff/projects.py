@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eridiff.errors import ConfigError
-from eridiff.files import write_text
+from eridiff.files import read_text, write_text
 from eridiff.intake import copy_files, list_files
 from eridiff.leftovers import take_away, temporary_path
 from eridiff.ownpictures import (
@@ -44,7 +44,7 @@ def find_behind(folder: Path) -> list[str]:
     if not _is_project(folder):
         return []
     found = []
-    if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
+    if read_text(folder / "dvc.yaml") != _renewed(folder):
         found.append("its dvc.yaml is not the checkout's, which has changed")
     if _not_ignored(folder):
         found.append("its .dvcignore lacks lines of the checkout's, so DVC reads files that are not whole yet")
@@ -64,12 +64,12 @@ def renew_project(folder: Path) -> list[str]:
     if not _is_project(folder):
         raise ConfigError(f"{folder} is no project: run this in a folder of {checkout_root(folder) / 'projects'}.")
     done = []
-    if (folder / "dvc.yaml").read_text("utf-8") != _renewed(folder):
+    if read_text(folder / "dvc.yaml") != _renewed(folder):
         write_text(folder / "dvc.yaml", _renewed(folder))
         done.append("dvc.yaml renewed: `eridiff why` says what runs now")
     if lacking := _not_ignored(folder):
         path = folder / ".dvcignore"
-        before = path.read_text("utf-8") if path.exists() else ""
+        before = read_text(path) if path.exists() else ""
         write_text(path, "".join(f"{line}\n" for line in [*before.splitlines(), *lacking]))
         done.append(f".dvcignore has these lines of the checkout's now: {' '.join(lacking)}")
     if unsafe := unsafe_types(folder):
@@ -91,12 +91,12 @@ def _is_project(folder: Path) -> bool:
 def _not_ignored(folder: Path) -> list[str]:
     """What the checkout's .dvcignore leaves out and the project's does not, which may have lines of its own."""
     paths = (checkout_root(folder) / ".dvcignore", folder / ".dvcignore")
-    ours, its = (path.read_text("utf-8").splitlines() if path.exists() else [] for path in paths)
+    ours, its = (read_text(path).splitlines() if path.exists() else [] for path in paths)
     return [line for line in ours if line.strip() and not line.startswith("#") and line not in its]
 
 
 def _renewed(folder: Path) -> str:
-    return project_dvc_yaml((checkout_root(folder) / "dvc.yaml").read_text("utf-8"))
+    return project_dvc_yaml(read_text(checkout_root(folder) / "dvc.yaml"))
 
 
 def make_project(
@@ -119,7 +119,7 @@ def make_project(
     take_away(folder.parent, below=False)
     begun = temporary_path(folder)
     try:
-        write_text(begun / "dvc.yaml", project_dvc_yaml((root / "dvc.yaml").read_text("utf-8")))
+        write_text(begun / "dvc.yaml", project_dvc_yaml(read_text(root / "dvc.yaml")))
         shutil.copyfile(params, begun / "params.yaml")
         copy_files(images, files, begun / "data" / "raw")
         if fill:
@@ -171,12 +171,12 @@ def _init_dvc(root: Path, folder: Path, *, push: bool) -> None:
     with Config(str(folder / ".dvc")).edit("local") as values:
         del values["core"]["no_scm"]
     local = folder / ".dvc" / "config.local"
-    if not local.read_text("utf-8").strip():
+    if not read_text(local).strip():
         local.unlink()
     shutil.rmtree(folder / TMP, ignore_errors=True)
     if not push:
         pointer = folder / POINTER
-        write_text(pointer, pointer.read_text("utf-8").rstrip() + "\n  push: false\n")
+        write_text(pointer, read_text(pointer).rstrip() + "\n  push: false\n")
 
 
 def _run(command: list[str], folder: Path, **more: str) -> str:

@@ -86,11 +86,10 @@ def expand_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """Where components of a base go as they are loaded, and in how many bits; kind None: as they are."""
+    """Where a model goes as it is loaded, and in how many bits; kind None: as it is."""
 
     kind: Quantised | None
     device: torch.device
-    components: frozenset[str]  # those that it holds for
     store: Path | None = None  # whose folder `bases` keeps what was quantised
 
     def settle(self, model: nn.Module, name: str) -> None:

@@ -11,7 +11,6 @@ They are started by a launcher (torchrun, accelerate launch: RANK, WORLD_SIZE) o
 local.yaml asks for `processes`.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,8 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from eridiff.errors import ConfigError, StoreError
-from eridiff.files import digest_json, write_text
+from eridiff.files import digest_json, read_file, write_text
+from eridiff.jsonfiles import parse_json
 from eridiff.placement import Keys
 from eridiff.progress import say
 from eridiff.project import user_cache
@@ -158,10 +158,10 @@ class Ranks:
         Raises: as `wait_for`; DataError, StoreError where it is damaged.
         """
         self.wait_for(path)
-        data = path.read_bytes()
+        data = read_file(path)
         if not check_seal(data, path, AGAIN):
             raise StoreError(f"{path} is damaged: it carries no checksum. {AGAIN}")
-        names: list[str] = json.loads(data)["names"]
+        names: list[str] = parse_json(data)["names"]
         return names
 
     def wait_for(self, path: Path) -> None:

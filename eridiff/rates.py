@@ -3,7 +3,6 @@
 Files STORE/rates/ENCODER.json; a convenience, in no out. Times hold for the machine that measured them.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 from eridiff.caching import CacheCounts
 from eridiff.files import canonical_json, digest_json, write_text
+from eridiff.jsonfiles import load_json
 
 ENOUGH = 32  # samples that make a measurement as good as any: fewer are mostly the encoder's first batch
 
@@ -62,7 +62,7 @@ def count_saving(
 def _read(path: Path) -> Rate | None:
     """A remembered rate; None where there is none that can be read."""
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = load_json(path)
         return Rate(float(record["seconds"]), int(record["samples"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

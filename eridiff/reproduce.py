@@ -1,12 +1,11 @@
 """`make repro`: `dvc repro`, with DVC's files mended before it and nothing of it left running after it.
 
 `python -m eridiff.reproduce ARGUMENTS...` in a project's folder. Where a stage was stopped, what it says of the next
-run is printed last, after DVC's own lines.
+run is printed last, after DVC's own lines. Killed, by SIGKILL too, it takes DVC and the stage with it.
 """
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,8 @@ from eridiff.dvcinput import refuse_unbounded
 from eridiff.dvcrepair import mend
 from eridiff.errors import run_main
 from eridiff.progress import warn
-from eridiff.stopping import SIGNALS, last_words
-from eridiff.supervise import STEPS, adopt_orphans, end_descendants, send_descendants
+from eridiff.stopping import SIGNALS, STOPPED_WORDS, end_with_make, last_words
+from eridiff.supervise import STEPS, adopt_orphans, end_descendants, run_guarded, send_descendants
 
 AGAIN_SECONDS = 2.0  # so much later a second signal is no double of the first
 
@@ -33,14 +32,15 @@ def reproduce(arguments: Sequence[str]) -> int:
     for line in mend(Path()):
         warn(line)
     adopt_orphans()
+    end_with_make()
     # Of a script's `&`: a terminal's Ctrl-C is not meant for it. What it starts hears one, in a group of its own.
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     with last_words() as words, _passed_on() as asked:
         command = [sys.executable, "-m", "dvc", "repro", *arguments]
         group = 0 if ignored else None
-        code = subprocess.Popen(command, env={**os.environ, **words.environment}, process_group=group).wait()
+        code = run_guarded(command, {**os.environ, **words.environment}, group=group)
         end_descendants(STEPS[1:] if asked() else STEPS)  # one interrupt is enough
-        if words.say():
+        if words.say(STOPPED_WORDS if asked() and code else ""):
             return 0
     return 128 + (asked() or 0) if asked() else code if code >= 0 else 128 - code
 

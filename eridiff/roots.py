@@ -6,7 +6,6 @@ names are shards (of `latents`, `texts`) or states (of `runs`); earlier ones are
 no longer. One small file a project and kind, written by the stage that has put something out.
 """
 
-import json
 import os
 import socket
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from eridiff.errors import DataError, StoreError
 from eridiff.files import digest_json, write_text
+from eridiff.jsonfiles import parse_json
 from eridiff.progress import warn
 from eridiff.seals import read_sealed, sealed_json
 
@@ -91,7 +91,7 @@ def forget_earlier(pins: Iterable[Pin], names: set[str]) -> None:
     """Take names that are gone out of the lists of what projects had before."""
     for old in pins:
         if names.intersection(old.earlier) and old.path.exists():
-            record = json.loads(read_sealed(old.path, ""))
+            record = parse_json(read_sealed(old.path, ""))
             record["earlier"] = sorted(set(record["earlier"]) - names)
             write_text(old.path, sealed_json(record))
             os.utime(old.path, (old.written, old.written))  # no run of the project: its lease goes on
@@ -103,7 +103,7 @@ def read_pin(path: Path) -> Pin:
     Raises: StoreError where it is damaged, FileNotFoundError.
     """
     try:
-        record = json.loads(read_sealed(path, ""))
+        record = parse_json(read_sealed(path, ""))
         return Pin(
             path=path,
             host=str(record["host"]),

@@ -1,34 +1,21 @@
 """What the page of a run shows: Markdown with the pictures inside it, since the page loads nothing from elsewhere."""
 
 import base64
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
-from eridiff.stagegraph import Node, Outcome
+from eridiff.files import digest_file, read_file, read_text
+from eridiff.stagegraph import Outcome
 
 MAX_PIXELS = 1600 * 1600  # of a picture on the page: of a long grid every row can still be seen
 MAX_BYTES = 400_000  # of a picture as it stands; a larger one becomes a JPEG
 CACHE_LINE = re.compile(r"^(\w+): (\d+) samples, (\d+) encoded, (\d+) reused.*$")
-COLOURS = {
-    "Cached": "#d1fae5",
-    "Restored": "#a7f3d0",
-    "Completed": "#34d399",
-    "Failed": "#fca5a5",
-    "TimedOut": "#fca5a5",
-    "NotRun": "#e5e7eb",
-}
-BOX, GAP = (120, 44), (40, 18)  # of the graph: width, height
 
 
 def pages(
-    nodes: Sequence[Node],
-    outcomes: Mapping[str, Outcome],
-    lines: Mapping[str, Sequence[str]],
-    files: Mapping[str, Path],
+    outcomes: Mapping[str, Outcome], lines: Mapping[str, Sequence[str]], files: Mapping[str, Path]
 ) -> dict[str, str]:
     """Key of an artifact -> Markdown; a page for which there is nothing to show is left out.
 
@@ -38,7 +25,6 @@ def pages(
         "samples": samples_page(files),
         "loss": loss_page(files),
         "cache": cache_page(outcomes, lines),
-        "graph": graph_page(nodes, outcomes),
         "export": export_page(files),
     }
     return {key: text for key, text in found.items() if text}
@@ -54,7 +40,7 @@ def picture(path: Path) -> str:
     """A picture as a `data:` address: as it is where it is small, else smaller and as a JPEG."""
     from PIL import Image
 
-    content = path.read_bytes()
+    content = read_file(path)
     with Image.open(io.BytesIO(content)) as image:
         scale = min(1, (MAX_PIXELS / (image.width * image.height)) ** 0.5)
         if len(content) <= MAX_BYTES and scale == 1:
@@ -78,7 +64,7 @@ def loss_page(files: Mapping[str, Path]) -> str:
     table = files.get("data/loss.tsv")
     if table is None:
         return ""
-    header, *rows = [line.split("\t") for line in table.read_text("utf-8").splitlines()]
+    header, *rows = [line.split("\t") for line in read_text(table).splitlines()]
     step, loss = header.index("step"), header.index("loss")
     points = [(float(row[step]), float(row[loss])) for row in rows]
     if not points:
@@ -153,55 +139,4 @@ def export_page(files: Mapping[str, Path]) -> str:
 
 def sha256(path: Path) -> str:
     """The digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def graph_page(nodes: Sequence[Node], outcomes: Mapping[str, Outcome]) -> str:
-    """The project's graph, each stage in the colour of what came of it, and a table of the same."""
-    rows = [f"| {node.name} | {_state(node, outcomes)} | {_sentence(node, outcomes)} |" for node in nodes]
-    table = "| stage | | |\n|---|---|---|\n" + "\n".join(rows)
-    return f"![the graph]({_drawing(graph(nodes, outcomes))})\n\n{table}\n"
-
-
-def _state(node: Node, outcomes: Mapping[str, Outcome]) -> str:
-    return outcomes[node.name].state if node.name in outcomes else "NotRun"
-
-
-def _sentence(node: Node, outcomes: Mapping[str, Outcome]) -> str:
-    return outcomes[node.name].message.replace("\n", " ").replace("|", "\\|") if node.name in outcomes else ""
-
-
-def graph(nodes: Sequence[Node], outcomes: Mapping[str, Outcome]) -> str:
-    """A drawing (SVG) of the graph: producers left, a column for each distance from them."""
-    column: dict[str, int] = {}
-    for node in nodes:
-        column[node.name] = 1 + max((column[name] for name in node.upstream if name in column), default=-1)
-    places: dict[str, tuple[int, int]] = {}
-    taken: dict[int, int] = {}
-    for node in nodes:
-        row = taken[column[node.name]] = taken.get(column[node.name], -1) + 1
-        places[node.name] = (10 + column[node.name] * (BOX[0] + GAP[0]), 10 + row * (BOX[1] + GAP[1]))
-    width = max(x for x, _ in places.values()) + BOX[0] + 10
-    height = max(y for _, y in places.values()) + BOX[1] + 10
-    lines = [_line(places[name], places[node.name]) for node in nodes for name in node.upstream if name in places]
-    boxes = [_box(node.name, _state(node, outcomes), *places[node.name]) for node in nodes]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="13"><rect width="{width}" height="{height}" fill="#fff"/>{"".join(lines)}{"".join(boxes)}</svg>'
-    )
-
-
-def _line(start: tuple[int, int], end: tuple[int, int]) -> str:
-    x0, y0, x1, y1 = start[0] + BOX[0], start[1] + BOX[1] // 2, end[0], end[1] + BOX[1] // 2
-    middle = (x0 + x1) // 2
-    return f'<path d="M{x0} {y0}C{middle} {y0} {middle} {y1} {x1} {y1}" fill="none" stroke="#6b7280"/>'
-
-
-def _box(name: str, state: str, x: int, y: int) -> str:
-    middle = x + BOX[0] // 2
-    return (
-        f'<rect x="{x}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="6" fill="{COLOURS[state]}" stroke="#374151"/>'
-        f'<text x="{middle}" y="{y + 19}" text-anchor="middle" font-weight="bold">{escape(name)}</text>'
-        f'<text x="{middle}" y="{y + 36}" text-anchor="middle" font-size="11">{state}</text>'
-    )
+    return digest_file(path)

@@ -9,7 +9,6 @@ training depends on, so another config never resumes from it; a lock refuses a s
 A damaged state is put aside, and the one before it taken: the steps between are done again, to the same numbers.
 """
 
-import json
 import os
 import re
 import socket
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor
 
 from eridiff.errors import DataError, TrainError
-from eridiff.files import canonical_json, write_text
+from eridiff.files import canonical_json, read_text, write_text
+from eridiff.jsonfiles import parse_json
 from eridiff.progress import warn
 from eridiff.seals import SEALED_NAME
 from eridiff.tensorfile import open_sealed, raw_tensors, write_sealed_tensors
@@ -47,7 +47,7 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        name = holder.read_text("utf-8") if holder.exists() else "another process"
+        name = read_text(holder) if holder.exists() else "another process"
         raise TrainError(f"this training is already running ({name}): wait for it, or stop it first.") from None
     try:
         write_text(holder, f"process {os.getpid()} on {socket.gethostname()}")
@@ -66,6 +66,16 @@ def states(folder: Path) -> list[Path]:
     found = {path: match for path in folder.glob(STATES) if (match := STATE_NAME.fullmatch(path.name))}
     earlier = folder / EARLIER_STATE
     return [*sorted(found, key=lambda path: -int(found[path][1])), *([earlier] if earlier.exists() else [])]
+
+
+def stopped_at_once(folder: Path, steps: int) -> str:
+    """What is to be said of the next run where a training did not end its step: the latest state that there is."""
+    there = states(folder)
+    if not there:
+        return "stopped at once: no state was saved yet, so dvc repro starts this training again"
+    match = STATE_NAME.fullmatch(there[0].name)
+    place = f"after step {int(match[1])} of {steps}" if match else "where the kept state stands"
+    return f"stopped at once: dvc repro goes on {place}"
 
 
 def save_state(
@@ -131,7 +141,7 @@ def _read(path: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[
     file = open_sealed(path, "")
     wanted = {f"{group}/{name}": tuple(t.shape) for group, named in groups.items() for name, t in named.items()}
     try:
-        facts: dict[str, Any] = json.loads(file.metadata["eridiff"])
+        facts: dict[str, Any] = parse_json(file.metadata["eridiff"])
         wanted |= {f"table/{name}": (int(facts["step"]),) for name in facts["columns"]}
         count = facts.get("tensors", len(file.names))  # states of before do not say
         dict(facts["scalars"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -14,10 +14,11 @@ from eridiff.errors import ConfigError
 from eridiff.families import Family
 from eridiff.figures import Measured, figures
 from eridiff.files import atomic_write, write_text
+from eridiff.load import load_denoiser, load_vae, make_pipeline
 from eridiff.lora import read_checkpoint
 from eridiff.measure import Array, difference, pixels_of
+from eridiff.pointers import ModelSource
 from eridiff.progress import track
-from eridiff.sources import ModelSource
 from eridiff.trigger import PLACE, without_trigger
 
 if TYPE_CHECKING:
@@ -189,10 +190,10 @@ def load_drawing(
     from eridiff.quantise import Storage
 
     dtype = DTYPES[params.precision]
-    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}), store=store)
-    denoiser = family.load_denoiser(replace(source, storage=storage), dtype)
-    vae = family.load_vae(source, dtype)
-    pipeline: Any = family.make_pipeline(source, params.scheduler, vae=vae, denoiser=denoiser)
+    storage = Storage(kind=params.quantise, device=device, store=store)
+    denoiser = load_denoiser(family, source, dtype, storage)
+    vae = load_vae(family, source, dtype)
+    pipeline: Any = make_pipeline(family, source, params.scheduler, vae=vae, denoiser=denoiser)
     pipeline.to(device, silence_dtype_warnings=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

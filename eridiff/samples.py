@@ -11,10 +11,10 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from eridiff.entries import Parts
 from eridiff.entrytable import KEY
 from eridiff.files import canonical_json
 from eridiff.placement import Keys
-from eridiff.store import Parts
 from eridiff.tables import Row
 from eridiff.variants import Crop, CropParams, Size, plan_crops
 

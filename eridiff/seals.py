@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from eridiff.errors import DataError
-from eridiff.files import CHUNK_BYTES, atomic_write, canonical_json
+from eridiff.files import CHUNK_BYTES, MAX_BYTES, atomic_write, canonical_json, read_file
 from eridiff.ownouts import locked_md5
 from eridiff.progress import say
 
@@ -106,12 +106,17 @@ def check_sealed(data: Piece, path: Path, way_out: str) -> None:
         tell_unsealed(path)
 
 
-def read_sealed(path: Path, way_out: str) -> bytes:
+def read_sealed(path: Path, way_out: str, at_most: int = MAX_BYTES) -> bytes:
     """A small file that must be sealed, or is of before seals, checked.
 
-    Raises: DataError where it is damaged, FileNotFoundError.
+    Raises: DataError where it is damaged, or is no such file; FileNotFoundError.
     """
-    data = path.read_bytes()
+    try:
+        data = read_file(path, at_most)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. {way_out}") from None
     check_sealed(data, path, way_out)
     return data
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eridiff.entries import read_catalogue, read_entry, tensors_of
 from eridiff.errors import DataError
+from eridiff.files import open_file
 from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, TORCH_NAMES, RawTensor, TensorFile, allow_more_files
 
 
@@ -27,7 +28,7 @@ class Shard:
     @cached_property
     def _data(self) -> memoryview:
         """The part of the file after its header."""
-        with open(self.file.path, "rb") as file:
+        with open_file(self.file.path) as file:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         ends = [info["data_offsets"][1] for info in self.file.header.values()]
         return memoryview(whole)[len(whole) - max(ends, default=0) :]

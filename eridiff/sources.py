@@ -1,154 +1,21 @@
-"""Bases: small pointers in git say which weights are meant; where the files lie is found per machine.
+"""Where a base's files lie: found per machine, by what its pointers say, and refused where the weights are others."""
 
-`data/bases/NAME/PART.json` names the components of one part (vae, text, denoiser): their configs, their files
-with sizes, and a digest over their tensors under canonical names. A stage depends on the pointer of each part
-that it uses, so a clone whose weights lie elsewhere has nothing to rerun, and other weights are refused.
-"""
-
-import difflib
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from eridiff.components import Component, ComponentRecord, describe_folder, describe_part
+from eridiff.components import Component, describe_folder, describe_part
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Keys, load_family, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.headers import Weights, find_parts, open_weights
-from eridiff.jsonfiles import Record, read_record
+from eridiff.headers import find_parts
 from eridiff.marks import unheeded
-from eridiff.partfiles import FolderTensors, PartTensors, as_kind, map_part
+from eridiff.partfiles import PartTensors, as_kind, map_part
 from eridiff.places import Places
+from eridiff.pointers import ModelSource, Pointer
 from eridiff.progress import warn
-from eridiff.project import bases_dir, load_local
-from eridiff.seals import BLANK, KEY, check_seal, sealed, write_sealed
-from eridiff.tensorfile import TensorFile
+from eridiff.project import load_local
 from eridiff.tokenizers import built_in_tokenizers
-from eridiff.wanted import how_to_add, makers_family, wanted_family
-
-if TYPE_CHECKING:
-    from eridiff.quantise import Storage
-
-PARTS = ("vae", "text", "denoiser")
-NEAR = 0.8  # likeness of a name to be taken for a misspelt one: two names that share an ending are not
-UNSEALED_FORMAT = 1  # of pointers from before checksums, which git keeps
-FORMAT = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pointer:
-    """What one part of a base is, wherever its files lie."""
-
-    base: str
-    family: str
-    part: str
-    components: dict[str, Component]
-
-    def identity(self) -> dict[str, dict[str, str]]:
-        """Component name -> its digests."""
-        return {name: component.identity() for name, component in sorted(self.components.items())}
-
-
-class PointerRecord(Record):
-    """A pointer as its file has it."""
-
-    format: int = UNSEALED_FORMAT
-    family: str
-    part: str
-    components: dict[str, ComponentRecord]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """The parts of a base whose files were found and checked on this machine."""
-
-    pointers: dict[str, Pointer]
-    folders: dict[str, Path]  # component name -> the folder of its files
-    parts: dict[str, PartTensors] = field(default_factory=dict)  # component name -> its tensors in single files
-    storage: "Storage | None" = None  # where some components go as they are loaded, and in how many bits
-    empty: bool = False  # no files: models are made of their configs on torch's meta device, for their shapes
-
-    def component(self, name: str) -> Component:
-        """What a component is."""
-        return next(p.components[name] for p in self.pointers.values() if name in p.components)
-
-    def config(self, component: str) -> dict[str, Any]:
-        """The config of a component."""
-        return self.component(component).config
-
-    def tensors(self, component: str, *, own_names: bool) -> PartTensors | FolderTensors | None:
-        """A component's mapped tensors: in single files; in its folder, if it has the model's own names there."""
-        if component in self.parts or not own_names:
-            return self.parts.get(component)
-        names = sorted(name for name in self.component(component).files if name.endswith(".safetensors"))
-        files = tuple(TensorFile(self.folders[component] / name) for name in names)
-        return FolderTensors(component=component, weights=Weights(files))
-
-
-def read_pointer(base: str, part: str) -> Pointer:
-    """Read `data/bases/BASE/PART.json`.
-
-    Raises: BaseError where there is none, with the bases that exist, or where it cannot be read.
-    """
-    path = bases_dir() / base / f"{part}.json"
-    if not path.exists():
-        raise BaseError(_no_pointer(base, path.name))
-    if family := wanted_family(path):
-        raise BaseError(how_to_add(base, family))
-    try:
-        record = read_record(path, PointerRecord)
-        if not check_seal(path.read_bytes(), path) and record.format != UNSEALED_FORMAT:
-            raise ValueError("it carries no checksum")
-    except (DataError, ValueError) as error:
-        raise BaseError(f"{path} is no pointer ({error}): make it again with `eridiff base add`.") from None
-    components = {
-        name: Component(name=name, config=c.config, files=c.files, digest=c.digest)
-        for name, c in record.components.items()
-    }
-    return Pointer(base=base, family=record.family, part=record.part, components=components)
-
-
-def _no_pointer(base: str, file: str) -> str:
-    """What to say where a base has no pointer. A published model is no misspelt one of the bases that are here."""
-    if family := makers_family(base):
-        return (
-            f"{how_to_add(base, family)} `eridiff base want {base}` lets all run meanwhile that needs no weights: "
-            "captions, buckets, `eridiff plan`."
-        )
-    known = sorted(path.parent.name for path in bases_dir().glob(f"*/{file}"))
-    nearest = difflib.get_close_matches(base, known, n=1, cutoff=NEAR)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return (
-        f"base '{base}' has no pointer {file}.{hint} Known: {', '.join(known) or '(none)'}. `eridiff base add {base} "
-        "SOURCE` makes one from a model folder or its files."
-    )
-
-
-def write_pointer(path: Path, pointer: Pointer) -> None:
-    """Write a pointer with its checksum; one that says the same already keeps its bytes, and so starts no stage."""
-    with suppress(BaseError):
-        if read_pointer(path.parent.name, path.stem) == pointer:
-            return
-    text = pointer_text(pointer, {"format": FORMAT, KEY: BLANK})
-    write_sealed(path, sealed(text.encode("utf-8")))
-
-
-def pointer_text(pointer: Pointer, marks: Mapping[str, Any] | None = None) -> str:
-    """The pointer file's text: sorted, indented, readable in a diff. marks: None: those of one without a checksum."""
-    components = {
-        c.name: {"config": c.config, "digest": c.digest, "files": c.files} for c in pointer.components.values()
-    }
-    marks = marks or {"format": UNSEALED_FORMAT}
-    record = {**marks, "family": pointer.family, "part": pointer.part, "components": components}
-    return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-
-
-def empty_source(pointers: Iterable[Pointer]) -> ModelSource:
-    """Models without weights, by the pointers alone."""
-    return ModelSource(pointers={pointer.part: pointer for pointer in pointers}, folders={}, empty=True)
+from eridiff.weightfiles import open_weights
 
 
 def find_source(pointers: Iterable[Pointer]) -> ModelSource:
@@ -273,18 +140,3 @@ def _difference(place: Path | PartTensors, here: Component, meant: Component, ba
         f"{name} is not what the pointer of base '{base}' names: {wrong}. Put the right files there, or make new "
         "pointers with `eridiff base add`."
     )
-
-
-def pointers_of(base: str, parts: Iterable[str], family: str) -> dict[str, Pointer]:
-    """Pointers of several parts, checked to be of one family.
-
-    Raises: BaseError where a part belongs to another family.
-    """
-    pointers: Mapping[str, Pointer] = {part: read_pointer(base, part) for part in parts}
-    for pointer in pointers.values():
-        if pointer.family != family:
-            raise BaseError(
-                f"params.yaml: model.base '{base}' is a base of family '{pointer.family}', but model.family is "
-                f"'{family}'. Change one of the two."
-            )
-    return dict(pointers)

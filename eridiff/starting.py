@@ -10,15 +10,16 @@ from eridiff.captions import CaptionParams
 from eridiff.config import ModelParams, load_section, read_yaml, validate
 from eridiff.errors import BaseError, DataError
 from eridiff.families import load_family, published
-from eridiff.files import write_text
+from eridiff.files import read_text, write_text
 from eridiff.gpus import Gpu, find_gpus
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.hub import cached_snapshot
 from eridiff.places import Places
 from eridiff.presets import Preset, all_presets, describe_gpus, read_preset
 from eridiff.progress import say
 from eridiff.projects import make_project
 from eridiff.wanted import has_pointers, how_to_add, write_wanted
+from eridiff.weightfiles import open_weights
 
 FITS, HERE = "fits", "here"
 PROMPTS = [{"prompt": "[trigger]"}, {"prompt": "[trigger], outdoors, evening light"}]  # true of any pictures
@@ -55,7 +56,7 @@ def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: 
 
     def fill(folder: Path) -> None:
         changes = _own_settings(record, captions, name, folder)
-        write_text(folder / "params.yaml", filled(preset.read_text("utf-8"), changes))
+        write_text(folder / "params.yaml", filled(read_text(preset), changes))
         write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
 
     return make_project(name, images, preset, push=push, fill=fill)

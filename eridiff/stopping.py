@@ -4,6 +4,7 @@ Ctrl-C and `kill` reach a stage below DVC, which prints lines of its own after i
 whoever started DVC (`make repro`, the flow), in a file that the environment names, and these print them at the end.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from eridiff.progress import say
 
@@ -18,6 +20,9 @@ LAST_WORDS = "ERIDIFF_LAST_WORDS"  # the file's path
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOTICE = b"stopping after this step; Ctrl-C again stops at once, and loses the steps since the last saved state\n"
 
+
+STOPPED_WORDS = "stopped: the next run begins with the stage that was stopped; what was finished before it is kept"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Asked = Callable[[], int | None]
 
@@ -35,11 +40,13 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_in_order() -> Iterator[Asked]:
+def stop_in_order(at_once: Callable[[], str]) -> Iterator[Asked]:
     """Within this block a signal only asks for the end; yields what tells which signal did, if any.
 
-    A second Ctrl-C acts as before this block. A second signal of another kind does not: supervisors send one after the
-    other. What is ignored (`nohup`, a script's `&`) stays ignored.
+    A second Ctrl-C acts as before this block; at_once: what is said then. A second signal of another kind does not:
+    supervisors send one after the other. What is ignored (`nohup`, a script's `&`) stays ignored.
+
+    Raises: Stopped at the second Ctrl-C.
     """
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -59,9 +66,13 @@ def stop_in_order() -> Iterator[Asked]:
             signal.signal(number, note)
     try:
         yield lambda: asked[0] if asked else None
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third would come between this and its last line
+        before.pop(signal.SIGINT)
+        raise Stopped(signal.SIGINT, at_once()) from None
     finally:
-        for number in SIGNALS:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say_last(message: str) -> None:
@@ -79,9 +90,9 @@ class LastWords:
         self._number = number
         self.environment = {LAST_WORDS: f"/proc/{os.getpid()}/fd/{number}"}
 
-    def say(self) -> bool:
-        """Print them, if there are any; under make then end it too, since it would print a line of its own."""
-        words = os.pread(self._number, os.fstat(self._number).st_size, 0).decode("utf-8", errors="replace")
+    def say(self, otherwise: str = "") -> bool:
+        """Print them, or else what is given, if there is any; under make then end it too: it would print a line."""
+        words = os.pread(self._number, os.fstat(self._number).st_size, 0).decode("utf-8", errors="replace") or otherwise
         if not words:
             return False
         sys.stderr.flush()
@@ -100,19 +111,33 @@ def last_words() -> Iterator[LastWords]:
         os.close(number)
 
 
+def end_with_make() -> None:
+    """Have this process told to stop (SIGTERM) when the make that started it ends before it, as by SIGKILL."""
+    if (make := _make()) is not None:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != make.pid:  # it ended meanwhile
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _make() -> Any:
+    """The make that started this process (psutil.Process); None where none did."""
+    import psutil
+
+    if "MAKELEVEL" not in os.environ:
+        return None
+    parent = psutil.Process().parent()
+    return parent if parent is not None and parent.name() in ("make", "gmake") else None
+
+
 def _end_make() -> bool:
     """Interrupt the make that started this process, as Ctrl-C does, if there is one. It ends with the signal.
 
     With a failed command it prints `make: *** [repro] Error 130` last; with one that ends well, after Ctrl-C, nothing.
     """
-    import psutil
-
-    if "MAKELEVEL" not in os.environ:
+    make = _make()
+    if make is None or _ignores_sigint(make.pid):
         return False
-    parent = psutil.Process().parent()
-    if parent is None or parent.name() not in ("make", "gmake") or _ignores_sigint(parent.pid):
-        return False
-    parent.send_signal(signal.SIGINT)
+    make.send_signal(signal.SIGINT)
     return True
 
 

@@ -38,7 +38,7 @@ from eridiff.entries import (
 )
 from eridiff.entrytable import EntryTable, sorted_keys
 from eridiff.errors import StoreError
-from eridiff.files import atomic_write, canonical_json, link_or_copy
+from eridiff.files import atomic_write, canonical_json, link_or_copy, read_text
 from eridiff.placement import Keys, Placement, shard_name, split_sorted
 from eridiff.progress import warn
 from eridiff.shardfaults import Check, check_file, check_now, refuse_damaged
@@ -329,7 +329,7 @@ def _check_format(root: Path) -> None:
     """Make the store's marker, or refuse a folder that is something else."""
     marker = root / "FORMAT"
     try:
-        found = marker.read_text("utf-8") if marker.exists() else None
+        found = read_text(marker) if marker.exists() else None
         if found is None:
             foreign = sorted(set(os.listdir(root)) - OWN_NAMES) if root.exists() else []
             foreign = [name for name in foreign if not name.startswith(".")]

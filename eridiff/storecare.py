@@ -15,7 +15,7 @@ from eridiff.catalogue import NAME as CATALOGUE
 from eridiff.catalogue import UNSEALED as UNSEALED_CATALOGUE
 from eridiff.entries import Location, check_parts, open_shard, read_catalogue, read_entry
 from eridiff.errors import DataError, StoreError
-from eridiff.files import map_file
+from eridiff.files import MAX_LISTING_BYTES, map_file, read_file
 from eridiff.ownouts import OwnOut, digest_md5
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
@@ -99,7 +99,7 @@ def _seal_check(what: str) -> Check:
 
 
 def _check_format(path: Path) -> list[Fault]:
-    if path.read_text("utf-8", errors="replace") == FORMAT:
+    if read_file(path).decode("utf-8", "replace") == FORMAT:
         return []
     return [Fault(path=path, what="stray", problem=f"it must say {FORMAT.strip()!r}: write that into it")]
 
@@ -155,7 +155,7 @@ def _md5_check(md5: str, what: str) -> Check:
 
 
 def _check_pixels(path: Path) -> list[Fault]:
-    text = path.read_text("utf-8", errors="replace")
+    text = read_file(path, MAX_LISTING_BYTES).decode("utf-8", "replace")
     if path.name == PixelDigests.file_name(text):
         return []
     return [Fault(path=path, what="pixels", problem="its content does not give its name")]

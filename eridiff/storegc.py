@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.files import write_text
+from eridiff.files import MAX_LISTING_BYTES, read_text, write_text
 from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import BASES, DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
 
@@ -110,7 +110,7 @@ def join_pixels(root: Path, days: float = LEASE_DAYS, now: float | None = None) 
     old = [path for path in sorted((root / "pixels").glob("*.tsv")) if _touched(path) < limit]
     if len(old) < 2:
         return 0
-    lines = sorted({line for path in old for line in path.read_text("utf-8").splitlines()})
+    lines = sorted({line for path in old for line in read_text(path, MAX_LISTING_BYTES).splitlines()})
     target = root / "pixels" / PixelDigests.file_name("".join(f"{line}\n" for line in lines))
     write_text(target, "".join(f"{line}\n" for line in lines))
     for path in old:

@@ -4,14 +4,14 @@ Store shard, DVC's object and the project's file are often one inode, and DVC tr
 is damage in all, and DVC would link it back. So all three go together. The next `dvc repro` makes them again.
 """
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from eridiff.entries import open_shard, read_entry
-from eridiff.files import canonical_json, write_text
+from eridiff.files import MAX_LISTING_BYTES, canonical_json, write_text
+from eridiff.jsonfiles import load_json
 from eridiff.ownouts import KIND_OF, OwnOut, all_objects
 from eridiff.shardfaults import Fault
 from eridiff.store import Store
@@ -99,7 +99,7 @@ def compare(outs: Iterable[OwnOut]) -> list[tuple[str, bool]]:
     [] where nothing was repaired, or `dvc repro` has not run since. The record is removed once it is answered.
     """
     with suppress(FileNotFoundError):
-        before = json.loads(RECORD.read_text("utf-8"))
+        before = load_json(RECORD, MAX_LISTING_BYTES)
         now = {str(out.folder): out for out in outs}
         if any(out not in now or not _is_whole(now[out]) for out in before):
             return []

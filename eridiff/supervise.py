@@ -1,12 +1,12 @@
 """Commands that end with whoever started them: a supervisor beside each holds a pipe from its starter.
 
-`python -m eridiff.supervise [--release LEASE] COMMAND...` runs a command and watches its own standard input. End of
-file there means that the starter is gone, even by SIGKILL, or wants the command stopped. Then, and at the command's own
-end, what is left of all that it started is interrupted as by Ctrl-C, terminated, and killed; the lease's slot is freed.
+`python -m eridiff.supervise [--release LEASE | --watch FILE] COMMAND...` runs a command and watches its own standard
+input, or the open file of that number. End of file there means that the starter is gone, even by SIGKILL, or wants the
+command stopped. Then, and at the command's own end, what is left of all that it started is interrupted as by Ctrl-C,
+terminated, and killed; the lease's slot is freed.
 """
 
 import ctypes
-import fcntl
 import os
 import select
 import signal
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Seconds given after each signal. Interrupted first: DVC then undoes its own half-done work, as after Ctrl-C.
 STEPS = ((signal.SIGINT, 2.5), (signal.SIGTERM, 3.5), (signal.SIGKILL, 2.0))
 PATIENCE = 30.0  # seconds in all for those that hear SIGTERM: a training ends its step and saves its state
+WATCH = "--watch"
 STOPPED = 125  # the supervisor's exit code where it stopped the command
 
 
@@ -145,38 +146,22 @@ def stopped_by_signals(crew: Crew) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def hold_file(
-    path: Path, stopped: threading.Event | None = None, log: Callable[[str], None] | None = None
-) -> Iterator[int]:
-    """Lock a file; yields the open file's number. Where it is taken, wait, unless there is nothing to end the wait.
+def run_guarded(command: Sequence[str], environment: Mapping[str, str], *, group: int | None) -> int:
+    """Run a command in front, with this process's input and output; its exit code, below 0 where a signal ended it.
 
-    The kernel lets go of it when this process and all that keep the file have ended, by whatever end.
-
-    Raises: BlockingIOError where it is taken and `stopped` is None; InterruptedError where that is set meanwhile.
+    Its supervisor ends it should this process be killed; all signals else are this process's to pass on. group: the
+    process group to start it in, as of Popen.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    reading, writing = os.pipe()  # nothing is written: the kernel closes it at our end
+    guard = [sys.executable, "-m", "eridiff.supervise", WATCH, str(reading)]
     try:
-        if not _try_lock(number):
-            if stopped is None:
-                raise BlockingIOError(f"{path} is locked")
-            if log:
-                log("waits for another run in this checkout")
-            while not _try_lock(number):
-                if stopped.wait(0.5):
-                    raise InterruptedError("the run was stopped")
-        yield number
+        code = subprocess.Popen(
+            [*guard, *command], env=dict(environment), process_group=group, pass_fds=(reading,)
+        ).wait()
     finally:
-        os.close(number)
-
-
-def _try_lock(number: int) -> bool:
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        os.close(reading)
+        os.close(writing)
+    return code
 
 
 def _file(stream: IO[str] | None) -> IO[str]:
@@ -186,16 +171,19 @@ def _file(stream: IO[str] | None) -> IO[str]:
 
 def main() -> None:
     """The supervisor."""
-    command, lease = sys.argv[1:], None
+    command, lease, watched = sys.argv[1:], None, 0
     if command[0] == "--release":
         lease, command = command[1], command[2:]
+    elif command[0] == WATCH:
+        watched, command = int(command[1]), command[2:]
     adopt_orphans()
+    heard: list[int] = []
     # Handlers of our own, not SIG_IGN: that one would pass on to the command.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    stopped = _wait(child)
-    end_descendants()
+        signal.signal(number, lambda signum, _: heard.append(signum))
+    child = subprocess.Popen(command, stdin=None if watched else subprocess.DEVNULL)
+    stopped = _wait(child, watched)
+    end_descendants(STEPS[1:] if signal.SIGINT in heard else STEPS)  # one interrupt is enough
     if lease:
         release(lease)
     code = child.wait()
@@ -204,14 +192,14 @@ def main() -> None:
     sys.exit(code if code >= 0 else 128 - code)
 
 
-def _wait(child: "subprocess.Popen[bytes]") -> bool:
-    """Return at the command's end (False) or at the end of standard input (True)."""
+def _wait(child: "subprocess.Popen[bytes]", watched: int) -> bool:
+    """Return at the command's end (False) or at the end of the watched file (True)."""
     ended = os.pidfd_open(child.pid)
     while True:
-        ready = select.select([ended, 0], [], [])[0]
+        ready = select.select([ended, watched], [], [])[0]
         if ended in ready:
             return False
-        if not os.read(0, 4096):
+        if not os.read(watched, 4096):
             return True
 
 
@@ -260,10 +248,14 @@ def _hears_sigterm() -> bool:
 
 
 def _own(process: Any) -> Iterator[Any]:
-    """Descendants, less those of other supervisors: signals that came twice would disturb DVC's tidying up."""
+    """Descendants, less those of other supervisors: signals that came twice would disturb DVC's tidying up.
+
+    One that watches another file than its input leaves signals to its starter while that lives.
+    """
     for child in process.children():
         try:
-            if child.cmdline()[1:3] == ["-m", "eridiff.supervise"]:
+            words = child.cmdline()[1:4]
+            if words[:2] == ["-m", "eridiff.supervise"] and WATCH not in words:
                 continue
             yield child
             yield from _own(child)

@@ -1,7 +1,6 @@
 """Parquet tables whose bytes are a function of their rows: the small tables that stages hand on."""
 
 import io
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -10,11 +9,18 @@ from typing import Any, overload
 
 from eridiff.errors import DataError
 from eridiff.files import canonical_json, map_file
+from eridiff.jsonfiles import parse_json
+from eridiff.parquetpages import Pages, check_pages
 from eridiff.seals import BLANK, KEY, check_out, sealed, write_sealed
 
 Row = dict[str, Any]
 
 ROWS_AT_A_TIME = 8192  # of those that are turned into columns, or columns into rows
+MAX_FILE_BYTES = 1 << 30  # of a table: five million pictures have that much
+MAX_PAGE_BYTES = 1 << 26  # of a page, unpacked: they are written with 1 MiB and what the last value has
+MAX_BATCH_BYTES = 1 << 28  # of a batch, were each value the longest of the dictionary
+MAX_UNPACKED_BYTES = 1 << 32  # of all rows
+THRIFT: dict[str, Any] = {"thrift_string_size_limit": 1 << 27, "thrift_container_size_limit": 1 << 20}
 TYPES = {"str": "string", "int": "int64", "float": "float64", "strs": "list<string>"}
 
 
@@ -26,12 +32,11 @@ class TableRows(Collection[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         with opened(self.path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=self.columns, use_threads=False):
-                yield from batch.to_pylist()
+            yield from file.rows(self.columns)
 
     def __len__(self) -> int:
         with opened(self.path) as file:
-            return int(file.metadata.num_rows)
+            return file.count
 
     def __contains__(self, row: object) -> bool:
         return any(row == other for other in self)
@@ -112,8 +117,40 @@ def write_table(
     write_sealed(path, table_bytes(rows, columns, facts or {}))
 
 
+class OpenTable:
+    """An open table whose bytes were checked, and whose pages unpack to no more than they may."""
+
+    def __init__(self, file: Any, pages: Pages) -> None:
+        """file: pyarrow's."""
+        self._file, self._pages = file, pages
+
+    @property
+    def count(self) -> int:
+        """How many rows it has."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts about the whole table."""
+        return dict(parse_json((self._file.schema_arrow.metadata or {}).get(b"eridiff", b"{}")))
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """The rows, some at a time.
+
+        Raises: ValueError where they unpack to more than any table has.
+        """
+        longest = max(1, self._pages.largest_dictionary)  # each of a dictionary's values may stand in every row
+        at_a_time = max(1, min(ROWS_AT_A_TIME, MAX_BATCH_BYTES // longest))
+        size = 0
+        for batch in self._file.iter_batches(at_a_time, columns=columns, use_threads=False):
+            size += batch.nbytes
+            if size > MAX_UNPACKED_BYTES:
+                raise ValueError(f"its rows unpack to more than {MAX_UNPACKED_BYTES} bytes")
+            yield from batch.to_pylist()
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[OpenTable]:
     """A Parquet file, checked as a whole before anything of it is read.
 
     Raises: DataError that names the file where it is missing or damaged.
@@ -123,9 +160,12 @@ def opened(path: Path) -> Iterator[Any]:
 
     try:
         data = map_file(path)
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"it has {len(data)} bytes, more than {MAX_FILE_BYTES}")
         check_out(data, path)
-        with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data))) as file:
-            yield file
+        pages = check_pages(lambda at, count: bytes(data[at : at + count]), len(data), MAX_PAGE_BYTES)
+        with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), **THRIFT) as file:
+            yield OpenTable(file, pages)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run `dvc repro`, which makes it.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -138,7 +178,7 @@ def read_table(path: Path) -> tuple[list[Row], dict[str, Any]]:
     Raises: DataError that names the file where it is missing or damaged.
     """
     with opened(path) as file:
-        return file.read().to_pylist(), json.loads((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}"))
+        return list(file.rows()), file.facts
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -147,4 +187,4 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises: DataError that names the file where it is missing or damaged.
     """
     with opened(path) as file:
-        return dict(json.loads((file.schema_arrow.metadata or {}).get(b"eridiff", b"{}")))
+        return file.facts

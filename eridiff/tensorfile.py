@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from eridiff.errors import DataError
-from eridiff.files import atomic_write, map_file
+from eridiff.files import atomic_write, map_file, open_file
 from eridiff.printable import UNSAFE
 from eridiff.seals import BLANK, KEY, check_sealed, seal_into
 
@@ -135,7 +135,7 @@ class TensorFile:
 
     def __init__(self, path: Path, *, whole: bool = False, max_header: int = MAX_HEADER_BYTES) -> None:
         self.path = path
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             self.header, self._start = _read_header(file, path, size, max_header)

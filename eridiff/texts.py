@@ -14,13 +14,14 @@ from eridiff.caching import CacheCounts, fill
 from eridiff.config import Section
 from eridiff.earlyshards import EarlyShards, Puts
 from eridiff.encodepipe import BATCHES_BEHIND, Transfers, WriteBehind, with_finite, writer_threads
+from eridiff.entries import Parts, entry_key
 from eridiff.entrytable import sorted_keys
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.nonfinite import blame
 from eridiff.progress import track
 from eridiff.ranks import Ranks, encode_together
-from eridiff.store import Parts, Store, entry_key
+from eridiff.store import Store
 from eridiff.tables import ColumnRows, Row
 from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile, raw_tensors
 

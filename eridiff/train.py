@@ -6,7 +6,7 @@ Legend: B batch, C H W channels and sides of latents. Every draw is a function o
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,18 @@ from eridiff.config import Activations
 from eridiff.data import Batch, TrainingSet, plan_batches
 from eridiff.errors import TrainError
 from eridiff.families import Family
+from eridiff.load import load_denoiser
 from eridiff.lora import add_adapter, target_modules
 from eridiff.lossscale import next_scale, unscale
 from eridiff.noise import normal, uniform
 from eridiff.nonfinite import blame, first_weight
 from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
 from eridiff.optim import MovingAverage, learning_rate, make_optimizer
+from eridiff.pointers import ModelSource
 from eridiff.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
 from eridiff.progress import say
 from eridiff.quantise import Storage
 from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
-from eridiff.sources import ModelSource
 from eridiff.stopping import Asked, Stopped, never
 from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 
@@ -107,8 +108,8 @@ def prepare_run(
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params)
-    storage = Storage(kind=params.quantise, device=device, components=frozenset({family.DENOISER}), store=store)
-    denoiser = family.load_denoiser(replace(source, storage=storage), DTYPES[params.precision]).to(device)
+    storage = Storage(kind=params.quantise, device=device, store=store)
+    denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
     dead = family.dead_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
     adapters = add_adapter(denoiser, params.lora, modules, params.seed)

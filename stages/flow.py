@@ -31,6 +31,7 @@ from eridiff.dvcinput import refuse_unbounded
 from eridiff.dvcrepair import mend
 from eridiff.errors import ConfigError, EridiffError, run_main
 from eridiff.experiments import refuse_uncommitted, results
+from eridiff.filelock import hold_file
 from eridiff.flowbusy import RepeatBusy
 from eridiff.flowform import CHECKOUT, MAX_MINUTES, Request, read_request, read_sets
 from eridiff.flowgate import Gate
@@ -42,7 +43,7 @@ from eridiff.runpage import pages
 from eridiff.slots import hold_slot, slot_names
 from eridiff.stagegraph import CACHED, Node, Outcome, may_run, read_nodes, up_to
 from eridiff.stagerun import Place, Turn, read_status, run_experiment, run_stage
-from eridiff.supervise import Crew, hold_file
+from eridiff.supervise import Crew
 
 LOCK = ".dvc/tmp/eridiff-flow.lock"  # held by the one run that works in the checkout
 RETRY_SECONDS = (10.0, 60.0)  # between the attempts of a stage that touches a network, and their number
@@ -194,10 +195,10 @@ def slug(text: str) -> str:
 
 
 def show(run: Run, experiment: str | None) -> None:
-    """Put pictures, cache line, graph and digests on the run's page."""
+    """Put pictures, cache line and digests on the run's page."""
     well = len(run.outcomes) == len(run.nodes) and all(outcome.well for outcome in run.outcomes.values())
     files = results(run.request.folder, experiment) if well else {}
-    for key, markdown in pages(run.nodes, run.outcomes, run.lines, files).items():
+    for key, markdown in pages(run.outcomes, run.lines, files).items():
         name = f"{slug(run.request.project)}-{key}"
         create_markdown_artifact(markdown, key=name, description=f"{run.request.project}: {key}")
 

@@ -6,12 +6,15 @@ from typing import Any
 
 from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
+from eridiff.entries import Parts
 from eridiff.errors import run_main
 from eridiff.families import load_family
 from eridiff.latentcache import cache_latents, help_latents
 from eridiff.latents import INDEX_COLUMNS, LatentParams, common_parts, plan_samples
+from eridiff.load import load_vae
 from eridiff.newpictures import NewPictures
 from eridiff.pixeldigests import PixelDigests
+from eridiff.pointerfiles import pointers_of
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_vae, settle, vae_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
@@ -19,8 +22,7 @@ from eridiff.ranks import Ranks, find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
 from eridiff.samples import Samples
-from eridiff.sources import find_source, pointers_of
-from eridiff.store import Parts
+from eridiff.sources import find_source
 from eridiff.tables import TableRows, write_table
 
 
@@ -51,7 +53,7 @@ def fill_cache(ranks: Ranks, workers: int | None) -> None:
         device = choose_device(allow_cpu=model.allow_cpu)
         backend.update(describe_backend(device, params.dtype))
         source = find_source([pointer])
-        return family.load_vae(source, DTYPES[params.dtype]), device
+        return load_vae(family, source, DTYPES[params.dtype]), device
 
     load, pixels = TimedLoad(load_encoder), PixelDigests(root, digests)
     version, side = family.VAE_ENCODE, family.SIDE_MULTIPLE

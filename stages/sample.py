@@ -6,12 +6,13 @@ from eridiff.concept import open_concept
 from eridiff.config import ModelParams, load_section
 from eridiff.errors import run_main
 from eridiff.families import load_family
+from eridiff.pointerfiles import pointers_of
 from eridiff.precision import choose_device, describe_backend
 from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.runlog import record_run
 from eridiff.sample import SampleParams, draw_samples
-from eridiff.sources import find_source, pointers_of
+from eridiff.sources import find_source
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ from eridiff.config import ModelParams, load_section
 from eridiff.earlier import earlier_index, earlier_shards
 from eridiff.errors import run_main
 from eridiff.families import load_family
+from eridiff.load import load_text_encoders
+from eridiff.pointerfiles import pointers_of
 from eridiff.probing import Probing, entries_lacking, generation_of, index_reference, probe_text, settle, text_encoder
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.ranks import Ranks, find_ranks
 from eridiff.rates import TimedLoad, count_saving
 from eridiff.runlog import record_run
-from eridiff.sources import find_source, pointers_of
+from eridiff.sources import find_source
 from eridiff.tables import TableRows, write_table
 from eridiff.texts import INDEX_COLUMNS, Caption, TextParams, cache_texts, help_texts, plan_captions, report_lost
 
@@ -43,7 +45,7 @@ def fill_cache(ranks: Ranks) -> None:
         device = choose_device(allow_cpu=model.allow_cpu)
         backend.update(describe_backend(device, params.dtype))
         source = find_source([pointer])
-        return family.load_text_encoders(source, DTYPES[params.dtype]), device
+        return load_text_encoders(family, source, DTYPES[params.dtype]), device
 
     load = TimedLoad(load_encoder)
 

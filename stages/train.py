@@ -14,14 +14,15 @@ from eridiff.footprint import choose_activations
 from eridiff.leftovers import take_away
 from eridiff.ownouts import read_outs
 from eridiff.pipeline import read_stages
+from eridiff.pointerfiles import pointers_of
 from eridiff.precision import choose_device, describe_backend
 from eridiff.previews import prepare_previews
 from eridiff.progress import say
 from eridiff.project import load_local, store_root
 from eridiff.roots import pin
 from eridiff.runlog import record_run
-from eridiff.runstate import hold, states
-from eridiff.sources import find_source, pointers_of
+from eridiff.runstate import hold, states, stopped_at_once
+from eridiff.sources import find_source
 from eridiff.stopping import stop_in_order
 from eridiff.tables import read_table
 from eridiff.train import prepare_run, train
@@ -67,7 +68,7 @@ def main() -> None:
         if fresh:
             say(check_denoiser(run, data))
         preview = partial(previews.draw, run.denoiser) if previews else None
-        with stop_in_order() as asked:
+        with stop_in_order(lambda: stopped_at_once(state, params.steps)) as asked:
             table, seconds = train(run, data, state, local.state_every, preview, asked)
         written = put_out(state, params, family, lineage, table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(device, params.precision)

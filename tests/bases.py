@@ -7,7 +7,10 @@ import torch
 
 from eridiff.draw import DrawParams
 from eridiff.families import Family, family_names, load_family
-from eridiff.sources import ModelSource, find_source, pointers_of
+from eridiff.load import load_denoiser, load_text_encoders, load_vae, make_pipeline
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import ModelSource
+from eridiff.sources import find_source
 
 FAMILIES = family_names()
 
@@ -20,12 +23,13 @@ def source(family: str) -> ModelSource:
 
 def whole_pipeline(family: Family, source: ModelSource, scheduler: str = "euler") -> Any:
     """A pipeline with everything in it, in fp32 on the CPU."""
-    made = family.make_pipeline(
+    made = make_pipeline(
+        family,
         source,
         scheduler,
-        text=family.load_text_encoders(source, torch.float32),
-        vae=family.load_vae(source, torch.float32),
-        denoiser=family.load_denoiser(source, torch.float32),
+        text=load_text_encoders(family, source, torch.float32),
+        vae=load_vae(family, source, torch.float32),
+        denoiser=load_denoiser(family, source, torch.float32),
     )
     made.set_progress_bar_config(disable=True)
     return made

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from eridiff.store import Parts, Store, entry_key
+from eridiff.entries import Parts, entry_key
+from eridiff.store import Store
 from eridiff.tensorfile import RawTensor
 
 Entry = tuple[str, Parts, dict[str, RawTensor]]

@@ -34,12 +34,13 @@ from eridiff.files import digest_file
 from eridiff.keptbases import open_sound
 from eridiff.lora import LoraParams, read_checkpoint, save_checkpoint
 from eridiff.pixeldigests import PixelDigests
+from eridiff.pointerfiles import read_pointer, write_pointer
 from eridiff.probe import Encoder, ProbeMemory
 from eridiff.roots import pin, read_pins
 from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
 from eridiff.seals import MARK
 from eridiff.shards import Cache
-from eridiff.sources import find_component, read_pointer, write_pointer
+from eridiff.sources import find_component
 from eridiff.store import Store
 from eridiff.storecare import verify
 from eridiff.tables import read_table, write_table

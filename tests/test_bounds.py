@@ -30,10 +30,10 @@ from eridiff.inspect import inspect_path
 from eridiff.licences import Licences, read_licences, stated_licence
 from eridiff.places import extra_model_paths
 from eridiff.plain import MAX_SHOWN, find_fault, shown
+from eridiff.pointerfiles import read_pointer
 from eridiff.printable import UNSAFE, printable
 from eridiff.progress import say, warn
 from eridiff.project import LocalConfig, bases_dir, load_local
-from eridiff.sources import read_pointer
 from eridiff.tensorfile import TensorFile
 from eridiff.trainparams import TrainParams, kept_steps
 from stages.check import main as check_stage
@@ -95,10 +95,10 @@ def test_values_are_counted_as_they_are_read(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigError, match="is no file"):  # opened, it would wait for ever
+    with pytest.raises(ConfigError, match="a pipe, no file"):  # opened, it would wait for ever
         read_yaml(tmp_path / "pipe.yaml")
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match="a device, no file"):
         read_yaml(tmp_path / "endless.yaml")
 
 
@@ -309,7 +309,7 @@ def test_pointers_that_are_none(name: str, checkout: Path) -> None:
 def test_a_pointer_that_is_a_pipe_is_not_waited_for(checkout: Path) -> None:
     (bases_dir() / "odd").mkdir(parents=True)
     os.mkfifo(bases_dir() / "odd" / "vae.json")
-    with pytest.raises(BaseError, match=r"vae\.json is no pointer \(it is no file\)"):
+    with pytest.raises(BaseError, match=r"vae\.json is no pointer \(a pipe, no file\)"):
         read_pointer("odd", "vae")
 
 

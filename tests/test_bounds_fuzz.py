@@ -32,11 +32,11 @@ from eridiff.importing import import_config
 from eridiff.inspect import inspect_path
 from eridiff.licences import read_licences
 from eridiff.plain import find_fault, shown
+from eridiff.pointerfiles import read_pointer
 from eridiff.predecessor import ACTIONS
 from eridiff.printable import INDENT, UNSAFE, indented, printable
 from eridiff.progress import say
 from eridiff.project import bases_dir, load_local
-from eridiff.sources import read_pointer
 from tests.checkouts import SMALL, link_bases
 from tests.conftest import ROOT
 from tests.corpus import HEADERS, POINTERS, YAML, tensor

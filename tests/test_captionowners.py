@@ -16,6 +16,14 @@ from eridiff.captionowners import find_captions
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 
+ASKED = {"from": "human", "value": "<image>\nDescribe the picture."}
+LLAVA = json.dumps([{"id": "0", "image": "p0.png", "conversations": [ASKED, {"from": "gpt", "value": "a cat"}]}])
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}
+IMAGES = [{"id": 7, "file_name": "p0.png"}]
+COCO = json.dumps({"info": {}, "images": IMAGES, "annotations": [{"image_id": 7, "id": 1, "caption": "a cat"}]})
+CHAT = json.dumps([{"messages": [{"role": "user", "content": "<image>"}, ANSWER], "images": ["/data/p0.png"]}])
+
+
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     folder = tmp_path / "raw"
@@ -37,7 +45,7 @@ def found(folder: Path, *pictures: str) -> tuple[dict[str, str], list[tuple[str,
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     ]
     problems: list[str] = []
-    captions, unused = find_captions(folder, sorted([*files, *pictures]), sorted(pictures), problems)
+    captions, unused, _ = find_captions(folder, sorted([*files, *pictures]), sorted(pictures), problems)
     return {path: caption.text for path, caption in captions.items()}, unused, problems
 
 
@@ -68,12 +76,44 @@ def found(folder: Path, *pictures: str) -> tuple[dict[str, str], list[tuple[str,
         ("captions.csv", "filename,caption\np0.png,a cat\n"),
         ("captions.tsv", "image\ttext\np0.png\ta cat\n"),
         ("train.jsonl", '{"file_name": "p0.png", "text": "a cat"}'),
+        ("tags.csv", "filename,tags\np0.png,a cat\n"),
+        ("all.json", '[{"file": "p0.png", "prompt": "no", "caption": "a cat"}]'),
+        ("prompt.json", '{"source": "source/p0.png", "target": "p0.png", "prompt": "a cat"}\n'),
+        ("prompt.json", '{"target": "p0.png", "prompt": "a cat"}\n{"target": "p0.png", "prompt": "a cat"}\n'),
+        ("dataset.json", LLAVA),
+        ("train.jsonl", LLAVA[1:-1]),
+        ("dataset.json", CHAT),
+        ("p0.cap", "a cat"),
+        ("p0.json", '{"<MORE_DETAILED_CAPTION>": "a cat", "score": 1}'),
+        ("p0.png.json", '{"tags": {"my tags": {"0": ["a cat"], "1": []}}, "urls": []}'),
+        ("table.csv", "key,caption,url\np0,a cat,https://x\n"),
+        ("table.csv", "id,caption\np0,a cat\n"),
+        ("captions_train2017.json", COCO),
     ],
 )
 def test_every_form_that_people_have(raw: Path, name: str, text: str) -> None:
     (raw / name).parent.mkdir(exist_ok=True)
     (raw / name).write_text(text)
     assert found(raw, "p0.png") == ({"p0.png": "a cat"}, [], [])
+
+
+def test_a_conversation_of_several_answers_is_an_error(raw: Path) -> None:
+    answers = [{"from": "gpt", "value": text} for text in ("a cat", "It is red.")]
+    put(raw, **{"dataset.json": json.dumps([{"image": "p0.png", "conversations": [ASKED, *answers]}])})
+    why = "holds no captions: row 1: a conversation of 2 answers, any of which may be the caption: keep one"
+    problem = "".join(found(raw, "p0.png")[2])
+    assert problem.startswith("caption files are in") and f"dataset.json: {why}" in problem
+
+
+def test_an_object_of_captions_by_names_that_are_columns_too(raw: Path) -> None:
+    put(raw, **{"captions.json": '{"image": "a cat", "text": "a dog"}'})
+    assert found(raw, "image.png", "text.png")[0] == {"image.png": "a cat", "text.png": "a dog"}
+
+
+def test_json_of_conversations_without_a_picture_is_an_error(raw: Path) -> None:
+    put(raw, **{"dataset.json": LLAVA.replace("p0", "owl")})
+    problem = "".join(found(raw, "p0.png")[2])
+    assert problem.startswith("caption files are in") and "dataset.json: none of its rows names a picture" in problem
 
 
 def test_kohyas_sentence_and_tags_are_one_caption(raw: Path) -> None:
@@ -258,10 +298,10 @@ def test_rows_of_pictures_that_are_left_out_are_no_mistakes(raw: Path) -> None:
     put(raw, **{"meta_cap.json": '{"/x/a": {"caption": "a"}, "/x/a-mask": {"caption": "mask"}}'})
     problems: list[str] = []
     files = ["a-mask.png", "a.png", "meta_cap.json", "metadata.csv"]
-    captions, unused = find_captions(raw, files, ["a.png"], problems, left_out=["a-mask.png"])
+    captions, unused, _ = find_captions(raw, files, ["a.png"], problems, left_out=["a-mask.png"])
     assert ({path: one.text for path, one in captions.items()}, unused, problems) == ({"a.png": "a"}, [], [])
     put(raw, **{"metadata.csv": "file_name,text\nmasks/a.png,mask\n"})
-    captions, unused = find_captions(raw, ["metadata.csv"], ["a.png"], problems, left_out=["masks/a.png"])
+    captions, unused, _ = find_captions(raw, ["metadata.csv"], ["a.png"], problems, left_out=["masks/a.png"])
     assert (captions, unused, problems) == ({}, [], [])
 
 
@@ -312,6 +352,25 @@ def test_what_google_takeout_writes_of_each_picture_and_album(raw: Path, suffix:
     assert found(raw, "p0.jpg", "p1.jpg")[::2] == ({}, [])  # captions by trigger alone are no mistake
 
 
+@pytest.mark.parametrize("name", ["cat.jpg(1).json", "cat.jpg.supplemental-metadata(1).json", "cat(1).jpg.json"])
+def test_googles_json_of_a_second_picture_of_one_name(raw: Path, name: str) -> None:
+    put(raw, **{name: '{"title": "cat.jpg", "description": "the second"}', "cat.jpg.json": '{"description": "first"}'})
+    assert found(raw, "cat.jpg", "cat(1).jpg") == ({"cat.jpg": "first", "cat(1).jpg": "the second"}, [], [])
+    captions, unused, _ = find_captions(raw, [name, "cat.jpg.json"], ["cat.jpg"], [], left_out=["cat(1).jpg"])
+    assert captions["cat.jpg"].text == "first" and unused == [(name, "left out with its picture: cat(1).jpg")]
+
+
+def test_several_texts_of_one_picture_under_names_of_no_known_form_are_none(raw: Path) -> None:
+    put(raw, **{"p0.json": '{"long_caption": "a", "short_caption": "b"}'})
+    assert found(raw, "p0.png") == ({}, [("p0.json", "holds neither caption nor tags")], [])
+
+
+def test_columns_of_captions_without_a_name_are_said(raw: Path) -> None:
+    put(raw, **{"shard.csv": "hash,caption\n17,a cat\n", "Details.csv": "imgName,favorite\np0.png,no\n"})
+    problem = "".join(found(raw, "p0.png")[2])
+    assert "shard.csv: holds no captions: line 1: needs the columns" in problem and "Details" not in problem
+
+
 def test_a_link_to_nothing_is_told(raw: Path) -> None:
     (raw / "p0.txt").symlink_to("gone.txt")
     assert "p0.txt: missing, or a link to nothing." in found(raw, "p0.png")[2][0]
@@ -353,7 +412,7 @@ def test_links_within_the_folder_and_into_dvcs_cache_are_read(raw: Path, tmp_pat
     cached.write_text("one")
     (real / "b.txt").symlink_to(cached)
     problems: list[str] = []
-    captions, _ = find_captions(link, ["a.png", "a.txt", "b.png", "b.txt"], ["a.png", "b.png"], problems)
+    captions, _, _ = find_captions(link, ["a.png", "a.txt", "b.png", "b.txt"], ["a.png", "b.png"], problems)
     assert {path: caption.text for path, caption in captions.items()} == {"a.png": "zero", "b.png": "one"}
     assert problems == []
 

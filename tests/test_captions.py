@@ -22,7 +22,8 @@ from eridiff.captions import (
 )
 from eridiff.config import validate
 from eridiff.errors import ConfigError, DataError
-from eridiff.pictures import Ignored, Picture
+from eridiff.picturefolder import Ignored
+from eridiff.pictures import Picture
 from eridiff.tables import read_table, write_table
 
 ALL = list(RULES)

@@ -10,8 +10,8 @@ from eridiff.comfyfiles import comfy_files
 from eridiff.components import Component
 from eridiff.families import Scene, family_names, load_family, load_keys, load_workflow, published
 from eridiff.files import write_text
+from eridiff.pointers import Pointer, pointer_text
 from eridiff.project import bases_dir
-from eridiff.sources import Pointer, pointer_text
 from tests.checkouts import make_checkout
 from tests.exports import exported
 

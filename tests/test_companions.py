@@ -17,10 +17,12 @@ def kinds(*paths: str) -> dict[str, tuple[str, str | None]]:
         ("X-masklabel.png", "mask"), ("X-mask.png", "mask"), ("X_mask.webp", "mask"), ("X.mask.png", "mask"),
         ("mask_X.png", "mask"), ("X.jpg-masklabel.png", "mask"), ("x_MASK.PNG", "mask"),
         ("X-condlabel.png", "control picture"), ("X_control.png", "control picture"),
+        ("X_depth.png", "control picture"), ("X-normal_map.png", "control picture"), ("X_seg.png", "mask"),
         ("X (1).png", "copy"), ("X(2).jpg", "copy"), ("X - Copy.png", "copy"), ("X - Copy (2).png", "copy"),
         ("X copy.png", "copy"), ("X copy 2.png", "copy"), ("X - Kopie.jpg", "copy"), ("X (copy).png", "copy"),
         ("X (3rd copy).png", "copy"), ("Copy of X.jpg", "copy"), ("Kopie von X.jpg", "copy"),
-        ("X_thumb.jpg", "thumbnail"), ("X-150x150.jpg", "thumbnail"), ("X-thumbnail.jpg", "thumbnail"),
+        ("X_thumb.jpg", "thumbnail"), ("X.preview.png", "thumbnail"), ("X-150x150.jpg", "thumbnail"),
+        ("X-thumbnail.jpg", "thumbnail"),
         ("X.jpg~", "backup"), ("X.jpg.bak", "backup"), ("X.jpg_original", "backup"), ("X.orig", "backup"),
     ],
 )  # fmt: skip
@@ -50,7 +52,8 @@ def test_a_series_that_begins_at_one_is_no_series_of_copies() -> None:
     ("folder", "kind"),
     [
         ("masks", "mask"), ("mask", "mask"), ("Masks", "mask"), ("control", "control picture"),
-        ("conditioning", "control picture"), ("thumbs", "thumbnail"), ("Thumbnails", "thumbnail"),
+        ("conditioning", "control picture"), ("depth", "control picture"),
+        ("thumbs", "thumbnail"), ("Thumbnails", "thumbnail"),
     ],
 )  # fmt: skip
 def test_folders_that_hold_pictures_names(folder: str, kind: str) -> None:
@@ -96,6 +99,15 @@ def test_a_folder_called_after_another_folder_holds_pictures() -> None:
         "venice_masks/1.png", "venice_masks/2.png",
     }  # fmt: skip
     assert kinds("10_cat_mask/a.png", "10_cat_mask/masks/a.png").keys() == {"10_cat_mask/masks/a.png"}
+
+
+@pytest.mark.parametrize(("source", "target"), [("source", "target"), ("Sources", "targets"), ("input", "output")])
+def test_a_folder_of_what_the_pictures_were_made_from(source: str, target: str) -> None:
+    names = [f"{folder}/{name}.png" for folder in (source, target) for name in "012"]
+    assert kinds(*names) == {f"{source}/{name}.png": ("control picture", f"{target}/{name}.png") for name in "012"}
+    inside = [f"10_set/{name}" for name in names]
+    assert set(kinds(*inside)) == {f"10_set/{source}/{name}.png" for name in "012"}
+    assert kinds(*names[:3]) == kinds(*names[:3], "other/0.png", "0.png") == {}
 
 
 def test_names_in_folders_may_say_it_twice() -> None:

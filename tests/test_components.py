@@ -11,7 +11,8 @@ from eridiff.components import describe_folder, variant_of
 from eridiff.errors import BaseError
 from eridiff.families import load_family, load_keys
 from eridiff.filedigests import FileDigests
-from eridiff.sources import Pointer, pointer_text, read_pointer
+from eridiff.pointerfiles import read_pointer
+from eridiff.pointers import Pointer, pointer_text
 from eridiff.tensorfile import load_tensors, raw_tensors, write_tensors
 from tests.bases import FAMILIES
 from tests.checkouts import SMALL

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eridiff.data import Batch, Sample, TrainingSet, join_tables, open_training_set, plan_batches
+from eridiff.entries import entry_key
 from eridiff.errors import DataError, StoreError
 from eridiff.shards import Cache
-from eridiff.store import Store, entry_key
+from eridiff.store import Store
 from eridiff.tensorfile import raw_tensors
 from eridiff.trainparams import TrainParams
 

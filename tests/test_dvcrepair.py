@@ -295,5 +295,5 @@ def test_a_file_system_without_locks_is_left_alone(project: Path, monkeypatch: p
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("eridiff.dvcrepair.fcntl.flock", refuse)
+    monkeypatch.setattr("eridiff.filelock.fcntl.flock", refuse)
     assert mend(project) == [] and rwlock.read_text() == ""

@@ -1,15 +1,15 @@
 """The table of entries against a plain dict, and what it costs; the catalogue's file that remembers it."""
 
 import hashlib
+import tracemalloc
 from pathlib import Path
 from threading import Thread
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eridiff import entrytable, placement
+from eridiff import placement
 from eridiff.catalogue import read_store
 from eridiff.entries import Location
 from eridiff.entrytable import ALONE, Columns, EntryTable, sorted_keys
@@ -36,25 +36,21 @@ ROWS = st.tuples(st.integers(0, 30), st.sampled_from([ALONE, 0, 1]), st.integers
 @given(first=st.lists(ROWS, max_size=20), added=st.lists(ROWS, max_size=20), moved=st.sets(st.integers(0, 30)))
 @settings(max_examples=100, deadline=None)
 def test_it_is_a_dict(first: list[tuple[int, int, int]], added: list[tuple[int, int, int]], moved: set[int]) -> None:
-    few, entrytable.FEW = entrytable.FEW, 2  # so that additions are merged in on the way
-    try:
-        columns, expected = Columns(), {}
-        for number, file, size in first:
-            columns.add(key_of(number), f"{size:032x}", size, file)
-            expected.setdefault(key_of(number), location(number, file, size))
-        table = EntryTable(FOLDER, FILES, columns)
-        assert dict(table) == expected
-        for number, file, size in added:
-            table.add(location(number, file, size))
-            expected[key_of(number)] = location(number, file, size)
-            assert table[key_of(number)] == expected[key_of(number)]
-        there = [key_of(number) for number in moved if key_of(number) in table]
-        table.move([key_of(number) for number in moved], FOLDER / "shards/three.safetensors")
-        for key in there:
-            old = expected[key]
-            expected[key] = Location(key, FOLDER / "shards/three.safetensors", old.checksum, old.size)
-    finally:
-        entrytable.FEW = few
+    columns, expected = Columns(), {}
+    for number, file, size in first:
+        columns.add(key_of(number), f"{size:032x}", size, file)
+        expected.setdefault(key_of(number), location(number, file, size))
+    table = EntryTable(FOLDER, FILES, columns)
+    assert dict(table) == expected
+    for number, file, size in added:
+        table.add(location(number, file, size))
+        expected[key_of(number)] = location(number, file, size)
+        assert table[key_of(number)] == expected[key_of(number)]
+    there = [key_of(number) for number in moved if key_of(number) in table]
+    table.move([key_of(number) for number in moved], FOLDER / "shards/three.safetensors")
+    for key in there:
+        old = expected[key]
+        expected[key] = Location(key, FOLDER / "shards/three.safetensors", old.checksum, old.size)
     assert dict(table) == expected
     assert list(table) == sorted(expected)
     wanted = sorted_keys(key_of(number) for number in range(31))
@@ -65,22 +61,25 @@ def test_it_is_a_dict(first: list[tuple[int, int, int]], added: list[tuple[int, 
     assert "0" * 63 not in table and "ü" * 64 not in table and "0" * 65 not in table
 
 
-def test_an_entry_costs_108_bytes() -> None:
-    """Whatever was added one by one; a table holds arrays and what waits to be merged in."""
-    columns = Columns()
-    for number in range(20_000):
-        columns.add(key_of(number), f"{number:032x}", number, 0)
-    table = EntryTable(FOLDER, FILES, columns)
-    for number in range(20_000, 40_000):
-        table.add(location(number, 0, number))
-        assert len(table._new) <= 10_000
-    assert len(table) == 40_000
-    assert len(table._new) == 0
-    assert sum(value.nbytes for value in vars(table).values() if isinstance(value, np.ndarray)) == 108 * 40_000
+def test_an_entry_costs_less_than_half_a_kibibyte() -> None:
+    """Of the three that all bookkeeping of a sample may take; whether it was there or is added."""
+    keys = [key_of(number) for number in range(20_000)]
+    tracemalloc.start()
+    try:
+        columns = Columns()
+        for number, key in enumerate(keys[:10_000]):
+            columns.add(key, f"{number:032x}", number, 0)
+        table = EntryTable(FOLDER, FILES, columns)
+        for number, key in enumerate(keys[10_000:]):
+            table.add(Location(key, FILES[0], f"{number:032x}", number))
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table) == 20_000
+    assert 108 * 20_000 < held < most < 512 * 20_000
 
 
-def test_threads_add_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrytable, "FEW", 10)
+def test_threads_add_at_once() -> None:
     table = EntryTable(FOLDER, FILES)
 
     def add(start: int) -> None:

@@ -16,9 +16,9 @@ from eridiff.config import read_yaml
 from eridiff.errors import ConfigError
 from eridiff.experiments import changes, spelled
 from eridiff.flowform import CHECKOUT, form_schema, presets, read_request, read_sets
-from eridiff.runpage import cache_page, curve, export_page, graph, graph_page, picture, running_mean
+from eridiff.runpage import cache_page, curve, export_page, picture, running_mean
 from eridiff.slots import Slot, gpus, slot_names
-from eridiff.stagegraph import CACHED, Node, Outcome, announced, may_run, read_nodes, read_outcome, up_to, worth_showing
+from eridiff.stagegraph import CACHED, Node, announced, may_run, read_nodes, read_outcome, up_to, worth_showing
 from tests.closure import closure
 from tests.conftest import ROOT
 from tests.test_layers import imported
@@ -259,15 +259,6 @@ def test_the_curve_goes_through_its_points() -> None:
     assert len(smooth.split()) == 3
     assert running_mean([3.0, 3.0, 3.0]) == pytest.approx([3, 3, 3])
     ET.fromstring(curve([(1, 1.0)]))
-
-
-def test_the_graph_names_every_stage_with_what_came_of_it() -> None:
-    outcomes = {"a": CACHED, "b": Outcome(state="Failed", message="no | way")}
-    root = ET.fromstring(graph(NODES, outcomes))
-    words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert words == ["a", "Cached", "b", "Failed", "c", "NotRun", "d", "NotRun"]
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 3
-    assert "| b | Failed | no \\| way |" in graph_page(NODES, outcomes)
 
 
 def test_the_cache_line_and_the_digest(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The gate before the served page, by messages of ASGI: strangers, pages, those who hold the secret."""
 
 import base64
+import importlib.util
 import json
 import os
 import re
@@ -234,6 +235,10 @@ def test_a_form_changes_nothing(served: Served, kind: str) -> None:
         ("POST", f"/api/flow_runs/{NUMBER}/set_state", {"state": {"type": "CANCELLING"}, "force": True}),
         ("POST", f"/api/flow_runs/{NUMBER}/resume", {}),
         ("DELETE", f"/api/flow_runs/{NUMBER}", {}),
+        ("POST", "/api/flow_runs/bulk_set_state", {"flow_runs": {}, "state": {"type": "CANCELLED"}, "limit": 5}),
+        ("POST", "/api/flow_runs/bulk_delete", {"flow_runs": {"id": {"any_": [NUMBER]}}}),
+        ("POST", f"/api/flow_runs/{NUMBER}/input/filter", {"prefix": "keyset"}),
+        ("POST", "/api/work_pools/any name/get_scheduled_flow_runs", {}),
         ("POST", "/api/flow_runs/filter", {"limit": 5}),
         ("POST", "/api/ui/flows/next-runs", {}),
         ("POST", "/api/work_pools/any name/queues/filter", {}),
@@ -265,6 +270,12 @@ def test_our_page_may_look_start_schedule_and_stop(served: Served, method: str, 
         ("POST", f"{DEPLOYMENT}/schedules", [{"active": True}, {"job_variables": {"env": {"A": "b"}}}]),
         ("POST", f"{DEPLOYMENT}/schedules", {"active": True}),
         ("POST", f"/api/flow_runs/{NUMBER}/set_state", {"state": {"type": "COMPLETED", "data": "x"}}),
+        ("POST", "/api/flow_runs/bulk_set_state", {"state": {"type": "COMPLETED", "data": "x"}}),
+        ("POST", "/api/flow_runs/bulk_set_state", [{"state": {"type": "CANCELLED"}}]),
+        ("POST", "/api/flow_runs/bulk_set_state", {"state": {"type": "CANCELLED"}, "of_tomorrow": 1}),
+        ("POST", "/api/flow_runs/bulk_delete", {"deployments": {}}),
+        ("POST", f"/api/flow_runs/{NUMBER}/input", {"key": "k", "value": "v"}),
+        ("POST", "/api/flows/bulk_delete", {}),
         ("POST", f"{DEPLOYMENT}/create_flow_run/bulk", [{}]),
         ("POST", "/api/deployments/bulk_delete", {}),
         ("POST", "/api/flow_runs/", {}),
@@ -294,6 +305,40 @@ def test_our_page_never_says_what_a_run_executes(
     assert served.came == [] and len(served.log) == 1
 
 
+# What Prefect's newer page can ask and may not: it makes or changes what runs execute, or who executes them.
+REFUSED = {
+    *(f"{method} /automations/{{id}}" for method in ("DELETE", "PATCH", "PUT")),
+    *(f"{method} /block_documents/{{id}}" for method in ("DELETE", "PATCH")),
+    *(f"{method} /variables/{{id}}" for method in ("DELETE", "PATCH")),
+    *(f"{method} /work_pools/{{name}}" for method in ("DELETE", "PATCH")),
+    *(f"{method} /work_pools/{{work_pool_name}}/queues/{{name}}" for method in ("DELETE", "PATCH")),
+    *(f"{method} /admin/storage" for method in ("DELETE", "PUT")),
+    *(f"POST /{kind}/" for kind in ("automations", "block_documents", "deployments", "variables", "work_pools")),
+    *(f"POST /{kind}/" for kind in ("concurrency_limits", "v2/concurrency_limits")),
+    "POST /work_pools/{work_pool_name}/queues",
+    "POST /concurrency_limits/tag/{tag}/reset",
+    "DELETE /concurrency_limits/{id}",
+    "DELETE /v2/concurrency_limits/{id_or_name}",
+    "DELETE /deployments/{id}",
+    "DELETE /flows/{id}",
+    "DELETE /work_pools/{work_pool_name}/workers/{name}",
+}
+
+
+def test_each_request_of_prefects_page_is_judged() -> None:
+    """Read from its code: what another version of Prefect asks besides must be put on one of the two lists."""
+    spec = importlib.util.find_spec("prefect")
+    assert spec and spec.submodule_search_locations
+    scripts = Path(spec.submodule_search_locations[0]).glob("server/ui-v2/assets/*.js")
+    calls = re.compile(r"""\.(POST|PATCH|PUT|DELETE)\(["'`](/[^"'`]+)""")
+    asked = {found for path in scripts for found in calls.findall(path.read_text("utf-8"))}
+    assert len(asked) > 50
+    filled = {(method, path): re.sub(r"\{\w+\}", NUMBER, f"/api{path}") for method, path in asked}
+    filled["POST", "/events/count-by/{countable}"] = "/api/events/count-by/day"
+    refused = {f"{call[0]} {call[1]}" for call, path in filled.items() if FlowPage().action(call[0], path) is None}
+    assert refused == REFUSED
+
+
 def test_a_browser_that_leaves_the_origin_out_is_a_page_all_the_same(served: Served) -> None:
     for site in ("same-origin", "none"):
         assert served.ask("POST", "/api/deployments/", {"sec-fetch-site": site, **basic(SECRET)})[0] == 403
@@ -319,7 +364,11 @@ def test_what_was_judged_is_what_goes_on(served: Served) -> None:
     assert json.loads(served.came[-1][1]) == {"job_variables": {}}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+NO_JSON = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000]
+LIKE_JSON = [b'{"paused": NaN}', b'{"parameters": {"a": 1e999}}', b'{"description": "\\ud800"}']  # Python reads these
+
+
+@pytest.mark.parametrize("body", NO_JSON + LIKE_JSON)
 def test_a_page_sends_json(served: Served, body: bytes) -> None:
     assert served.ask("PATCH", DEPLOYMENT, PAGE, body)[0] == 400
 

@@ -1,7 +1,6 @@
 """The same small bases on a CUDA device: `pytest -m gpu`. Run by hand where there is one."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from eridiff.draw import Prompt, draw, embed_prompts
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.load import load_denoiser, load_text_encoders, load_vae
 from eridiff.precision import choose_device, describe_backend
 from eridiff.quantise import Storage
 from eridiff.sample import SampleParams, load_drawing
@@ -91,8 +91,8 @@ def test_encoders_on_cuda_are_those_on_a_cpu(family: str) -> None:
     pixels = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = {}
     for device in (CUDA, torch.device("cpu")):
-        vae = prepare_vae(module.load_vae(source(family), torch.float32), params, device)
-        encoders = module.load_text_encoders(source(family), torch.float32).to(device)
+        vae = prepare_vae(load_vae(module, source(family), torch.float32), params, device)
+        encoders = load_text_encoders(module, source(family), torch.float32).to(device)
         with torch.inference_mode():
             texts = module.encode_text(encoders, ["a red fox", ""], 77)
         tensors = {**encode(vae, pixels.to(device), params), **texts}
@@ -147,9 +147,9 @@ def test_memory_that_runs_out_on_cuda(tmp_path: Path) -> None:
 def test_a_quantised_base_is_kept_on_cuda(family: str, kind: Any, tmp_path: Path) -> None:
     """Read back out of the store: every tensor as it was made from the base."""
     module, loaded = load_family(family), []
-    storage = Storage(kind=kind, device=CUDA, components=frozenset({module.DENOISER}), store=tmp_path)
+    storage = Storage(kind=kind, device=CUDA, store=tmp_path)
     for _ in range(2):
-        denoiser = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+        denoiser = load_denoiser(module, source(family), torch.bfloat16, storage)
         loaded.append(denoiser.state_dict())
         assert {parameter.device.type for parameter in denoiser.parameters()} == {"cuda"}
     assert len(list(tmp_path.glob("bases/*.safetensors"))) == 1

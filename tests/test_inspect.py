@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from eridiff.bases import add_base
 from eridiff.errors import BaseError, DataError
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
+from eridiff.pointerlines import WHAT
+from eridiff.wanted import write_wanted
+from eridiff.weightfiles import open_weights
+from tests.checkouts import SMALL, make_checkout
 from tests.originals import CHECKPOINT, WITH_CLIPS, Header, header, layout_in_checkpoint, write_header
 
 
@@ -212,10 +217,53 @@ def test_a_folder_is_told_file_by_file(tmp_path: Path) -> None:
     text = "\n".join(inspect_path(tmp_path))
     cut, *lines = text.splitlines()
     assert cut.startswith("a.safetensors: ") and "is no whole safetensors file (3 bytes)" in cut
-    assert lines[:2] == ["mine.safetensors: 1 tensors, 0.00 MiB", "  LoRA: names without a prefix; F16 x 1"]
-    assert "\nae.safetensors: 244 tensors" in text and "notes" not in text
-    assert "\nflux1-dev-Q4_K_S.gguf: " in text and "Q4_K_S.gguf is a GGUF file" in text
-    assert "\nold.CKPT: " in text and "old.CKPT is a pickle" in text
+    assert lines[:2] == ["loras/mine.safetensors: 1 tensors, 0.00 MiB", "  LoRA: names without a prefix; F16 x 1"]
+    assert "\nvae/ae.safetensors: 244 tensors" in text and "notes" not in text
+    assert "\nunet/flux1-dev-Q4_K_S.gguf: " in text and "Q4_K_S.gguf is a GGUF file" in text
+    assert "\nunet/old.CKPT: " in text and "old.CKPT is a pickle" in text
+
+
+@pytest.fixture
+def bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data/bases of a checkout with one base that is here, and one that is wanted."""
+    checkout = make_checkout(tmp_path / "checkout", monkeypatch)
+    add_base("fox", [SMALL / "bases" / "tiny-sdxl"])
+    write_wanted("sdxl", "sdxl")
+    return checkout / "data" / "bases"
+
+
+def test_a_pointer_is_told(bases: Path) -> None:
+    first, *components, last = inspect_path(bases / "fox" / "text.json")
+    assert first == f"text.json: {WHAT}: text of base 'fox' (sdxl)"
+    files = (SMALL / "bases" / "tiny-sdxl" / "text_encoder").glob("*.safetensors")
+    (size,) = (file.stat().st_size for file in files)
+    place = SMALL / "bases" / "tiny-sdxl" / "text_encoder"
+    assert f"  text_encoder: here by name and size, in {place}: model.safetensors ({size} bytes)" in components
+    assert [line.partition(":")[0] for line in components] == [
+        "  text_encoder", "  text_encoder_2", "  tokenizer", "  tokenizer_2"
+    ]  # fmt: skip
+    assert "eridiff base find fox" in last
+    assert "  scheduler: its config alone, no files" in inspect_path(bases / "fox" / "denoiser.json")
+    Path("local.yaml").write_text("{}\n")
+    away = inspect_path(bases / "fox" / "vae.json")[1]
+    assert away.startswith("  vae: not on this machine: diffusion_pytorch_model.safetensors (")
+
+
+def test_a_folder_of_bases_tells_its_pointers_by_their_paths(bases: Path) -> None:
+    (bases / "fox" / "text.json").write_text("{")
+    lines = inspect_path(bases)
+    assert f"fox/denoiser.json: {WHAT}: denoiser of base 'fox' (sdxl)" in lines
+    assert f"sdxl/vae.json: {WHAT}: vae of base 'sdxl' (sdxl), which is wanted" in lines
+    assert lines[lines.index(f"sdxl/vae.json: {WHAT}: vae of base 'sdxl' (sdxl), which is wanted") + 1].startswith(
+        "  base 'sdxl' is not here yet: add it with `eridiff base add sdxl SOURCE`"
+    )
+    (damaged,) = (line for line in lines if line.startswith("fox/text.json: "))
+    assert "is no pointer (" in damaged and "make it again with `eridiff base add`" in damaged
+
+
+def test_a_json_that_is_no_pointer(bases: Path) -> None:
+    with pytest.raises(BaseError, match=r"license\.json is neither a weight file nor a pointer of a base"):
+        inspect_path(bases / "fox" / "license.json")
 
 
 def test_a_fine_tune_that_predicts_v_says_so(tmp_path: Path) -> None:

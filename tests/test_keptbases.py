@@ -1,15 +1,15 @@
 """Quantised bases in the store: read back as they were made, made anew where they are damaged, forgotten by gc."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from eridiff import encoders, keptbases
+from eridiff import keptbases
 from eridiff.families import load_family
+from eridiff.load import _read_model, load_denoiser
 from eridiff.quantise import Storage
 from eridiff.roots import DAY_SECONDS
 from eridiff.storegc import LEASE_DAYS, plan_gc, remove
@@ -20,8 +20,8 @@ KINDS = ("fp8", "int8", "nf4")
 
 def load(family: str, kind: Any, store: Path) -> dict[str, torch.Tensor]:
     module = load_family(family)
-    storage = Storage(kind=kind, device=torch.device("cpu"), components=frozenset({module.DENOISER}), store=store)
-    denoiser = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+    storage = Storage(kind=kind, device=torch.device("cpu"), store=store)
+    denoiser = load_denoiser(module, source(family), torch.bfloat16, storage)
     assert not any(parameter.requires_grad or parameter.is_meta for parameter in denoiser.parameters())
     assert not denoiser.training
     return denoiser.state_dict()
@@ -30,8 +30,8 @@ def load(family: str, kind: Any, store: Path) -> dict[str, torch.Tensor]:
 def answer(family: str, kind: Any, store: Path) -> torch.Tensor:
     """What a loaded denoiser's first quantised layers make of ones: its weights as they are computed with."""
     module = load_family(family)
-    storage = Storage(kind=kind, device=torch.device("cpu"), components=frozenset({module.DENOISER}), store=store)
-    denoiser = module.load_denoiser(replace(source(family), storage=storage), torch.float32)
+    storage = Storage(kind=kind, device=torch.device("cpu"), store=store)
+    denoiser = load_denoiser(module, source(family), torch.float32, storage)
     layers = [layer for layer in denoiser.modules() if hasattr(layer, "in_features")][:6]
     return torch.cat([layer(torch.ones(1, layer.in_features)).flatten() for layer in layers])  # type: ignore[operator]
 
@@ -44,13 +44,12 @@ def kept(store: Path) -> list[Path]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Components that were loaded out of the base's own files."""
     found: list[str] = []
-    plain = encoders._load
 
     def counted(kind: Any, source: Any, component: str, *rest: Any) -> Any:
         found.append(component)
-        return plain(kind, source, component, *rest)
+        return _read_model(kind, source, component, *rest)
 
-    monkeypatch.setattr(encoders, "_load", counted)
+    monkeypatch.setattr("eridiff.load._read_model", counted)
     return found
 
 

@@ -5,10 +5,10 @@ A param that is added later enters the parts only where it is not its default (d
 
 from pathlib import Path
 
+from eridiff.entries import entry_key
 from eridiff.families import load_family
 from eridiff.latents import LatentParams, plan_samples
 from eridiff.pixeldigests import PixelDigests
-from eridiff.store import entry_key
 from eridiff.texts import TextParams, plan_captions
 from tests.bases import FAMILIES
 

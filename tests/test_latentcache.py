@@ -20,6 +20,7 @@ from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
 from eridiff.latents import INDEX_COLUMNS, LatentParams, batch_by_bucket, plan_samples
+from eridiff.load import load_vae
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
 from eridiff.samples import Samples
@@ -255,10 +256,10 @@ def test_a_compiled_vae_gives_the_same_numbers_but_for_rounding(tmp_path: Path) 
     rows = make_pictures(tmp_path / "raw", 4)
     found = {}
     for name, params in (("plain", LatentParams(batch_size=2)), ("compiled", LatentParams(batch_size=2, compile=True))):
-        vae = load_family(FAMILIES[0]).load_vae(source(FAMILIES[0]), torch.float32)
+        vae = load_vae(load_family(FAMILIES[0]), source(FAMILIES[0]), torch.float32)
         index = cache(tmp_path, rows, params, name, vae)
         found[name] = {row["path"]: Cache(tmp_path / name).tensors(row["key"])["mean"] for row in index}
-    vae = load_family(FAMILIES[0]).load_vae(source(FAMILIES[0]), torch.float32)
+    vae = load_vae(load_family(FAMILIES[0]), source(FAMILIES[0]), torch.float32)
     torch._dynamo.reset()
     for part in (rows[1::2], rows[0::2]):  # the other bucket first
         cache(tmp_path, part, LatentParams(batch_size=2, compile=True), "other", vae)

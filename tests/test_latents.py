@@ -16,6 +16,7 @@ from eridiff.families import load_family
 from eridiff.files import digest_file
 from eridiff.latentcache import BatchEncoder, cache_latents, encode_batches
 from eridiff.latents import IN_NO_KEY, LatentParams, learn_pixels, plan_samples
+from eridiff.load import load_vae
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Samples
 from eridiff.store import Store
@@ -30,7 +31,7 @@ VAE = {"content": "c" * 64, "config": "d" * 64}
 
 @cache
 def vae(dtype: torch.dtype = torch.float32) -> Any:
-    return load_family(FAMILY).load_vae(source(FAMILY), dtype)
+    return load_vae(load_family(FAMILY), source(FAMILY), dtype)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from eridiff.check import check_params
 from eridiff.errors import ConfigError
 from eridiff.families import family_names, published
 from eridiff.licences import CHANGED, Licence, licence_path, licences_text, published_licence, read_licences
-from eridiff.sources import PARTS, read_pointer
+from eridiff.pointerfiles import read_pointer
+from eridiff.pointers import PARTS
 from eridiff.tensorfile import TensorFile, write_tensors
 from tests.checkouts import SMALL, make_checkout
 from tests.exports import exported

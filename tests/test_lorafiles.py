@@ -12,10 +12,11 @@ from eridiff.cli import app
 from eridiff.errors import BaseError
 from eridiff.export import ExportParams, export_checkpoint
 from eridiff.families import load_keys, published
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
 from eridiff.lorafiles import all_models, fitting_models, is_lora, read_modules
 from eridiff.tensorfile import raw_tensors, write_tensors
+from eridiff.weightfiles import open_weights
 from tests.adapters import random_adapter, write_checkpoint
 from tests.exports import SMALL
 from tests.originals import Header, write_header

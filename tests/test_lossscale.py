@@ -12,10 +12,11 @@ from eridiff import train as training_loop
 from eridiff.data import TrainingSet
 from eridiff.errors import BaseError, TrainError
 from eridiff.families import load_family
+from eridiff.load import load_denoiser
 from eridiff.lossscale import FIRST_SCALE, STEPS_TO_DOUBLE, next_scale, unscale
+from eridiff.pointers import ModelSource
 from eridiff.quantise import Storage
 from eridiff.runstate import states
-from eridiff.sources import ModelSource
 from eridiff.train import Run, Table, train, train_step
 from tests import training
 from tests.bases import FAMILIES, source
@@ -161,9 +162,9 @@ def test_weights_that_fp16_cannot_hold(tmp_path: Path) -> None:
     tensors[name] = tensors[name].float()
     tensors[name][0, 0] = 7e4
     save_file(tensors, weights)
-    storage = Storage(kind=None, device=torch.device("cpu"), components=frozenset({component}))
-    changed = ModelSource(**{**vars(base), "folders": {**base.folders, component: tmp_path}, "storage": storage})
+    storage = Storage(kind=None, device=torch.device("cpu"))
+    changed = ModelSource(**{**vars(base), "folders": {**base.folders, component: tmp_path}})
     message = rf"safetensors: {name} of {component} has numbers beyond fp16's range: take bf16 or fp32"
     with pytest.raises(BaseError, match=message):
-        family.load_denoiser(changed, torch.float16)
-    assert family.load_denoiser(changed, torch.bfloat16)
+        load_denoiser(family, changed, torch.float16, storage)
+    assert load_denoiser(family, changed, torch.bfloat16, storage)

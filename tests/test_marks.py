@@ -15,14 +15,18 @@ from eridiff import collecting
 from eridiff.bases import add_base
 from eridiff.errors import BaseError
 from eridiff.families import load_family, published
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
 from eridiff.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_marks, find_marks, settle_scheduler
 from eridiff.objectives import Ddpm, alphas_cumprod
-from eridiff.schedulers import make_scheduler, refuse_schedule
-from eridiff.sources import UNSEALED_FORMAT, find_source, pointers_of, read_pointer
+from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.pointers import UNSEALED_FORMAT
+from eridiff.schedulers import make_scheduler
+from eridiff.schedules import refuse_schedule
+from eridiff.sources import find_source
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
 from eridiff.trainparams import DdpmParams
+from eridiff.weightfiles import open_weights
 from tests.checkouts import SMALL, make_checkout
 from tests.originals import CHECKPOINT, small_original, write_checkpoint, write_split
 

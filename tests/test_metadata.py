@@ -3,12 +3,15 @@
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 
-from eridiff.families import Scene, load_keys, load_workflow
+from eridiff.families import Scene, load_keys, load_workflow, published
+from eridiff.marks import TENSORS, Mark, settle_scheduler
 from eridiff.tensorfile import TensorFile
 from tests.exports import SMALL, exported
 
@@ -59,6 +62,7 @@ NODES = {
     "VAELoader": ({"vae_name"}, 1),
     "LoraLoaderModelOnly": ({"model", "lora_name", "strength_model"}, 1),
     "ModelSamplingSD3": ({"model", "shift"}, 1),
+    "ModelSamplingDiscrete": ({"model", "sampling", "zsnr"}, 1),
     "ModelSamplingFlux": ({"model", "max_shift", "base_shift", "width", "height"}, 1),
     "CLIPTextEncode": ({"clip", "text"}, 1),
     "FluxGuidance": ({"conditioning", "guidance"}, 1),
@@ -89,6 +93,36 @@ def test_the_schnell_graph_has_no_guidance() -> None:
     scene = Scene(lora="l", files=files, prompt="p", size=(64, 64), denoiser_config=config, scheduler_config={})
     classes = {node["class_type"] for node in load_workflow("flux").workflow(scene).values()}
     assert "FluxGuidance" not in classes and "ModelSamplingFlux" not in classes
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sampling", "zsnr", "scheduler"),
+    [(["v_pred", "ztsnr"], "v_prediction", True, "sgm_uniform"), (["v_pred"], "v_prediction", False, "karras")],
+)
+def test_the_graph_samples_as_a_base_is_marked(tensors: list[str], sampling: str, zsnr: bool, scheduler: str) -> None:
+    marks = [Mark(where=f"tensor {name}", changes=TENSORS[name]) for name in tensors]
+    config, _ = settle_scheduler(published("sdxl").variants["sdxl"]["scheduler"], marks, "ddpm", "b")
+    graph = load_workflow("sdxl").workflow(diffusion_scene(config))
+    found = [key for key, node in graph.items() if node["class_type"] == "ModelSamplingDiscrete"]
+    (lora,) = (key for key, node in graph.items() if node["class_type"] == "LoraLoaderModelOnly")
+    (sampler,) = (node["inputs"] for node in graph.values() if node["class_type"] == "KSampler")
+    assert [graph[key]["inputs"] for key in found] == [{"model": [lora, 0], "sampling": sampling, "zsnr": zsnr}]
+    assert graph[found[0]]["inputs"].keys() == NODES["ModelSamplingDiscrete"][0]
+    assert sampler["model"] == [found[0], 0] and sampler["scheduler"] == scheduler
+
+
+def test_the_graph_of_a_base_that_predicts_the_noise_is_as_before() -> None:
+    graph = load_workflow("sdxl").workflow(diffusion_scene(published("sdxl").variants["sdxl"]["scheduler"]))
+    assert "ModelSamplingDiscrete" not in {node["class_type"] for node in graph.values()}
+    (sampler,) = (node["inputs"] for node in graph.values() if node["class_type"] == "KSampler")
+    assert (sampler["model"], sampler["sampler_name"], sampler["scheduler"]) == (["4", 0], "dpmpp_2m", "karras")
+
+
+def diffusion_scene(scheduler_config: Mapping[str, Any]) -> Scene:
+    files = dict.fromkeys(load_keys("sdxl").COMPONENTS, "b.safetensors")
+    return Scene(
+        lora="l", files=files, prompt="p", size=(64, 64), denoiser_config={}, scheduler_config=scheduler_config
+    )
 
 
 def test_model_card(tmp_path: Path) -> None:

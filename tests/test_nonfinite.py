@@ -15,6 +15,7 @@ from eridiff.draw import Prompt, draw, embed_prompts
 from eridiff.errors import BaseError, DataError, TrainError
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.load import load_text_encoders, load_vae
 from eridiff.nonfinite import BITS, CHUNK, blame, find_broken, first_layer, first_weight
 from eridiff.probing import probe_text, probe_vae
 from eridiff.sample import SampleParams, load_drawing
@@ -157,7 +158,7 @@ def test_advice_follows_what_is_set() -> None:
 
 def test_an_encoder_with_nan_is_not_blamed_on_a_dtype() -> None:
     family = load_family("sdxl")
-    encoders = family.load_text_encoders(source("sdxl"), torch.float32)
+    encoders = load_text_encoders(family, source("sdxl"), torch.float32)
     with torch.no_grad():
         encoders.encoders["text_encoder_2"].text_model.final_layer_norm.weight[0] = float("nan")  # type: ignore[union-attr,index,union-attr]
     with pytest.raises(DataError) as error:
@@ -167,7 +168,7 @@ def test_an_encoder_with_nan_is_not_blamed_on_a_dtype() -> None:
 
 
 def test_a_vae_that_overflows_names_its_layer() -> None:
-    vae = load_family("flux").load_vae(source("flux"), torch.float32)
+    vae = load_vae(load_family("flux"), source("flux"), torch.float32)
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(3e38)  # type: ignore[union-attr]
     with pytest.raises(DataError, match=r"the first layer that was not is vae\.encoder\.conv_in.* fp32 already"):

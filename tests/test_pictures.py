@@ -1,6 +1,7 @@
 """The folder scan: what is found, what is ignored by name, what is refused and how."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from PIL import Image
 from eridiff.errors import DataError, listing
 from eridiff.filedigests import FileDigests
 from eridiff.icc import PRIMARIES, matrix_profile
+from eridiff.picturefolder import Ignored
 from eridiff.picturenotes import image_facts, notes
-from eridiff.pictures import Ignored, Picture, scan_pictures
+from eridiff.pictures import Picture, scan_pictures
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def test_what_belongs_to_other_pictures_is_left_out(raw: Path, digests: FileDige
         ".thumbnails/": "pictures in a hidden folder, as file managers keep thumbnails: rename it to use them",
         "@eaDir/a.png/SYNOPHOTO_THUMB_M.png": "in @eaDir/, Synology's own folder",
         "a (1).png": "a copy of a.png, equal to the byte",
-        "a (1).txt": "left out with its picture: a (1).png",
+        "a (1).txt": "not used: a.png has its caption from a.txt",
         "a-masklabel.png": "a mask of a.png: rename it if it is a picture of its own",
         "a-masklabel.txt": "left out with its picture: a-masklabel.png",
         "c - Copy.png": "a copy of c.png: rename it if it is a picture of its own (its bytes differ)",
@@ -184,6 +186,53 @@ def test_what_belongs_to_other_pictures_is_left_out(raw: Path, digests: FileDige
     assert notes(pictures, ignored)[0] == (
         "left out by name: 7 that belong to another picture or program: copy 2, mask 2, other program's file 3"
     )
+
+
+def test_the_caption_of_an_equal_copy_is_its_pictures(raw: Path, digests: FileDigests) -> None:
+    for name, size in (("a.png", 4), ("a (1).png", 4), ("a (1) (1).png", 4), ("b.png", 5), ("b - Copy.png", 5)):
+        put(raw / name, (size, 3))
+    for name, size in (("c.jpg", 6), ("c.png", 7), ("c (2).png", 7), ("d.png", 4), ("d (1).png", 9)):
+        put(raw / name, (size, 3))
+    put(raw / "a (1) (1).txt", "of the copy of a copy")
+    put(raw / "c (2).caption", "of the copy of its kind")
+    put(raw / "d (1).txt", "of another picture")
+    put(raw / "metadata.jsonl", '{"file_name": "b - Copy.png", "text": "a row of the copy"}\n')
+    pictures, ignored = scan_pictures(raw, digests)
+    assert captions(pictures) == {
+        "a.png": "of the copy of a copy",
+        "b.png": "a row of the copy",
+        "c.jpg": None,
+        "c.png": "of the copy of its kind",
+        "d.png": None,
+    }
+    reasons = {item.path: item.reason for item in ignored}
+    assert reasons["c (2).png"] == "a copy of c.png, equal to the byte"
+    assert reasons["d (1).txt"] == "left out with its picture: d (1).png"
+    put(raw / "a (1).txt", "another")
+    assert "pictures with more than one caption." in refused(raw, digests)
+
+
+def test_what_a_table_says_that_pictures_were_made_from_is_left_out(raw: Path, digests: FileDigests) -> None:
+    for name in ("edges/0.png", "edges/1.png", "pics/0.png", "pics/1.png", "e.png", "p.png"):
+        put(raw / name)
+    rows = [{"source": f"edges/{name}.png", "target": f"pics/{name}.png", "prompt": f"cat {name}"} for name in "01"]
+    put(raw / "prompt.json", "\n".join(json.dumps(row) for row in rows))
+    put(raw / "metadata.csv", "file_name,conditioning_image,text\np.png,e.png,a dog\n")
+    pictures, ignored = scan_pictures(raw, digests)
+    assert captions(pictures) == {"p.png": "a dog", "pics/0.png": "cat 0", "pics/1.png": "cat 1"}
+    assert [(item.path, item.kind) for item in ignored] == [
+        (path, "control picture") for path in ("e.png", "edges/0.png", "edges/1.png")
+    ]
+    assert ignored[0].reason == (
+        "what p.png was made from, or its mask, as a table says: give it a caption if it is a picture of its own"
+    )
+    table = pa.table({"image": ["p.png"], "mask": ["e.png"], "text": ["a dog"], "source": [1]})
+    pq.write_table(table, raw / "metadata.parquet")
+    (raw / "metadata.csv").unlink()
+    again, still = scan_pictures(raw, digests)
+    assert (captions(again), still) == (captions(pictures), ignored)
+    put(raw / "e.txt", "a picture of its own")
+    assert "e.png" in captions(scan_pictures(raw, digests)[0])
 
 
 def test_colours_and_pictures_that_show_nothing_are_named(raw: Path, digests: FileDigests) -> None:

@@ -12,11 +12,14 @@ from eridiff.bases import add_base
 from eridiff.cli import app
 from eridiff.errors import BaseError, ConfigError
 from eridiff.families import family_names, load_family, published
-from eridiff.headers import find_parts, open_weights
+from eridiff.headers import find_parts
 from eridiff.hub import fetch_snapshot
+from eridiff.load import load_denoiser, load_text_encoders, load_vae
 from eridiff.places import Places, extra_model_paths
-from eridiff.sources import find_source, pointers_of, read_pointer
+from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.sources import find_source
 from eridiff.tokenizers import clip_tokenizer
+from eridiff.weightfiles import open_weights
 from tests.checkouts import SMALL, make_checkout
 from tests.originals import header, write_header, write_split
 
@@ -269,10 +272,10 @@ def test_a_variant_of_a_folder_is_loaded(checkout: Path, tmp_path: Path) -> None
         find_source(pointers_of(name, ["vae", "text", "denoiser"], "flux").values()) for name in ("half", "plain")
     ]
     family = load_family("flux")
-    for load in (family.load_vae, family.load_denoiser):
-        one, other = (load(source, torch.float32).state_dict() for source in sources)
+    for load in (load_vae, load_denoiser):
+        one, other = (load(family, source, torch.float32).state_dict() for source in sources)
         assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
-    one, other = (family.load_text_encoders(source, torch.float32) for source in sources)
+    one, other = (load_text_encoders(family, source, torch.float32) for source in sources)
     assert set(one.encoders) == set(other.encoders)
 
 

@@ -14,9 +14,11 @@ from eridiff.errors import ConfigError
 from eridiff.estimates import made_up_batch, text_footprint
 from eridiff.families import load_family
 from eridiff.footprint import CONTEXT, GIB, SPARE, Footprint, first_level, train_footprints
+from eridiff.load import load_denoiser
 from eridiff.plan import HOST, Card, Planner, plan_project, seconds_of, ways, with_changes
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import ModelSource
 from eridiff.quantise import Storage
-from eridiff.sources import ModelSource, pointers_of
 from tests import training
 from tests.bases import FAMILIES, source
 from tests.checkouts import make_checkout
@@ -35,8 +37,8 @@ def empty(family: str) -> ModelSource:
 @pytest.mark.slow
 def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
     module = load_family(family)
-    storage = Storage(kind=kind, device=CPU, components=frozenset({module.DENOISER}))
-    loaded = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+    storage = Storage(kind=kind, device=CPU)
+    loaded = load_denoiser(module, source(family), torch.bfloat16, storage)
     really = 0
     for name, tensor in loaded.state_dict().items():
         really += 0 if "quant_map" in name or "quant_state" in name else tensor.nbytes

@@ -11,9 +11,11 @@ from eridiff.config import ModelParams, load_section
 from eridiff.errors import ConfigError
 from eridiff.families import load_family, published
 from eridiff.files import write_text
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import Pointer, pointer_text
 from eridiff.presets import find_preset, read_preset
 from eridiff.project import bases_dir
-from eridiff.sources import Pointer, find_source, pointer_text, pointers_of
+from eridiff.sources import find_source
 from tests.checkouts import make_checkout
 from tests.conftest import ROOT
 

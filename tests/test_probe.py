@@ -12,6 +12,7 @@ from eridiff import probe as probe_module
 from eridiff.errors import BaseError, DataError, StoreError
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.load import load_text_encoders, load_vae
 from eridiff.probe import (
     FIRST,
     TOLERANCE,
@@ -272,7 +273,7 @@ def test_another_encoders_output_is_no_comparison(tmp_path: Path, versions: Call
 def test_probes_of_real_encoders(family: str) -> None:
     """Equal each time; moved by the encoder's own numbers; a changed weight is found."""
     module, params = load_family(family), LatentParams()
-    vae = module.load_vae(source(family), torch.float32)
+    vae = load_vae(module, source(family), torch.float32)
     values = probe_vae(params, vae, CPU)
     assert set(values) == {"mean", "std"} and {len(one) for one in values.values()} == {128}
     assert probe_vae(params, vae, CPU) == values
@@ -280,7 +281,7 @@ def test_probes_of_real_encoders(family: str) -> None:
     with torch.no_grad():
         next(vae.parameters()).mul_(1.01)
     assert compare(values, probe_vae(params, vae, CPU), "fp32").beyond_rounding
-    encoders = module.load_text_encoders(source(family), torch.float32)
+    encoders = load_text_encoders(module, source(family), torch.float32)
     texts = probe_text(TextParams(), module, encoders, CPU)
     assert probe_text(TextParams(), module, encoders, CPU) == texts
     with torch.no_grad():
@@ -290,7 +291,7 @@ def test_probes_of_real_encoders(family: str) -> None:
 
 def test_a_tiled_probe_is_tiled() -> None:
     """Its picture is wider than a tile, so the seams are in the numbers."""
-    vae = load_family(FAMILIES[0]).load_vae(source(FAMILIES[0]), torch.float32)
+    vae = load_vae(load_family(FAMILIES[0]), source(FAMILIES[0]), torch.float32)
     params = LatentParams(tile=64)
     tiled, whole = probe_vae(params, vae, CPU), probe_vae(LatentParams(tile=1024), vae, CPU)
     assert tiled != whole
@@ -298,7 +299,7 @@ def test_a_tiled_probe_is_tiled() -> None:
 
 
 def test_numbers_that_are_not_finite_are_an_error() -> None:
-    vae = load_family(FAMILIES[0]).load_vae(source(FAMILIES[0]), torch.float32)
+    vae = load_vae(load_family(FAMILIES[0]), source(FAMILIES[0]), torch.float32)
     with torch.no_grad():
         next(vae.parameters()).fill_(math.nan)
     with pytest.raises(

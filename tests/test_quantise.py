@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from eridiff.families import load_family
+from eridiff.load import load_denoiser, load_text_encoders
 from eridiff.lora import LoraParams, add_adapter, target_modules
 from eridiff.quantise import RowScaledLinear, Storage, expand_rows, quantise_rows
 from eridiff.sample import draw_samples
@@ -46,7 +46,7 @@ def stack(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def quantise(model: nn.Module, kind: Any) -> nn.Module:
     """All of a model."""
-    return Storage(kind=kind, device=CPU, components=frozenset()).settle_all(model)
+    return Storage(kind=kind, device=CPU).settle_all(model)
 
 
 def stored_weight(layer: nn.Module) -> Tensor:
@@ -198,7 +198,7 @@ def test_a_training_is_that_on_the_expanded_weights(
 def test_text_of_quantised_encoders(kind: Any) -> None:
     """As that of the expanded weights. T5's `wo` stays: its code casts what goes in to that weight's format."""
     family = load_family("flux")
-    plain, encoders = (family.load_text_encoders(source("flux"), torch.float32) for _ in range(2))
+    plain, encoders = (load_text_encoders(family, source("flux"), torch.float32) for _ in range(2))
     for encoder in encoders.encoders.values():
         quantise(encoder, kind)
     t5 = encoders.encoders["text_encoder_2"]
@@ -237,9 +237,9 @@ def test_samples_of_a_quantised_pipeline(kind: Any, tmp_path: Path) -> None:
 def test_a_denoiser_is_quantised_as_it_is_loaded(kind: Any, family: str) -> None:
     """Tensor by tensor out of its folder: the same as one that is loaded whole by diffusers, then quantised."""
     module = load_family(family)
-    whole = quantise(module.load_denoiser(source(family), torch.bfloat16), kind)
-    storage = Storage(kind=kind, device=CPU, components=frozenset({module.DENOISER}))
-    streamed = module.load_denoiser(replace(source(family), storage=storage), torch.bfloat16)
+    whole = quantise(load_denoiser(module, source(family), torch.bfloat16), kind)
+    storage = Storage(kind=kind, device=CPU)
+    streamed = load_denoiser(module, source(family), torch.bfloat16, storage)
     expected, found = whole.state_dict(), streamed.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -252,7 +252,7 @@ import json, sys, threading, time
 from pathlib import Path
 import torch
 from eridiff.assemble import assemble
-from eridiff.headers import Weights
+from eridiff.weightfiles import Weights
 from eridiff.partfiles import FolderTensors
 from eridiff.quantise import Storage
 from eridiff.tensorfile import TensorFile
@@ -264,7 +264,7 @@ def resident():  # bytes of this process that are no file's
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) * 1024
 
 kind, config, path = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-storage = Storage(kind=kind, device=torch.device("cpu"), components=frozenset({"transformer"}))
+storage = Storage(kind=kind, device=torch.device("cpu"))
 tensors = FolderTensors(component="transformer", weights=Weights((TensorFile(path),)))
 peak = before = resident()
 done = threading.Event()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from eridiff.entries import entry_key
 from eridiff.errors import StoreError
 from eridiff.shards import Cache, Shard
-from eridiff.store import Store, entry_key
+from eridiff.store import Store
 from eridiff.tensorfile import raw_tensors
 
 

@@ -10,9 +10,12 @@ import torch
 from eridiff.bases import add_base
 from eridiff.errors import BaseError
 from eridiff.families import family_names, load_family
+from eridiff.load import load_denoiser, load_text_encoders, load_vae
+from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.pointers import PARTS, ModelSource
 from eridiff.precision import DTYPES
 from eridiff.project import bases_dir
-from eridiff.sources import PARTS, ModelSource, find_source, pointers_of, read_pointer
+from eridiff.sources import find_source
 from eridiff.tensorfile import TensorFile, load_tensors, raw_tensors, write_tensors
 from tests.checkouts import SMALL, make_checkout
 from tests.originals import CHECKPOINT, small_original, write_arrangement, write_checkpoint, write_split
@@ -64,8 +67,8 @@ def test_models_are_those_of_the_folder(family: str, dtype: str, checkout: Path,
     module, kind = load_family(family), DTYPES[dtype]
     mine, theirs = open_base("files", family), open_base("folder", family)
     assert set(mine.parts) == {name for name in theirs.folders if "tokenizer" not in name}
-    pairs = [(module.load_vae(s, kind), module.load_denoiser(s, kind)) for s in (mine, theirs)]
-    encoders = [module.load_text_encoders(s, kind) for s in (mine, theirs)]
+    pairs = [(load_vae(module, s, kind), load_denoiser(module, s, kind)) for s in (mine, theirs)]
+    encoders = [load_text_encoders(module, s, kind) for s in (mine, theirs)]
     for one, other in [*zip(*pairs, strict=True), *((e.encoders[n] for e in encoders) for n in encoders[0].encoders)]:
         equal_models(one, other)
     captions = ["a red fox, flat drawing", ""]
@@ -112,7 +115,7 @@ def test_shards_of_a_part_are_the_part(checkout: Path, tmp_path: Path) -> None:
     add_base("shards", [*files[:3], shards[1]], config=small("flux"))
     assert read_pointer("shards", "text").identity() == read_pointer("whole", "text").identity()
     assert set(read_pointer("shards", "text").components["text_encoder_2"].files) == {s.name for s in shards}
-    load_family("flux").load_text_encoders(open_base("shards", "flux", "text"), torch.float32)
+    load_text_encoders(load_family("flux"), open_base("shards", "flux", "text"), torch.float32)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -130,11 +133,9 @@ def test_fp8_is_read_as_numbers(scaled: bool, checkout: Path, tmp_path: Path) ->
         weights["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
     write_tensors(files[3], raw_tensors(weights), {})
     add_base("fp8", files, config=small("flux"))
-    t5 = (
-        load_family("flux")
-        .load_text_encoders(open_base("fp8", "flux", "text"), torch.float32)
-        .encoders["text_encoder_2"]
-    )
+    t5 = load_text_encoders(load_family("flux"), open_base("fp8", "flux", "text"), torch.float32).encoders[
+        "text_encoder_2"
+    ]
     mine = t5.state_dict()
     assert all(torch.equal(mine[name], tensor) for name, tensor in wanted.items())
     if scaled:  # another scale is another base
@@ -239,6 +240,6 @@ def test_a_pickle_that_is_allowed_is_the_same_base(checkout: Path, tmp_path: Pat
     add_base("plain", [path], config=small("sdxl"))
     for part in PARTS:
         assert read_pointer("pickled", part).identity() == read_pointer("plain", part).identity()
-    unet = load_family("sdxl").load_denoiser(open_base("pickled", "sdxl", "denoiser"), torch.float32)
-    equal_models(unet, load_family("sdxl").load_denoiser(open_base("plain", "sdxl", "denoiser"), torch.float32))
+    unet = load_denoiser(load_family("sdxl"), open_base("pickled", "sdxl", "denoiser"), torch.float32)
+    equal_models(unet, load_denoiser(load_family("sdxl"), open_base("plain", "sdxl", "denoiser"), torch.float32))
     assert (checkout / "local.yaml").read_text().startswith("allow_pickle: true\n")

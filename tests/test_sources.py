@@ -10,17 +10,12 @@ import pytest
 from eridiff.baselist import verify_deep
 from eridiff.bases import add_base, detect_family
 from eridiff.errors import BaseError, ConfigError
-from eridiff.families import load_family
+from eridiff.families import load_family, pipeline_name
+from eridiff.pointerfiles import pointers_of, read_pointer, write_pointer
+from eridiff.pointers import PARTS, ModelSource
 from eridiff.project import bases_dir
 from eridiff.seals import MARK
-from eridiff.sources import (
-    PARTS,
-    ModelSource,
-    find_source,
-    pointers_of,
-    read_pointer,
-    write_pointer,
-)
+from eridiff.sources import find_source
 from tests.bases import FAMILIES
 from tests.checkouts import SMALL, make_checkout
 
@@ -225,7 +220,7 @@ def test_folders_that_are_no_base(checkout: Path, tmp_path: Path) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     with pytest.raises(BaseError, match=r"is a 'KandinskyPipeline', which no family trains\. Known: .*FluxPipeline"):
         detect_family(folder)
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": load_family(FAMILY).PIPELINE}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline_name(FAMILY)}))
     with pytest.raises(BaseError, match=r"model/vae is missing: a base in diffusers' layout has this folder"):
         add_base("new", [folder])
     assert not (bases_dir() / "new").exists()

@@ -11,7 +11,7 @@ import torch
 
 from eridiff.errors import run_main
 from eridiff.runstate import load_state
-from eridiff.stopping import NOTICE, Stopped, last_words, say_last, stop_in_order
+from eridiff.stopping import NOTICE, STOPPED_WORDS, Stopped, last_words, say_last, stop_in_order
 from eridiff.train import train
 from tests import processes, training
 from tests.bases import FAMILIES
@@ -23,7 +23,7 @@ import sys
 from eridiff.errors import run_main
 from eridiff.stopping import Stopped, stop_in_order
 def main():
-    with stop_in_order() as asked:
+    with stop_in_order(lambda: "stopped at once: dvc repro goes on after step 50 of 60") as asked:
         print("works", flush=True)
         for step, line in enumerate(sys.stdin, 1):
             if signum := asked():
@@ -68,15 +68,19 @@ def test_a_step_ends_first(signals: tuple[int, ...], code: int) -> None:
     assert stopped_by(*signals) == (code, SAID, "")
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
-    assert stopped_by(signal.SIGINT, signal.SIGINT, step=False) == (130, "", "")
+AT_ONCE = "stopped at once: dvc repro goes on after step 50 of 60\n"
+
+
+def test_a_second_ctrl_c_does_not_wait_and_says_where_it_goes_on() -> None:
+    assert stopped_by(signal.SIGINT, signal.SIGINT, step=False) == (130, AT_ONCE, "")
+    assert stopped_by(*[signal.SIGINT] * 5, step=False) == (130, AT_ONCE, "")
 
 
 def test_what_is_ignored_stays_so_and_handlers_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with stop_in_order() as asked:
+        with stop_in_order(str) as asked:
             signal.raise_signal(signal.SIGHUP)
             assert asked() is None
             signal.raise_signal(signal.SIGTERM)
@@ -188,8 +192,108 @@ def test_a_run_ends_where_sigint_is_ignored_or_missed(tmp_path: Path, ignored: s
     assert process.stdout.readline() == said
     if misses:
         process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[0] == ""
+    assert process.communicate(timeout=60)[0] == f"{STOPPED_WORDS}\n"  # no stage said anything
     assert process.returncode == 143
+
+
+# In place of DVC and its stage, which leaves the process group, and ends its step when it is told to stop.
+TREE = """
+import os, subprocess, sys, time
+stage = "import signal, sys, time\\nfrom eridiff.stopping import stop_in_order\\nwith stop_in_order(str) as asked:\\n"
+stage += " print('works', flush=True)\\n while not asked(): time.sleep(0.05)\\n print('saved', flush=True)"
+child = subprocess.Popen([sys.executable, "-c", stage], start_new_session=True)
+print(os.getpid(), child.pid, os.getppid(), flush=True)
+sys.exit(child.wait())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["make", "make repro's own process", "its supervisor", "dvc"])
+def test_killed_alone_it_takes_dvc_and_the_stage_with_it(tmp_path: Path, whom: str) -> None:
+    import psutil
+
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc/__init__.py").touch()
+    (tmp_path / "dvc/__main__.py").write_text(TREE)
+    (tmp_path / "Makefile").write_text(f"repro:\n\t@exec {sys.executable} -m eridiff.reproduce\n")
+    process = subprocess.Popen(
+        ["make", "repro"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(2)]
+    (pids,) = (line for line in said if line != "works\n")
+    dvc, stage, guard = map(psutil.Process, map(int, pids.split()))
+    own = guard.parent()
+    assert own is not None and own.ppid() == process.pid
+    killed = {"make": psutil.Process(process.pid), "dvc": dvc, "its supervisor": guard}.get(whom, own)
+    killed.kill()
+    rest = process.communicate(timeout=60)[0]  # at its end nobody can write any more
+    assert "saved\n" in rest, rest
+    _, living = psutil.wait_procs([dvc, stage, guard, own], timeout=20)
+    assert living == []
+    assert process.returncode != 0
+
+
+# In place of DVC, which is deaf to Ctrl-C while its stage runs; the stage's step has no end.
+DEAF = """
+import signal, subprocess, sys
+stage = "import time\\nfrom eridiff.errors import run_main\\nfrom eridiff.stopping import stop_in_order\\n"
+stage += "def main():\\n with stop_in_order(lambda: 'stopped at once: dvc repro goes on after step 50 of 60'):\\n"
+stage += "  print('works', flush=True)\\n  while True: time.sleep(0.05)\\nrun_main(main)"
+child = subprocess.Popen([sys.executable, "-c", stage if not sys.argv[2:] else sys.argv[2]])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+child.wait()
+print("ERROR: failed to reproduce 'train'", flush=True)
+sys.exit(255)
+"""
+OTHER = "\"print('works', flush=True); import time; time.sleep(60)\""  # a stage that does not train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", ["make", ""], ids=["make", "without make"])
+@pytest.mark.parametrize(
+    ("stage", "last"), [("", AT_ONCE), (OTHER, f"{STOPPED_WORDS}\n")], ids=["a training, twice", "another stage, once"]
+)
+def test_ctrl_c_has_the_last_line(tmp_path: Path, stage: str, last: str, starter: str) -> None:
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc/__init__.py").touch()
+    (tmp_path / "dvc/__main__.py").write_text(DEAF)
+    command = f"exec {sys.executable} -m eridiff.reproduce {stage}"
+    (tmp_path / "Makefile").write_text(f"repro:\n\t@{command}\n")
+    process = subprocess.Popen(
+        ["make", "repro"] if starter else ["sh", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "works\n"
+    os.killpg(process.pid, signal.SIGINT)
+    if not stage:
+        assert process.stdout.readline() == NOTICE.decode()
+        os.killpg(process.pid, signal.SIGINT)
+    out = process.communicate(timeout=60)[0]
+    assert out.splitlines(keepends=True)[-1] == last
+    assert process.returncode != 0
+
+
+def test_a_make_that_has_ended_already_is_noticed() -> None:
+    code = (
+        "import os, types\nfrom eridiff import stopping\n"
+        "stopping._make = lambda: types.SimpleNamespace(pid=os.getppid() + 1)\nstopping.end_with_make()"
+    )
+    process = processes.start(code)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_a_make_that_ignores_ctrl_c_is_told_that_it_failed(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from eridiff import placement as module
 from eridiff.caching import CacheCounts, fill
-from eridiff.entries import check_parts
+from eridiff.entries import Parts, check_parts, checksum, entry_key, read_catalogue
 from eridiff.errors import EridiffError, StoreError
 from eridiff.pixeldigests import PixelDigests
 from eridiff.placement import split_keys
-from eridiff.store import Parts, Store, checksum, entry_key, read_catalogue
+from eridiff.store import Store
 from eridiff.tensorfile import RawTensor, TensorFile
 from tests.entries import ENTRIES, KEYS, contents, filled
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from eridiff.entries import checksum
 from eridiff.errors import StoreError
-from eridiff.store import Store, checksum
+from eridiff.store import Store
 from eridiff.tensorfile import RawTensor
 from tests import processes
 from tests.entries import ENTRIES, KEYS, contents, entry, filled

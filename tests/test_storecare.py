@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from eridiff import ownouts
+from eridiff.entries import checksum
 from eridiff.files import canonical_json, write_text
 from eridiff.ownouts import OwnFile, OwnOut, digest_md5, object_path, read_originals, read_outs
 from eridiff.pixeldigests import PixelDigests
 from eridiff.roots import pin
 from eridiff.seals import sealed_json
 from eridiff.shardfaults import Fault
-from eridiff.store import Store, checksum
+from eridiff.store import Store
 from eridiff.storecare import verify
 from eridiff.storerepair import RECORD, compare, repair
 from eridiff.tensorfile import RawTensor, TensorFile, digest_tensors, write_sealed_tensors, write_tensors

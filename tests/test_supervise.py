@@ -3,14 +3,13 @@
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from eridiff.supervise import STOPPED, Crew, hold_file
+from eridiff.supervise import STOPPED, Crew
 from tests import processes
 
 # A child in a session of its own, which a signal to the process group would miss, and that ignores the gentle signals.
@@ -86,25 +85,6 @@ def test_a_starter_killed_with_9_takes_the_command_with_it(tmp_path: Path) -> No
     while psutil.pid_exists(int(out)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(int(out))
-
-
-def test_a_lock_is_waited_for_refused_and_kept_by_the_command(tmp_path: Path) -> None:
-    path, said = tmp_path / "deep" / "lock", []
-    with Crew() as crew:
-        with hold_file(path) as number:
-            with pytest.raises(BlockingIOError), hold_file(path):
-                pass
-            stopped = threading.Event()
-            stopped.set()
-            with pytest.raises(InterruptedError), hold_file(path, stopped, said.append):
-                pass
-            assert said == ["waits for another run in this checkout"]
-            job = crew.start(["sleep", "1"], tmp_path, os.environ, keep=number)
-        with pytest.raises(BlockingIOError), hold_file(path):  # its supervisor has it still
-            pass
-        assert list(job.lines()) == [] and job.wait() == 0
-        with hold_file(path):
-            pass
 
 
 # Ends what it started with steps and patience of its own; the child does with SIGTERM what the argument says.

@@ -10,6 +10,7 @@ import torch
 
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders, load_family
+from eridiff.load import load_text_encoders
 from eridiff.precision import repeated_layers
 from eridiff.shards import Cache
 from eridiff.store import Store
@@ -45,7 +46,7 @@ TEXTS = ["", "a red fox", "a teapot", "ein Fuchs, größer", "fox, red"]
 
 @cache
 def encoders() -> TextEncoders:
-    return load_family(FAMILY).load_text_encoders(source(FAMILY), torch.float32)
+    return load_text_encoders(load_family(FAMILY), source(FAMILY), torch.float32)
 
 
 def run(captions: list[Caption], folder: Path, params: TextParams = PARAMS, family: Family | None = None) -> Any:
@@ -204,7 +205,7 @@ def test_max_tokens(family: str) -> None:
 
 def test_number_formats_are_kept(tmp_path: Path) -> None:
     module = load_family(FAMILY)
-    half = module.load_text_encoders(source(FAMILY), torch.bfloat16)
+    half = load_text_encoders(module, source(FAMILY), torch.bfloat16)
     params = TextParams(dtype="bf16", batch_size=4, max_tokens=LIMIT)
     cache_texts(plan(params=params), params, module, lambda: (half, CPU), tmp_path / "store", list, tmp_path / "text")
     file = TensorFile(tmp_path / "text" / "shard-all.safetensors")
@@ -222,7 +223,7 @@ def test_batches_are_in_the_order_of_keys_whatever_the_order_of_captions() -> No
 @pytest.mark.parametrize("family", LONG)
 def test_position_biases_are_what_fused_kernels_take(family: str) -> None:
     """Else torch computes T5's attention in fp32, with all scores in memory, and says nothing."""
-    encoders = load_family(family).load_text_encoders(source(family), torch.float32).encoders.values()
+    encoders = load_text_encoders(load_family(family), source(family), torch.float32).encoders.values()
     modules: list[Any] = [module for encoder in encoders for module in encoder.modules()]
     found = [module for module in modules if getattr(module, "has_relative_attention_bias", False)]
     assert len(found) == 1
@@ -251,7 +252,7 @@ def test_the_repeated_layers_are_those_of_the_longest_stack() -> None:
 def test_compiled_encoders_give_the_same_numbers_but_for_rounding(tmp_path: Path) -> None:
     run(plan(), tmp_path / "plain")
     params, module = PARAMS.model_copy(update={"compile": True}), load_family(FAMILY)
-    own = module.load_text_encoders(source(FAMILY), torch.float32)
+    own = load_text_encoders(module, source(FAMILY), torch.float32)
     captions = plan(params=params)
     cache_texts(captions, params, module, lambda: (own, CPU), tmp_path / "store", list, tmp_path / "text")
     plain, compiled = Cache(tmp_path / "plain" / "text"), Cache(tmp_path / "text")

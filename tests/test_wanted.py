@@ -18,7 +18,9 @@ from eridiff.config import read_yaml
 from eridiff.errors import BaseError
 from eridiff.families import family_names, load_family, load_keys, published
 from eridiff.plan import Card, Planner, plan_project
-from eridiff.sources import PARTS, pointers_of, read_pointer
+from eridiff.pointerfiles import pointers_of, read_pointer
+from eridiff.pointers import PARTS
+from eridiff.project import bases_dir
 from eridiff.starting import filled, settle_base
 from eridiff.wanted import has_pointers, how_to_add, is_awaited, want_base, wanted_family, write_wanted
 from stages import latents, sample, text, train
@@ -122,6 +124,35 @@ def test_the_command(checkout: Path) -> None:
     assert done.exit_code == 0 and done.output.count("written: ") == 3 and is_awaited("flux-dev")
     with pytest.raises(BaseError, match=r"'flux-de' is no published model\. Did you mean 'flux-dev'\?"):
         want_base("flux-de")
+
+
+def told(name: str) -> list[str]:
+    done = CliRunner().invoke(app, ["base", "want", name], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output.splitlines()
+
+
+def test_wanting_what_is_here_says_what_stands(checkout: Path) -> None:
+    add_base("mine", [SMALL / "bases" / "tiny-sdxl"])
+    folder = bases_dir() / "mine"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    first, family, place, last = told("mine")
+    assert first == "base 'mine' was added here already, so nothing is written. It stands as:"
+    assert family == "mine: sdxl" and place.endswith(f": {SMALL / 'bases' / 'tiny-sdxl'}")
+    assert last == "Other weights under that name: `eridiff base add mine SOURCE`"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_wanting_twice_says_so(checkout: Path) -> None:
+    told("sdxl")
+    lines = told("sdxl")
+    assert lines == [
+        *(f"stays as it is: {bases_dir() / 'sdxl' / f'{part}.json'}" for part in PARTS),
+        "base 'sdxl' was wanted already, so nothing is written",
+        SENTENCE,
+    ]
+    (bases_dir() / "sdxl" / "text.json").unlink()
+    assert [line.partition(":")[0] for line in told("sdxl")] == ["written", "stays as it is", "stays as it is"]
 
 
 def test_a_base_that_nobody_published(checkout: Path) -> None:

@@ -3,17 +3,22 @@
 import copy
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from eridiff import train
 from eridiff.config import Activations, validate
 from eridiff.data import Sample, TrainingSet
-from eridiff.families import load_family
+from eridiff.entries import entry_key
+from eridiff.families import Family, load_family
+from eridiff.load import load_denoiser
+from eridiff.pointers import ModelSource
+from eridiff.quantise import Storage
 from eridiff.shards import Cache
-from eridiff.store import Store, entry_key
+from eridiff.store import Store
 from eridiff.tensorfile import raw_tensors
 from eridiff.train import Run, prepare_run
 from eridiff.trainparams import TrainParams
@@ -26,7 +31,7 @@ TOKENS = 6  # of a made-up caption
 @cache
 def base_denoiser(family: str) -> nn.Module:
     """The base's denoiser as it is loaded; copied by those who adapt it."""
-    return load_family(family).load_denoiser(source(family), torch.float32)
+    return load_denoiser(load_family(family), source(family), torch.float32)
 
 
 def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
@@ -45,19 +50,21 @@ def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
 def start(family: str, params: TrainParams, *, activations: Activations | None = "keep") -> Run:
     """`prepare_run`, with a copy of the loaded denoiser."""
     base = base_denoiser(family)
-    module: Any = SimpleNamespace(**vars(load_family(family)))
-    module.load_denoiser = lambda source, dtype: source.storage.settle_all(
-        copy.deepcopy(base) if dtype == torch.float32 else copy.deepcopy(base).to(dtype)
-    )
-    return prepare_run(
-        params,
-        module,
-        source(family),
-        source(family).config("vae"),
-        CPU,
-        activations or "keep",
-        fixed=activations is not None,
-    )
+
+    def loaded(_: Family, __: ModelSource, dtype: torch.dtype, storage: Storage) -> nn.Module:
+        model = copy.deepcopy(base)
+        return storage.settle_all(model if dtype == torch.float32 else model.to(dtype))
+
+    with patch.object(train, "load_denoiser", loaded):
+        return prepare_run(
+            params,
+            load_family(family),
+            source(family),
+            source(family).config("vae"),
+            CPU,
+            activations or "keep",
+            fixed=activations is not None,
+        )
 
 
 def text_shapes(family: str) -> dict[str, tuple[int, ...]]:

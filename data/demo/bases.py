@@ -90,7 +90,7 @@ def finish(work: Path, bases: Path) -> None:
     from data.demo.accuracy import REFERENCES, write_references
     from eridiff.bases import licences_of_folder, make_pointers
     from eridiff.licences import FILE, licences_text
-    from eridiff.sources import pointer_text
+    from eridiff.pointers import pointer_text
 
     write_references(read_pack(work / "drawings.zip"), REFERENCES)
     for family in FAMILIES:

@@ -1,7 +1,7 @@
 """Families: one folder each, found by its name; this file is the protocol that a folder's family.py fulfils.
 
-A family is three files: family.py (latents, objective, LoRA targets, loading, text, predict), keys.py (two-way
-key tables) and workflow.py (the ComfyUI graph). Modules are the implementation: no class, no registry.
+A family is three files: family.py (latents, objective, LoRA targets, names of its classes, text, predict), keys.py
+(two-way key tables) and workflow.py (the ComfyUI graph). Modules are the implementation: no class, no registry.
 """
 
 import importlib
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from eridiff.errors import ConfigError, did_you_mean
+from eridiff.keytables import Dialect
+from eridiff.signatures import Look
+from eridiff.weighttables import Part
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
     from torch import Tensor, nn
-
-    from eridiff.sources import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,11 @@ class Family(Protocol):
     """What every eridiff/families/NAME/family.py defines at module level."""
 
     OBJECTIVE: Literal["ddpm", "flow"]
-    PIPELINE: str  # class name in diffusers, by which a model folder is recognised
+    PIPELINE: str  # full name of the class of diffusers' pipeline
+    PIPELINE_OPTIONS: Mapping[str, Any]  # what its class is given besides components
     PARTS: Mapping[str, tuple[str, ...]]  # part -> components (folders of diffusers' layout)
+    MODELS: Mapping[str, str]  # component with weights -> full name of its class, diffusers' or transformers'
+    TOKENIZERS: Mapping[str, str]  # component -> full name of its class
     DENOISER: str  # component that is trained, and the prefix of its LoRA keys
     SIDE_MULTIPLE: int  # sides of pictures must be multiples of this many pixels
     PATCH: int  # latent pixels a side of one image token
@@ -49,29 +52,6 @@ class Family(Protocol):
 
     def dead_modules(self, config: Mapping[str, Any]) -> Mapping[str, str]:
         """Full names of a denoiser's modules that never get a gradient -> reason; from the denoiser's config."""
-
-    def load_vae(self, source: "ModelSource", dtype: "torch.dtype") -> "nn.Module":
-        """The VAE, frozen, in eval mode, on the CPU."""
-
-    def load_text_encoders(self, source: "ModelSource", dtype: "torch.dtype") -> "TextEncoders":
-        """Tokenizers and text encoders, frozen, on the CPU."""
-
-    def load_denoiser(self, source: "ModelSource", dtype: "torch.dtype") -> "nn.Module":
-        """The denoiser, on the CPU."""
-
-    def make_pipeline(
-        self,
-        source: "ModelSource",
-        scheduler: str,
-        *,
-        text: "TextEncoders | None" = None,
-        vae: "nn.Module | None" = None,
-        denoiser: "nn.Module | None" = None,
-    ) -> "DiffusionPipeline":
-        """diffusers' pipeline of the parts that are there, with a scheduler of SCHEDULERS.
-
-        Its `components` name the models; one called `vae` has a `decoder`, whose pixels are checked.
-        """
 
     def embed_prompt(
         self, pipeline: Any, prompt: str, negative: str | None, guided: bool, max_tokens: int
@@ -135,6 +115,11 @@ def load_family(name: str) -> Family:
     return cast(Family, importlib.import_module(f"eridiff.families.{name}.family"))
 
 
+def pipeline_name(name: str) -> str:
+    """A family's pipeline, as the model_index.json of a model folder names it."""
+    return load_family(name).PIPELINE.rpartition(".")[2]
+
+
 def load_keys(name: str) -> "Keys":
     """The module eridiff.families.NAME.keys."""
     load_family(name)
@@ -178,11 +163,11 @@ def published(name: str) -> Published:
 class Keys(Protocol):
     """What every eridiff/families/NAME/keys.py defines at module level."""
 
-    DIALECTS: tuple[Any, ...]  # of keytables.Dialect: the files of an export, the primary one first
+    DIALECTS: tuple[Dialect, ...]  # the files of an export, the primary one first
     IMPLEMENTATION: str  # of modelspec: whose code the base is made for
     NETWORK_MODULE: str  # the module of sd-scripts that loads the kohya file
-    COMPONENTS: Mapping[str, Any]  # component with weights -> weighttables.Part: what it is in single files
-    LOOKS: tuple[Any, ...]  # of signatures.Look: how the denoiser shows itself in a file, and what is taken for it
+    COMPONENTS: Mapping[str, Part]  # component with weights -> what it is in single files
+    LOOKS: tuple[Look, ...]  # how the denoiser shows itself in a file, and what is taken for it
 
     def architecture(self, config: Mapping[str, Any]) -> str:
         """The base's name in modelspec, from the denoiser's config."""

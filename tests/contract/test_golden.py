@@ -12,6 +12,7 @@ import torch
 
 from eridiff.families import load_family
 from eridiff.latents import LatentParams
+from eridiff.load import load_text_encoders, load_vae
 from eridiff.vae import encode, prepare_vae
 from tests.bases import FAMILIES, source
 from tests.conftest import ROOT
@@ -34,10 +35,10 @@ def summary(tensor: torch.Tensor) -> dict[str, Any]:
 def encoded(family: str) -> dict[str, Any]:
     """Summaries of the latents of a fixed picture and the embeddings of fixed captions, with the versions."""
     module, params = load_family(family), LatentParams(batch_size=1)
-    vae = prepare_vae(module.load_vae(source(family), torch.float32), params, torch.device("cpu"))
+    vae = prepare_vae(load_vae(module, source(family), torch.float32), params, torch.device("cpu"))
     ramp = torch.linspace(-1, 1, 64)
     pixels = torch.stack([ramp.repeat(64, 1), ramp.repeat(64, 1).T, (ramp.repeat(64, 1) * 7).sin()])[None]
-    encoders = module.load_text_encoders(source(family), torch.float32)
+    encoders = load_text_encoders(module, source(family), torch.float32)
     with torch.inference_mode():
         texts = module.encode_text(encoders, ["eridraw, a red fox", ""], module.MAX_TOKENS[-1])
     tensors = {**encode(vae, pixels, params), **texts}

@@ -8,6 +8,7 @@ import torch
 
 from eridiff.draw import DrawParams
 from eridiff.families import Sizes, load_family
+from eridiff.load import load_denoiser, load_text_encoders
 from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
 from eridiff.schedulers import make_scheduler
 from tests.bases import FAMILIES, draw_whole, pipeline, source, whole_pipeline
@@ -17,7 +18,7 @@ CAPTIONS = ["eridraw, a red fox", "", "a teapot, drawing, " * 40]
 
 def encode(family: str) -> dict[str, torch.Tensor]:
     module = load_family(family)
-    encoders = module.load_text_encoders(source(family), torch.float32)
+    encoders = load_text_encoders(module, source(family), torch.float32)
     with torch.inference_mode():
         return module.encode_text(encoders, CAPTIONS, module.MAX_TOKENS[-1])
 
@@ -51,7 +52,7 @@ def test_text_equals_encode_prompt(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_beyond_the_limit_are_counted(family: str) -> None:
     module = load_family(family)
-    encoders = module.load_text_encoders(source(family), torch.float32)
+    encoders = load_text_encoders(module, source(family), torch.float32)
     limit = module.MAX_TOKENS[-1] if 77 in module.MAX_TOKENS else module.MAX_TOKENS[0]
     assert module.tokens_lost(encoders, "a red fox", limit) == 0
     assert module.tokens_lost(encoders, "a red fox, " * 200, limit) > 100
@@ -79,8 +80,8 @@ def test_predict_samples_what_the_pipeline_samples(family: str, size: tuple[int,
 def sample_by_predict(family: str, noise: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     module = load_family(family)
     scheduler = make_scheduler(module.SCHEDULERS, "euler", source(family).config("scheduler"))
-    denoiser = module.load_denoiser(source(family), torch.float32)
-    encoders = module.load_text_encoders(source(family), torch.float32)
+    denoiser = load_denoiser(module, source(family), torch.float32)
+    encoders = load_text_encoders(module, source(family), torch.float32)
     text = module.encode_text(encoders, ["eridraw, a red fox"], 77)
     flow = module.OBJECTIVE == "flow"
     if scheduler.config.get("use_dynamic_shifting"):
@@ -104,7 +105,7 @@ def sample_by_predict(family: str, noise: torch.Tensor, size: tuple[int, int]) -
 def test_saved_adapter_loads_without_any_difference(family: str, tmp_path: Path) -> None:
     """Save -> load_lora_weights: the pipeline's denoiser answers exactly as the trained one."""
     module = load_family(family)
-    trained = module.load_denoiser(source(family), torch.float32)
+    trained = load_denoiser(module, source(family), torch.float32)
     dead = module.dead_modules(source(family).config(module.DENOISER))
     params = LoraParams(rank=4, alpha=6.0, targets="attention")
     adapters = add_adapter(trained, params, target_modules(trained, module.TARGETS, "attention", dead), seed=0)

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from eridiff.families import Family, Keys, Scene, Workflow, load_family, load_keys, load_workflow
+from eridiff.families import Family, Keys, Scene, Workflow, load_family, load_keys, load_workflow, pipeline_name
 from eridiff.keytables import Dialect
+from eridiff.load import find_class
 from tests.bases import FAMILIES, source
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,6 +81,9 @@ def test_values_fit_each_other(family: str) -> None:
     module = load_family(family)
     assert set(module.PARTS) == {"vae", "text", "denoiser"}
     assert module.PARTS["denoiser"] == (module.DENOISER, "scheduler")
+    assert {*module.MODELS, *module.TOKENIZERS, "scheduler"} == {c for parts in module.PARTS.values() for c in parts}
+    assert not set(module.MODELS) & set(module.TOKENIZERS)
+    assert set(load_keys(family).COMPONENTS) <= set(module.MODELS)
     assert {"attention", "all-linear"} <= set(module.TARGETS)
     assert all(re.compile(pattern) for pattern in module.TARGETS.values())
     assert "euler" in module.SCHEDULERS
@@ -88,6 +92,18 @@ def test_values_fit_each_other(family: str) -> None:
     assert module.SIDE_MULTIPLE % 2 ** (len(vae["block_out_channels"]) - 1) == 0
     dead = module.dead_modules(source(family).config(module.DENOISER))
     assert all(any(re.fullmatch(pattern, name) for pattern in module.TARGETS.values()) for name in dead)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes_are_there(family: str) -> None:
+    """Each by the name that the library itself gives it."""
+    module = load_family(family)
+    for name in (module.PIPELINE, *module.MODELS.values(), *module.TOKENIZERS.values()):
+        library, _, own = name.rpartition(".")
+        found = find_class(name)
+        assert found.__name__ in (own, own.removesuffix("Fast"))
+        assert found.__module__.split(".")[0] == library
+    assert pipeline_name(family) == find_class(module.PIPELINE).__name__
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,5 @@
 """A fourth family is one new folder: tests/contract/families/toy goes through every stage, no line elsewhere."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +19,13 @@ from eridiff.families import Family, Keys, Workflow, family_names, load_family, 
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
 from eridiff.latents import LatentParams, plan_samples
+from eridiff.load import find_class, load_text_encoders, load_vae, make_pipeline
 from eridiff.lora import read_checkpoint
 from eridiff.pixeldigests import PixelDigests
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import ModelSource
 from eridiff.shards import Cache
-from eridiff.sources import ModelSource, find_source, pointers_of
-from eridiff.tensorfile import raw_tensors, write_tensors
+from eridiff.sources import find_source
 from eridiff.texts import TextParams, cache_texts, plan_captions
 from eridiff.train import prepare_run, train
 from eridiff.trainparams import TrainParams
@@ -52,11 +53,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def model_folder(toy: Any, folder: Path) -> Path:
     """A model folder in diffusers' layout."""
     torch.manual_seed(0)
-    models = {"vae": toy.make_vae(), "text_encoder": toy.make_text_encoder(), "mixer": toy.make_mixer()}
-    for name, model in models.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_text(json.dumps(CONFIGS[name]))
-        write_tensors(folder / name / "model.safetensors", raw_tensors(model.state_dict()), {})
+    for name, config in CONFIGS.items():
+        find_class(toy.MODELS[name]).from_config(config).save_pretrained(folder / name)
     for name, file in (("scheduler", "scheduler_config.json"), ("tokenizer", "words.txt")):
         (folder / name).mkdir()
         (folder / name / file).write_text("{}")
@@ -120,7 +118,7 @@ def test_it_goes_through_every_stage(toy: Any, base: ModelSource, tmp_path: Path
 
     params_of_draw, prompt = DrawParams(steps=2, size=(32, 16), precision="fp32"), Prompt(prompt="a cat")
     embeds = embed_prompts(toy, base, params_of_draw, [prompt], CPU)
-    pipeline = toy.make_pipeline(base, "euler", denoiser=run.denoiser)
+    pipeline = make_pipeline(toy, base, "euler", denoiser=run.denoiser)
     image = draw(pipeline, params_of_draw, prompt, embeds[prompt], seed=0)
     assert image.size == (32, 16)
 
@@ -142,7 +140,7 @@ def cache_pictures(toy: Any, base: ModelSource, rows: list[dict[str, Any]], fold
     index, counts = cache_latents(
         samples,
         params,
-        lambda: (toy.load_vae(base, torch.float32), CPU),
+        lambda: (load_vae(toy, base, torch.float32), CPU),
         folder / "store",
         list,
         folder / "raw",
@@ -158,7 +156,7 @@ def cache_captions(toy: Any, base: ModelSource, rows: list[dict[str, Any]], fold
         captions,
         TextParams(),
         toy,
-        lambda: (toy.load_text_encoders(base, torch.float32), CPU),
+        lambda: (load_text_encoders(toy, base, torch.float32), CPU),
         folder / "store",
         list,
         folder / "text",

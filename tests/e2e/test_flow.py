@@ -101,7 +101,6 @@ def test_a_failure_has_the_stages_own_message_and_is_not_tried_again(served: Ser
         "waits": "NotReady",
         "other": "Completed",
     }
-    assert "NotRun" in served.artifacts(number)["bad-graph"]
 
 
 def test_an_experiment_of_what_git_does_not_know_is_refused_with_two_commands(served: Served) -> None:

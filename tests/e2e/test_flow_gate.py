@@ -3,6 +3,7 @@
 import http.client
 import http.server
 import json
+import re
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from eridiff.flowkeys import FILE
 from eridiff.flowserver import api_url, environment, find_server, free_port, is_ours, start_server
 from eridiff.supervise import Crew
 from tests.e2e.flows import Served, make_toys, serving, wait
+from tests.rawrequests import requests
 from tests.ui.browser import Browser, browser, missing
 
 pytestmark = pytest.mark.flow
@@ -160,6 +162,38 @@ def test_strangers_open_no_websocket(served: Served, path: str) -> None:
     assert ours == ("auth_success" if path.endswith("out") else "403")
 
 
+# Requests that no client sends
+
+
+def answer_to(port: int, data: bytes) -> bytes:
+    """How the answer to some bytes begins; empty where the server says nothing and hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+        try:
+            line.sendall(data)
+            line.shutdown(socket.SHUT_WR)
+            return line.recv(4096)
+        except (ConnectionResetError, BrokenPipeError):
+            return b""
+
+
+def test_no_spelling_of_a_request_gets_by(served: Served) -> None:
+    before, passed = standing(served), {}
+    for what, data in requests(served.port, served.deployment):
+        status = answer_to(served.port, data)[:12].decode("latin-1")
+        if not re.fullmatch(r"HTTP/1\.[01] 4\d\d|", status):
+            passed[what] = status
+    assert passed == {}
+    assert standing(served) == before
+
+
+def standing(served: Served) -> Any:
+    """The deployments, less what the one that asks for its runs changes, and the runs."""
+    polled = ("updated", "status", "last_polled")
+    deployments = served.ask("POST", "/deployments/filter", {})
+    kept = [{name: value for name, value in one.items() if name not in polled} for one in deployments]
+    return kept, served.ask("POST", "/flow_runs/filter", {})
+
+
 # Those who may
 
 
@@ -182,6 +216,27 @@ def test_the_page_schedules_pauses_and_cancels(served: Served) -> None:
     assert served.ended(number, 40)["state"]["type"] == "CANCELLED"
 
 
+def test_the_page_cancels_and_deletes_several_runs_at_once(served: Served) -> None:
+    """By the bulk routes, with the same limits as for one run; those of deployments and flows stay shut."""
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    numbers = [served.submit(later, project="tick") for _ in range(2)]
+    both = {"flow_runs": {"id": {"any_": numbers}}}
+    page, path = served.page(), "/api/flow_runs/bulk_set_state"
+    assert ask(served, "POST", path, {**both, "state": {"type": "COMPLETED", "data": "x"}}, **page)[0] == 403
+    assert ask(served, "POST", path, {**both, "state": {"type": "CANCELLED"}})[0] == 401
+    assert [served.run(number)["state"]["type"] for number in numbers] == ["SCHEDULED"] * 2
+    answer = served.ask("POST", "/flow_runs/bulk_set_state", {**both, "state": {"type": "CANCELLED"}})
+    assert [result["status"] for result in answer["results"]] == ["ACCEPT"] * 2
+    assert [served.run(number)["state"]["type"] for number in numbers] == ["CANCELLED"] * 2
+    assert served.ask("POST", f"/flow_runs/{numbers[0]}/input/filter", {"prefix": "any"}) == []
+    assert sorted(served.ask("POST", "/flow_runs/bulk_delete", both)["deleted"]) == sorted(numbers)
+    assert served.ask("POST", "/flow_runs/filter", both) == []
+    for other in ("bulk_delete", f"{served.deployment}/create_flow_run/bulk"):
+        assert ask(served, "POST", f"/api/deployments/{other}", {}, **page)[0] == 403
+    assert ask(served, "POST", "/api/flows/bulk_delete", {}, **page)[0] == 403
+    assert served.ask("GET", f"/deployments/{served.deployment}")["id"] == served.deployment
+
+
 def test_a_worker_with_the_secret_works_and_one_without_does_not(served: Served) -> None:
     """Prefect's own command, as on a second machine of a work pool."""
     words = (sys.executable, "-m", "prefect")
@@ -194,6 +249,7 @@ def test_a_worker_with_the_secret_works_and_one_without_does_not(served: Served)
     before = len(refusals(served))
     served.clone.run(*words, "worker", "start", "--pool", "night", "--name", "here", "--run-once", **with_it)
     (worker,) = served.ask("POST", "/work_pools/night/workers/filter", {})
+    served.ask("POST", "/work_pools/night/get_scheduled_flow_runs", {})  # as the older page of that pool does
     assert worker["name"] == "here" and refusals(served)[before:] == []
 
 

@@ -35,7 +35,7 @@ def test_it_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
     assert living(clone.root) == []
 
     shown = artifacts(tmp_path / "data")
-    keys = {"checkout-cache", "checkout-export", "checkout-graph", "checkout-loss", "checkout-samples"}
+    keys = {"checkout-cache", "checkout-export", "checkout-loss", "checkout-samples"}
     assert [set(one) for one in shown] == [keys, keys]
     assert "| latents | 20 | 20 | 0 |" in shown[0]["checkout-cache"]
     assert "| latents | | 0 | all | not started |" in shown[1]["checkout-cache"]
@@ -71,7 +71,7 @@ import time
 from eridiff.errors import run_main
 from eridiff.stopping import Stopped, stop_in_order
 def main():
-    with stop_in_order() as asked:
+    with stop_in_order(str) as asked:
         for step in range(1, 3000):
             print("step", step, flush=True)
             time.sleep(0.1)

@@ -10,7 +10,7 @@ from eridiff.config import read_yaml
 from eridiff.families import load_family, published
 from eridiff.footprint import GIB
 from eridiff.plan import Card, Planner, plan_project
-from eridiff.sources import Pointer, pointer_text
+from eridiff.pointers import Pointer, pointer_text
 from tests.checkouts import make_checkout
 from tests.conftest import ROOT
 

@@ -33,7 +33,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from eridiff.bases import make_pointers
-from eridiff.sources import pointer_text
+from eridiff.pointers import pointer_text
 from eridiff.tokenizers import clip_tokens
 
 SEED, CLIP_MERGES = 20240601, 1500

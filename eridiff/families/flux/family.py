@@ -8,22 +8,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
 
-from eridiff.encoders import count_lost, load_component, load_tokenizers, token_ids
+from eridiff.encoders import count_lost, token_ids
 from eridiff.families import Sizes, TextEncoders
-from eridiff.schedulers import Spec, make_scheduler
-from eridiff.sources import ModelSource
+from eridiff.schedulers import Spec
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 OBJECTIVE: Literal["ddpm", "flow"] = "flow"
-PIPELINE = "FluxPipeline"
+PIPELINE = "diffusers.FluxPipeline"
+PIPELINE_OPTIONS: Mapping[str, Any] = {}
 PARTS = {
     "vae": ("vae",),
     "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     "denoiser": ("transformer", "scheduler"),
 }
+MODELS = {
+    "vae": "diffusers.AutoencoderKL",
+    "text_encoder": "transformers.CLIPTextModel",
+    "text_encoder_2": "transformers.T5EncoderModel",
+    "transformer": "diffusers.FluxTransformer2DModel",
+}
+TOKENIZERS = {"tokenizer": "transformers.CLIPTokenizer", "tokenizer_2": "transformers.T5TokenizerFast"}
 DENOISER = "transformer"
 SIDE_MULTIPLE = 16  # the VAE's factor times the packing
 PATCH = 2
@@ -52,51 +59,6 @@ SCHEDULERS: dict[str, Spec] = {
 def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """None: every linear module of the transformer gets a gradient."""
     return {}
-
-
-def load_vae(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
-    """The VAE, frozen, in eval mode, on the CPU."""
-    from diffusers import AutoencoderKL
-
-    return load_component(AutoencoderKL, source, "vae", dtype)
-
-
-def load_text_encoders(source: ModelSource, dtype: "torch.dtype") -> TextEncoders:
-    """CLIP-L and T5 with their tokenizers, on the CPU."""
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
-    return TextEncoders(
-        tokenizers=load_tokenizers({"tokenizer": CLIPTokenizer, "tokenizer_2": T5TokenizerFast}, source),
-        encoders={name: load_component(kind, source, name, dtype) for name, kind in kinds.items()},
-    )
-
-
-def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
-    """The transformer, frozen, on the CPU."""
-    from diffusers import FluxTransformer2DModel
-
-    return load_component(FluxTransformer2DModel, source, "transformer", dtype)
-
-
-def make_pipeline(
-    source: ModelSource,
-    scheduler: str,
-    *,
-    text: TextEncoders | None = None,
-    vae: "nn.Module | None" = None,
-    denoiser: "nn.Module | None" = None,
-) -> Any:
-    """FluxPipeline of the parts that are there, with a scheduler of SCHEDULERS."""
-    from diffusers import FluxPipeline
-
-    components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
-    return FluxPipeline(
-        vae=vae,
-        transformer=denoiser,
-        scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
-        **components,
-    )
 
 
 def embed_prompt(

@@ -6,21 +6,32 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers, name_embeds, token_ids
+from eridiff.encoders import count_lost, join_hidden_states, name_embeds, token_ids
 from eridiff.families import Sizes, TextEncoders
-from eridiff.schedulers import Spec, make_scheduler
-from eridiff.sources import ModelSource
+from eridiff.schedulers import Spec
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 OBJECTIVE: Literal["ddpm", "flow"] = "flow"
-PIPELINE = "StableDiffusion3Pipeline"
+PIPELINE = "diffusers.StableDiffusion3Pipeline"
+PIPELINE_OPTIONS: Mapping[str, Any] = {}
 PARTS = {
     "vae": ("vae",),
     "text": ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
     "denoiser": ("transformer", "scheduler"),
+}
+MODELS = {
+    "vae": "diffusers.AutoencoderKL",
+    "text_encoder": "transformers.CLIPTextModelWithProjection",
+    "text_encoder_2": "transformers.CLIPTextModelWithProjection",
+    "text_encoder_3": "transformers.T5EncoderModel",
+    "transformer": "diffusers.SD3Transformer2DModel",
+}
+TOKENIZERS = {
+    "tokenizer": "transformers.CLIPTokenizer",
+    "tokenizer_2": "transformers.CLIPTokenizer",
+    "tokenizer_3": "transformers.T5TokenizerFast",
 }
 DENOISER = "transformer"
 SIDE_MULTIPLE = 16  # the VAE's factor times the patch
@@ -48,56 +59,6 @@ def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """The last block throws its text stream away, so the text query never gets a gradient."""
     last = int(config["num_layers"]) - 1
     return {f"transformer_blocks.{last}.attn.add_q_proj": "the last block discards its context output"}
-
-
-def load_vae(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
-    """The VAE, frozen, in eval mode, on the CPU."""
-    from diffusers import AutoencoderKL
-
-    return load_component(AutoencoderKL, source, "vae", dtype)
-
-
-def load_text_encoders(source: ModelSource, dtype: "torch.dtype") -> TextEncoders:
-    """CLIP-L, OpenCLIP-G and T5 with their tokenizers, on the CPU."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-    kinds = {
-        "text_encoder": CLIPTextModelWithProjection,
-        "text_encoder_2": CLIPTextModelWithProjection,
-        "text_encoder_3": T5EncoderModel,
-    }
-    tokenizers = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer, "tokenizer_3": T5TokenizerFast}
-    return TextEncoders(
-        tokenizers=load_tokenizers(tokenizers, source),
-        encoders={name: load_component(kind, source, name, dtype) for name, kind in kinds.items()},
-    )
-
-
-def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
-    """The MMDiT, frozen, on the CPU."""
-    from diffusers import SD3Transformer2DModel
-
-    return load_component(SD3Transformer2DModel, source, "transformer", dtype)
-
-
-def make_pipeline(
-    source: ModelSource,
-    scheduler: str,
-    *,
-    text: TextEncoders | None = None,
-    vae: "nn.Module | None" = None,
-    denoiser: "nn.Module | None" = None,
-) -> Any:
-    """StableDiffusion3Pipeline of the parts that are there, with a scheduler of SCHEDULERS."""
-    from diffusers import StableDiffusion3Pipeline
-
-    components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
-    return StableDiffusion3Pipeline(
-        vae=vae,
-        transformer=denoiser,
-        scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
-        **components,
-    )
 
 
 def embed_prompt(

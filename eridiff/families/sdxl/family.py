@@ -6,22 +6,28 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.encoders import count_lost, join_hidden_states, load_component, load_tokenizers, name_embeds
+from eridiff.encoders import count_lost, join_hidden_states, name_embeds
 from eridiff.families import Sizes, TextEncoders
-from eridiff.schedulers import Spec, make_scheduler
-from eridiff.sources import ModelSource
+from eridiff.schedulers import Spec
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 OBJECTIVE: Literal["ddpm", "flow"] = "ddpm"
-PIPELINE = "StableDiffusionXLPipeline"
+PIPELINE = "diffusers.StableDiffusionXLPipeline"
+PIPELINE_OPTIONS = {"add_watermarker": False}
 PARTS = {
     "vae": ("vae",),
     "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     "denoiser": ("unet", "scheduler"),
 }
+MODELS = {
+    "vae": "diffusers.AutoencoderKL",
+    "text_encoder": "transformers.CLIPTextModel",
+    "text_encoder_2": "transformers.CLIPTextModelWithProjection",
+    "unet": "diffusers.UNet2DConditionModel",
+}
+TOKENIZERS = dict.fromkeys(("tokenizer", "tokenizer_2"), "transformers.CLIPTokenizer")
 DENOISER = "unet"
 SIDE_MULTIPLE = 8  # the VAE's factor
 PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used for the shift of flows
@@ -51,55 +57,6 @@ SCHEDULERS: dict[str, Spec] = {
 def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """None: every linear module of the UNet gets a gradient."""
     return {}
-
-
-def load_vae(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
-    """The VAE, frozen, in eval mode, on the CPU."""
-    from diffusers import AutoencoderKL
-
-    return load_component(AutoencoderKL, source, "vae", dtype)
-
-
-def load_text_encoders(source: ModelSource, dtype: "torch.dtype") -> TextEncoders:
-    """CLIP-L and OpenCLIP-G with their tokenizers, on the CPU."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    return TextEncoders(
-        tokenizers=load_tokenizers({"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}, source),
-        encoders={name: load_component(kind, source, name, dtype) for name, kind in kinds.items()},
-    )
-
-
-def load_denoiser(source: ModelSource, dtype: "torch.dtype") -> "nn.Module":
-    """The UNet, frozen, on the CPU."""
-    from diffusers import UNet2DConditionModel
-
-    return load_component(UNet2DConditionModel, source, "unet", dtype)
-
-
-def make_pipeline(
-    source: ModelSource,
-    scheduler: str,
-    *,
-    text: TextEncoders | None = None,
-    vae: "nn.Module | None" = None,
-    denoiser: "nn.Module | None" = None,
-) -> Any:
-    """StableDiffusionXLPipeline of the parts that are there, with a scheduler of SCHEDULERS."""
-    from diffusers import StableDiffusionXLPipeline
-
-    components = dict.fromkeys(PARTS["text"]) | (text.components if text else {})
-    pipeline: Any = StableDiffusionXLPipeline(
-        vae=vae,
-        unet=denoiser,
-        scheduler=make_scheduler(SCHEDULERS, scheduler, source.config("scheduler")),
-        **components,
-        add_watermarker=False,
-    )
-    if vae is not None:  # called for one in fp16 that overflows there; diffusers' own says that it is deprecated
-        pipeline.upcast_vae = vae.float
-    return pipeline
 
 
 def embed_prompt(
