@@ -29,8 +29,8 @@ from benchmarks.encoderows import measure_sizes, measure_text, measure_vae
 from benchmarks.fullsize import write_pictures
 from benchmarks.vaeparts import measure_parts
 from eridiff.errors import quiet_libraries
-from eridiff.latents import LatentParams
-from eridiff.texts import TextParams
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 
 COLUMNS = ("device", "pipeline", "end to end", "plain loop", "x plain", "peak GiB", "compiling s", "row s")
 FAST = {"dtype": "bf16", "channels_last": True, "compile": True}

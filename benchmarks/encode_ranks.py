@@ -25,13 +25,16 @@ from benchmarks.benchtable import Bench, Row, rate
 from benchmarks.encode import options, prepare
 from benchmarks.encoderows import IDENTITY, plan_prompts, warm_encoders, warm_vae
 from benchmarks.fullsize import make_encoders, make_vae, write_pictures
+from eridiff.caching import Resources
 from eridiff.latentcache import cache_latents, help_latents
-from eridiff.latents import LatentParams, common_parts, plan_samples
+from eridiff.latents import common_parts, plan_samples
 from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import DTYPES
 from eridiff.ranks import Ranks, find_ranks
-from eridiff.texts import TextParams, cache_texts, help_texts
+from eridiff.texts import cache_texts, help_texts
 
 COLUMNS = ("one", "all", "scaling", "share", "row s")
 Encode = Callable[[Path, Ranks], int]  # into a store, as one of some processes; how many were encoded
@@ -97,20 +100,18 @@ def vae_encode(bench: Bench, rows: list[dict[str, Any]], values: dict[str, Any])
     vae = warm_vae(bench, make_vae(bench, 4, DTYPES[params.dtype]), params, {})
     raw, out = bench.folder / "raw", bench.folder / "latents"
 
-    def load() -> Any:
-        return vae, bench.device
-
     def encode(root: Path, ranks: Ranks) -> int:
+        resources = Resources(root=root, load=lambda: (vae, bench.device), ranks=ranks)
         with ranks:
             pixels = PixelDigests(root, {row["file_digest"] for row in rows})
-            new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1, "")
-            work = new.encode(common, load, root, list, ranks=ranks)
+            new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1)
+            work = new.encode(common, resources)
             ranks.wait_for(ranks.plan_path)
             pixels.look_again()
-            samples = plan_samples(rows, params, IDENTITY, 1, 8, raw, pixels)
+            samples = plan_samples(rows, params, common, 8, raw, pixels)
             if ranks.index:
-                return work.encoded + help_latents(samples, params, load, root, raw, ranks)
-            return cache_latents(samples, params, load, root, list, raw, out, ranks=ranks)[1].after(work).encoded
+                return work.encoded + help_latents(samples, params, raw, resources)
+            return cache_latents(samples, params, raw, resources, out)[1].after(work).encoded
 
     return encode
 
@@ -122,13 +123,11 @@ def text_encode(bench: Bench, values: dict[str, Any]) -> Encode:
     warm_encoders(bench, family, encoders, params, {})
     captions = plan_prompts(params, family, bench.prompts)
 
-    def load() -> Any:
-        return encoders, bench.device
-
     def encode(root: Path, ranks: Ranks) -> int:
+        resources = Resources(root=root, load=lambda: (encoders, bench.device), ranks=ranks)
         if ranks.index:
-            return help_texts(captions, params, family, load, root, ranks)
-        return cache_texts(captions, params, family, load, root, list, bench.folder / "text", ranks=ranks)[1].encoded
+            return help_texts(captions, params, family, resources)
+        return cache_texts(captions, params, family, resources, bench.folder / "text")[1].encoded
 
     return encode
 

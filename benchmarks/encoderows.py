@@ -10,15 +10,18 @@ from PIL import Image
 
 from benchmarks.benchtable import Bench, Row, fresh, rate, synchronize
 from benchmarks.fullsize import make_encoders, make_prompts, make_vae
+from eridiff.caching import Resources
 from eridiff.families import TextEncoders
-from eridiff.latentcache import cache_latents, encode_batches
-from eridiff.latents import LatentParams, batch_by_bucket, common_parts, plan_samples
+from eridiff.latentcache import BatchEncoder, PictureReader, cache_latents, encode_batches
+from eridiff.latents import batch_by_bucket, common_parts, plan_samples
 from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import DTYPES, use_tf32
 from eridiff.samples import Samples
 from eridiff.store import Store
-from eridiff.texts import Caption, TextParams, batch_by_key, cache_texts, plan_captions, prepare_encoders
+from eridiff.texts import Caption, CaptionEncoder, batch_by_key, cache_texts, plan_captions, prepare_encoders
 from eridiff.texts import encode_batches as encode_captions
 from eridiff.vae import encode, prepare_vae
 
@@ -46,15 +49,16 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
         vae = warm_vae(bench, vae, params, found)
         raw, out = bench.folder / "raw", bench.folder / "out"
         batches = batch_by_bucket(plan_pictures(bench, rows, params, root), params.batch_size)
-        with rate(bench, len(rows), found, "pipeline"):
-            encode_batches(batches, Store(root, "latents"), params, vae, bench.device, raw)
+        store = Store(root, "latents")
+        with rate(bench, len(rows), found, "pipeline"), BatchEncoder(store, params, vae, bench.device) as encoder:
+            encode_batches(batches, encoder, PictureReader(params, raw))
         root = fresh(bench, "store")
         with rate(bench, len(rows), found, "end to end"):
             pixels = PixelDigests(root, {row["file_digest"] for row in rows})
-            new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1, "")
-            work = new.encode(common, lambda: (vae, bench.device), root, list)
+            new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1)
+            work = new.encode(common, Resources(root=root, load=lambda: (vae, bench.device)))
             samples = plan_pictures(bench, rows, params, root)
-            _, counts = cache_latents(samples, params, nothing_to_load, root, list, raw, out)
+            _, counts = cache_latents(samples, params, raw, Resources(root=root, load=nothing_to_load), out)
         assert (counts.samples, counts.after(work).encoded) == (len(rows), len(rows))
         found["x plain"] = float(found["end to end"]) / float(found["plain loop"])
 
@@ -63,7 +67,7 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
 
 def plan_pictures(bench: Bench, rows: list[dict[str, Any]], params: LatentParams, root: Any) -> Samples:
     """The samples; a picture whose pixels the store does not remember is read."""
-    return plan_samples(rows, params, IDENTITY, 1, 8, bench.folder / "raw", PixelDigests(root))
+    return plan_samples(rows, params, common_parts(params, IDENTITY, 1), 8, bench.folder / "raw", PixelDigests(root))
 
 
 def warm_vae(bench: Bench, vae: Any, params: LatentParams, found: Row) -> Any:
@@ -128,11 +132,13 @@ def measure_text(bench: Bench, kind: str, params: TextParams, count: int) -> Mea
             plain_texts(bench, family, encoders, few, tokens)
         warm_encoders(bench, family, encoders, params, found)
         root, batches = fresh(bench, "store"), batch_by_key(plan, params.batch_size)
-        with rate(bench, len(plan), found, "pipeline"):
-            encode_captions(batches, Store(root, "texts"), params, family, encoders, bench.device)
+        given = Store(root, "texts"), params, family, encoders, bench.device
+        with rate(bench, len(plan), found, "pipeline"), CaptionEncoder(*given) as encoder:
+            encode_captions(batches, encoder)
         root, out = fresh(bench, "store"), bench.folder / "out"
         with rate(bench, len(plan), found, "end to end"):
-            _, counts = cache_texts(plan, params, family, lambda: (encoders, bench.device), root, list, out)
+            resources = Resources(root=root, load=lambda: (encoders, bench.device))
+            _, counts = cache_texts(plan, params, family, resources, out)
         assert (counts.samples, counts.encoded) == (len(plan), len(plan))
         found["x plain"] = float(found["end to end"]) / float(found["plain loop"])
 

@@ -22,8 +22,10 @@ import torch
 from torch import nn
 
 from eridiff import latentcache
-from eridiff.latentcache import cache_latents, encode_batches
-from eridiff.latents import LatentParams, batch_by_bucket, plan_samples
+from eridiff.caching import Resources
+from eridiff.latentcache import BatchEncoder, PictureReader, cache_latents, encode_batches
+from eridiff.latents import batch_by_bucket, common_parts, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Sample
 from eridiff.shards import Cache
@@ -57,7 +59,7 @@ def make_samples(count: int, folder: Path, params: LatentParams) -> list[Sample]
         {**size, "path": f"{n}.png", "file_digest": f"{n:064x}", "original_w": 64, "original_h": 64}
         for n in range(count)
     ]
-    return plan_samples(rows, params, {"content": "c", "config": "d"}, 1, 8, folder, pixels)
+    return plan_samples(rows, params, common_parts(params, {"content": "c", "config": "d"}, 1), 8, folder, pixels)
 
 
 def no_pictures(reader: Any, buffer: torch.Tensor, place: int, sample: Sample) -> None:
@@ -74,12 +76,14 @@ def measure(count: int, folder: Path) -> Iterator[str]:
     """Cells of one row."""
     params, root, out = LatentParams(batch_size=8), folder / "store", folder / "out"
     samples, store = make_samples(count, folder, params), Store(root, "latents")
+    done = Resources(root=root, load=nothing_to_load)
     began, cpu_began = time.monotonic(), time.process_time()
-    encode_batches(batch_by_bucket(samples, 8), store, params, FakeVae(), CPU, folder)
+    with BatchEncoder(store, params, FakeVae(), CPU) as encoder:
+        encode_batches(batch_by_bucket(samples, 8), encoder, PictureReader(params, folder))
     written, cpu_written = time.monotonic(), time.process_time()
-    cache_latents(samples, params, nothing_to_load, root, list, folder, out)
+    cache_latents(samples, params, folder, done, out)
     published, cpu_published = time.monotonic(), time.process_time()
-    cache_latents(samples, params, nothing_to_load, root, list, folder, out)
+    cache_latents(samples, params, folder, done, out)
     again = time.monotonic()
     cache, few = Cache(out), samples[:: max(1, count // 200)]
     cache.read(few[0].key)  # opens the shards

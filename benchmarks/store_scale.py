@@ -29,7 +29,8 @@ from pathlib import Path
 
 from eridiff import placement
 from eridiff.caching import fill
-from eridiff.latents import INDEX_COLUMNS, LatentParams, index_rows, plan_samples
+from eridiff.latents import INDEX_COLUMNS, common_parts, index_rows, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Sample, Samples
 from eridiff.store import Store
@@ -63,7 +64,8 @@ def plan(folder: Path, count: int) -> Samples:
     rows = TableRows(table)
     pixels = PixelDigests(folder / "store", {row["file_digest"] for row in TableRows(table, ["file_digest"])})
     pixels.learn({digest: digest for digest in (f"{number:064x}" for number in range(count))})
-    return plan_samples(rows, LatentParams(), {"content": "c" * 64, "config": "d" * 64}, 1, 8, folder, pixels)
+    common = common_parts(LatentParams(), {"content": "c" * 64, "config": "d" * 64}, 1)
+    return plan_samples(rows, LatentParams(), common, 8, folder, pixels)
 
 
 def put(store: Store, number: int, sample: Sample) -> None:

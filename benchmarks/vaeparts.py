@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.benchtable import Bench, Row, show, synchronize
 from benchmarks.fullsize import make_vae
-from eridiff.latents import LatentParams
+from eridiff.params_latents import LatentParams
 from eridiff.vae import encode, prepare_vae
 
 BATCH = 8

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.data import TrainingSet, open_training_set
 from eridiff.errors import BaseError, DataError
 from eridiff.families import Family, load_family
@@ -23,13 +23,14 @@ from eridiff.load import load_vae
 from eridiff.noise import normal
 from eridiff.nonfinite import blame
 from eridiff.objectives import Ddpm
+from eridiff.params_model import ModelParams
+from eridiff.params_train import TrainParams
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import ModelSource
 from eridiff.precision import DTYPES, choose_device
 from eridiff.sources import candidates, find_source
 from eridiff.tables import read_table
 from eridiff.train import Run, prepare_run
-from eridiff.trainparams import TrainParams
 
 LEVELS = (0.25, 0.5, 0.75)  # of the way to pure noise
 SAMPLES = 10

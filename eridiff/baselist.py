@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eridiff.bases import base_names, missing_components
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.errors import BaseError, EridiffError
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
 from eridiff.inspect import describe
+from eridiff.params_model import ModelParams
 from eridiff.partfiles import PartTensors
 from eridiff.places import Places, model_files
 from eridiff.pointerfiles import pointers_of, read_pointer

@@ -2,19 +2,40 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eridiff.filedigests import FileDigests
 from eridiff.leftovers import take_away
 from eridiff.placement import Keys
 from eridiff.project import load_local
+from eridiff.ranks import Ranks
 from eridiff.roots import pin
 from eridiff.shardfaults import check_now
 from eridiff.store import EntryGone, Store
 
+if TYPE_CHECKING:
+    import torch
+
 SOUND = "sound shard"  # what is remembered of one that was read
 ATTEMPTS = 3  # at a fill, where entries vanish from the store under it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a caching stage fills the store with.
+
+    root: the store's folder. load: gives the encoder and its device, called only where something has to be encoded.
+    earlier: gives the shards of the stage's own last output, called only where the store lacks a key. workers: threads
+    that read pictures; None: as fits the machine. ranks: the processes that share the encoding, and this one's place.
+    """
+
+    root: Path
+    load: "Callable[[], tuple[Any, torch.device]]"
+    earlier: Callable[[], Iterable[Path]] = tuple
+    workers: int | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from eridiff.captionrules import RULES
-from eridiff.captions import CaptionParams, regularises
+from eridiff.captions import regularises
 from eridiff.captionsyntax import SYNTAX, left_over
+from eridiff.params_captions import CaptionParams
 from eridiff.picturefolder import Ignored
 from eridiff.pictures import Picture
 from eridiff.printable import printable

@@ -5,14 +5,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from html.entities import html5
-from typing import Literal
 
 from eridiff.joiners import kept_joiners
-
-RuleName = Literal[
-    "html_tags", "html_entities", "unicode", "other_scripts", "file_names", "underscores", "whitespace",
-    "duplicate_tags", "punctuation",
-]  # fmt: skip
+from eridiff.params_captions import RuleName
 
 FILE_SUFFIXES = "png|jpe?g|jfif|webp|gif|bmp|tiff?|heic|heif|avif|psd|dng|cr[23]|nef|arw|orf|rw2|txt|mp4|mov"
 CAMERAS = "IMG|DSC|DSCN|DSCF|DCIM|PXL|VID|MVI|MG|GOPR|DJI|CIMG|SAM|WA|Screenshot|Photo"

@@ -6,20 +6,16 @@ The trigger is put in front where it is missing, before the last rules, so that 
 
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
-
-from eridiff.captionrules import RULES, RuleName
-from eridiff.captionsyntax import SYNTAX, SyntaxName, versions
-from eridiff.config import Section, Seed
+from eridiff.captionrules import RULES
+from eridiff.captionsyntax import SYNTAX, versions
 from eridiff.errors import DataError, all_of, listing
 from eridiff.files import digest_json
+from eridiff.params_captions import MAX_VARIANTS, CaptionParams, RuleName
 from eridiff.pictures import Picture
 from eridiff.tables import Row
 from eridiff.trigger import HIDDEN, PLACES, holds_word, whole_word
@@ -30,82 +26,12 @@ IMAGE_COLUMNS = {
 }  # fmt: skip
 CAPTION_COLUMNS = {"path": "str", "raw": "str", "clean": "str", "variants": "strs", "rules": "strs"}
 
-HARMLESS: tuple[RuleName, ...] = ("html_tags", "html_entities", "unicode", "whitespace", "punctuation")
 ALL_RULES: Mapping[str, Callable[[str], str]] = {
     name: rule for table in (SYNTAX, RULES) for name, rule in table.items()
 }
 AFTER_TRIGGER: tuple[RuleName, ...] = ("duplicate_tags", "punctuation")
 
-MAX_VARIANTS = 1000
 NOTHING = " \t\r\n,;.:!?-"  # a caption of these alone says nothing
-
-
-def _plain_words(value: str) -> str:
-    if value != value.strip() or not value or re.search(r"[,\n\r\t]", value):
-        raise ValueError("must be a word or words, without commas and without spaces at the ends")
-    return _no_place(value)
-
-
-def _no_place(value: str) -> str:
-    place = PLACES.search(value)
-    if place:
-        raise ValueError(f"holds '{place[0]}', which is filled in captions only: write the trigger itself")
-    return value
-
-
-def _folder_path(value: str) -> str:
-    if value != PurePosixPath(value).as_posix() or value.startswith("/") or {".", ".."} & set(value.split("/")):
-        raise ValueError("must be a folder below data/raw, written as `plain` or `studio/plain`")
-    return value
-
-
-Words = Annotated[str, AfterValidator(_plain_words)]
-Text = Annotated[str, AfterValidator(_no_place)]
-FolderPath = Annotated[str, AfterValidator(_folder_path)]
-
-
-class CaptionParams(Section):
-    """How captions are cleaned and varied."""
-
-    trigger: Words | None = None
-    """Word that must stand in each caption: put in front, with a comma, where it is missing (case counts)."""
-    class_word: Words | None = None
-    """What the pictures show, such as `toy`. A picture without a caption gets `trigger class_word`."""
-    prefix: Text = ""
-    """Text in front of each caption, as it stands: write the space or comma at its end."""
-    suffix: Text = ""
-    """Text after each caption, as it stands: write the space or comma at its start."""
-    rules: Annotated[tuple[RuleName, ...], Field(max_length=100)] = HARMLESS
-    """Clean-up rules. They run in this order, whatever their order here: html_tags (removed), html_entities
-    (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
-    not in Latin letters dropped), file_names (`IMG_2031.JPG` dropped), underscores (to spaces), whitespace
-    (lines joined, runs of spaces to one), duplicate_tags (the first is kept), punctuation (stray commas)."""
-    syntax: Annotated[tuple[SyntaxName, ...], Field(max_length=100)] = tuple(SYNTAX)
-    """Syntax of other programs that is read as what it means, before the rules: json_captions (caption and tags of a
-    JSON object), trigger_places (`[trigger]`, `{trigger_word}` filled), networks (`<lora:x:1>` dropped), embeddings
-    (`embedding:x` dropped), separators (`|||`, `;;;` to commas), choices (`{a|b}` to a version of the caption each),
-    breaks (`BREAK` to a comma), weights (`(x:1.3)`, `((x))` to x), escapes (`\\(` to `(`), spaced_tags
-    (`1girl long_hair` to `1girl, long_hair`), wide_commas (of Chinese and Japanese, to `, `)."""
-    alternatives: bool = False
-    """Take each line of a caption as a caption of its own, among which training draws; else lines are joined."""
-    variants: Annotated[int, Field(ge=1, le=MAX_VARIANTS)] = 1
-    """Versions of each caption, among which training draws. Each is encoded once."""
-    shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
-    """Put the comma-separated tags of each version in another order. Needed for more than one version."""
-    keep_tokens: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Tags at the start that are not shuffled; the trigger counts as one where it stands in front."""
-    seed: Seed = 0
-    """Seed of the orders."""
-    regularisation: Annotated[tuple[FolderPath, ...], Field(max_length=1000)] = ()
-    """Folders below data/raw whose pictures show what the LoRA must leave alone: their captions get neither the
-    trigger nor the class word."""
-
-    @field_validator("shuffle_tags")
-    @classmethod
-    def _versions_differ(cls, value: bool, info: ValidationInfo) -> bool:
-        if info.data.get("variants", 1) > 1 and not value:
-            raise ValueError(f"{info.data['variants']} variants would be equal. Set it to true, or variants to 1")
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,10 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from eridiff.captionjson import NotJson, caption_in, lone_surrogate, parse_json
+from eridiff.params_captions import SyntaxName
 from eridiff.trigger import HIDDEN, PLACES
-
-SyntaxName = Literal[
-    "json_captions", "trigger_places", "networks", "embeddings", "separators", "choices", "breaks", "weights",
-    "escapes", "spaced_tags", "wide_commas",
-]  # fmt: skip
 
 MAX_CHOICES = 32  # versions of one caption: each is encoded
 NESTED = 4  # choices within choices

@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eridiff.buckets import BucketParams
-from eridiff.captions import CaptionParams
-from eridiff.config import ModelParams, Section, read_yaml, validate
-from eridiff.draw import check_draw, fill_trigger
+from eridiff.config import Section, read_yaml, validate
 from eridiff.errors import ConfigError, EridiffError, did_you_mean
-from eridiff.export import ExportParams
 from eridiff.families import Family, load_family
-from eridiff.latents import LatentParams
 from eridiff.licences import read_licences
+from eridiff.params_buckets import BucketParams
+from eridiff.params_captions import CaptionParams
+from eridiff.params_export import ExportParams
+from eridiff.params_latents import LatentParams
+from eridiff.params_model import ModelParams
+from eridiff.params_sample import SampleParams, check_draw, check_measures, fill_trigger
+from eridiff.params_text import TextParams, choose_max_tokens
+from eridiff.params_train import TrainParams, kept_steps, refuse_other_objective
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import PARTS
 from eridiff.progress import warn
-from eridiff.sample import SampleParams, check_measures
-from eridiff.texts import TextParams, choose_max_tokens
-from eridiff.trainparams import TrainParams, kept_steps, refuse_other_objective
 from eridiff.wanted import how_to_add, is_awaited
 
 SECTIONS: dict[str, type[Section]] = {

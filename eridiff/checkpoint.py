@@ -8,12 +8,12 @@ from typing import Any
 from eridiff.families import Family
 from eridiff.files import digest_file, digest_json, write_text
 from eridiff.lora import save_checkpoint
+from eridiff.params_train import NO_BYTE, TrainParams, kept_steps
 from eridiff.pipeline import Stage
 from eridiff.pointers import Pointer
 from eridiff.runstate import load_adapters
 from eridiff.tables import Row
 from eridiff.train import Table
-from eridiff.trainparams import NO_BYTE, TrainParams, kept_steps
 
 FILE_NAMES = {"adapters": "step", "average": "ema"}
 

@@ -35,19 +35,7 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 MAX_STEPS = 10_000_000  # optimizer steps, and whatever counts them
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]  # what torch's generators take
-Quantised = Literal["fp8", "int8", "nf4"]  # storage of a frozen model's layers (eridiff/quantise.py)
 Activations = Literal["keep", "selective", "recompute", "offload"]  # until the backward pass (eridiff/activations.py)
-
-
-class ModelParams(Section):
-    """Which model is trained."""
-
-    family: str
-    """The architecture: a folder of eridiff/families."""
-    base: str
-    """The base: a folder of data/bases, made by `eridiff base add`."""
-    allow_cpu: bool = False
-    """Run on a CPU where there is no CUDA device. Only the small bases are any use there."""
 
 
 def _way_to(path: Path) -> str:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from eridiff.config import Quantised, Section
-from eridiff.errors import ConfigError, DataError, did_you_mean
+from eridiff.errors import DataError
 from eridiff.families import Family
 from eridiff.load import load_text_encoders, make_pipeline
 from eridiff.nonfinite import blame
+from eridiff.params_sample import DrawParams, Prompt
 from eridiff.pointers import ModelSource
 
 if TYPE_CHECKING:
@@ -18,61 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Embeds = Mapping[str, "Tensor"]  # argument of the pipeline -> a prompt's embeddings [1, ...]
-
-
-class Prompt(Section):
-    """A prompt to draw."""
-
-    prompt: str
-    """What to draw. `[trigger]` stands for captions.trigger."""
-    negative: str | None = None
-    """What to keep away from, where the family has classifier-free guidance."""
-    group: Annotated[str, Field(min_length=1)] = "all"
-    """With measures: prompts of one group share their figures, such as `trained` and `held-out` subjects."""
-
-
-class DrawParams(Section):
-    """How a picture is drawn."""
-
-    scheduler: str = "euler"
-    """Sampler by name, from the family's list (`check` names them)."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    """Sampling steps."""
-    guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 5.0
-    """Classifier-free guidance, or the embedded guidance of families that have one."""
-    size: tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]] = (1024, 1024)
-    """(width, height) in pixels."""
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Number format of the whole pipeline. What overflows in fp16 is an error, not a black picture."""
-    quantise: Quantised | None = None
-    """As train.quantise. Text encoders are never quantised: they are on the device alone, before the denoiser."""
-
-
-def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], where: str) -> None:
-    """Refuse what the family cannot draw.
-
-    Raises: ConfigError that names the key.
-    """
-    if params.scheduler not in family.SCHEDULERS:
-        raise ConfigError(
-            f"{where}.scheduler is '{params.scheduler}'.{did_you_mean(params.scheduler, family.SCHEDULERS)}"
-        )
-    wrong = [side for side in params.size if side % family.SIDE_MULTIPLE]
-    if wrong:
-        raise ConfigError(f"{where}.size is {list(params.size)}: sides must be multiples of {family.SIDE_MULTIPLE}.")
-    if params.max_tokens is not None and params.max_tokens not in family.MAX_TOKENS:
-        choices = ", ".join(map(str, sorted(family.MAX_TOKENS)))
-        raise ConfigError(
-            f"{where}.max_tokens is {params.max_tokens}, which this family does not take. Known: {choices}."
-        )
-    negative = next((p.negative for p in prompts if p.negative is not None), None)
-    if negative is not None and not family.NEGATIVE:
-        raise ConfigError(
-            f"{where}.prompts has the negative prompt {negative!r}, but this family has an embedded guidance and "
-            "takes none: remove it."
-        )
 
 
 def embed_prompts(
@@ -155,15 +98,3 @@ def _why(pipeline: Any, params: DrawParams, embeds: Embeds, work: Callable[[], A
         )
     models = {name: model for name, model in pipeline.components.items() if isinstance(model, nn.Module)}
     return blame(models, "precision", params.precision, work)
-
-
-def fill_trigger(prompts: tuple[Prompt, ...], trigger: str | None, where: str) -> tuple[Prompt, ...]:
-    """Put the trigger word in for `[trigger]`.
-
-    Raises: ConfigError where there is none.
-    """
-    if trigger is None and any("[trigger]" in prompt.prompt for prompt in prompts):
-        raise ConfigError(f"{where} has '[trigger]' in a prompt, but captions.trigger is null.")
-    return tuple(
-        prompt.model_copy(update={"prompt": prompt.prompt.replace("[trigger]", trigger or "")}) for prompt in prompts
-    )

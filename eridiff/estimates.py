@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from eridiff.data import Batch
-from eridiff.draw import DrawParams, is_guided
+from eridiff.draw import is_guided
 from eridiff.families import Family, Sizes
 from eridiff.footprint import META, Footprint, held
-from eridiff.latents import LatentParams
 from eridiff.load import load_denoiser, load_text_encoders, load_vae
+from eridiff.params_latents import LatentParams
+from eridiff.params_sample import DrawParams
+from eridiff.params_text import TextParams, choose_max_tokens
 from eridiff.pointers import ModelSource
 from eridiff.precision import DTYPES
 from eridiff.quantise import Storage
-from eridiff.texts import TextParams, choose_max_tokens
 from eridiff.tracing import Traced, trace
 from eridiff.vae import encode, prepare_vae
 

@@ -14,17 +14,18 @@ import torch
 from torch import nn
 
 from eridiff.activations import LEVELS, set_activations, waiting
-from eridiff.config import Activations, Quantised
+from eridiff.config import Activations
 from eridiff.data import Batch, TrainingSet
 from eridiff.families import Family
 from eridiff.files import canonical_json, digest_json, write_text
 from eridiff.jsonfiles import load_json
+from eridiff.params_model import Quantised
+from eridiff.params_train import TrainParams
 from eridiff.pointers import ModelSource, Pointer, empty_source
 from eridiff.progress import say
 from eridiff.quantise import RowScaledLinear
 from eridiff.tracing import trace
 from eridiff.train import prepare_run, train_step
-from eridiff.trainparams import TrainParams
 
 GIB = 2**30
 SPARE = GIB // 2  # of a GPU: workspaces of its libraries, and gaps between what is allocated

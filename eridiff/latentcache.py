@@ -1,12 +1,12 @@
 """The VAE cache: what the store lacks is read, encoded and put as one overlapped pipeline; the shards are published."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from eridiff.caching import CacheCounts, fill
+from eridiff.caching import CacheCounts, Resources, fill
 from eridiff.earlyshards import EarlyShards, Puts
 from eridiff.encodepipe import (
     BATCHES_BEHIND,
@@ -19,10 +19,11 @@ from eridiff.encodepipe import (
 )
 from eridiff.errors import DataError
 from eridiff.images import crop_picture, load_pixels
-from eridiff.latents import LatentParams, batch_by_bucket, index_rows
+from eridiff.latents import batch_by_bucket, index_rows
 from eridiff.nonfinite import blame
+from eridiff.params_latents import LatentParams
 from eridiff.progress import track
-from eridiff.ranks import Ranks, encode_together
+from eridiff.ranks import encode_together
 from eridiff.samples import Sample, Samples
 from eridiff.store import Store
 from eridiff.tables import Row
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-Load = Callable[[], "tuple[nn.Module, torch.device]"]
-
 
 class BatchEncoder:
     """The VAE between copies to the device and writers behind it: the device waits for neither.
@@ -48,7 +47,7 @@ class BatchEncoder:
     def __init__(self, store: Puts, params: LatentParams, vae: "nn.Module", device: "torch.device") -> None:
         from eridiff.vae import prepare_vae
 
-        self.store, self.params = store, params
+        self.store, self.params, self.device = store, params, device
         self._vae, self._moves = prepare_vae(vae, params, device), Transfers(device)
         self._writer = WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size)
 
@@ -85,22 +84,17 @@ class BatchEncoder:
 
 def encode_batches(
     batches: Sequence[Sequence[Sample]],
-    store: Puts,
-    params: LatentParams,
-    vae: "nn.Module",
-    device: "torch.device",
-    pictures: Path,
+    encoder: BatchEncoder,
+    reader: "PictureReader",
     *,
     workers: int | None = None,
     what: str = "latents",
 ) -> None:
     """Read, encode and put whole batches, overlapped: reading runs ahead in `workers` threads, writing behind."""
-    threads = reader_threads(device) if workers is None else workers
-    reader = PictureReader(params, pictures)
-    with BatchEncoder(store, params, vae, device) as encoder:
-        read = batches_ahead(batches, lambda batch: encoder.allocate(batch[0].bucket), reader.fill, threads=threads)
-        for batch, bytes_BHWC in track(read, what=what, total=len(batches), unit="batches"):
-            encoder.encode(batch, bytes_BHWC)
+    threads = reader_threads(encoder.device) if workers is None else workers
+    read = batches_ahead(batches, lambda batch: encoder.allocate(batch[0].bucket), reader.fill, threads=threads)
+    for batch, bytes_BHWC in track(read, what=what, total=len(batches), unit="batches"):
+        encoder.encode(batch, bytes_BHWC)
 
 
 class PictureReader:
@@ -147,56 +141,29 @@ def put_sample(
 
 
 def cache_latents(
-    samples: Samples,
-    params: LatentParams,
-    load: Load,
-    store_root: Path,
-    earlier: Callable[[], Iterable[Path]],
-    pictures: Path,
-    out: Path,
-    *,
-    workers: int | None = None,
-    ranks: Ranks | None = None,
+    samples: Samples, params: LatentParams, pictures: Path, resources: Resources, out: Path
 ) -> tuple[Sequence[Row], CacheCounts]:
     """Look up, import, encode what is missing, publish the shards into `out`; returns the index's rows.
 
-    load() gives the VAE and its device and is called only where something has to be encoded; earlier() gives the
-    shards of this stage's own last output, read only where the store lacks a key. ranks: the processes that share
-    the encoding, of which this is the first: `help_latents` is what the others do.
+    Of several processes this is the first: `help_latents` is what the others do.
     """
-    store, ranks = Store(store_root, "latents"), ranks or Ranks()
+    store = Store(resources.root, "latents")
 
     def encode() -> int:
-        return _encode(samples, store, params, load, pictures, workers, ranks)
+        return _encode(samples, store, params, pictures, resources)
 
-    shards, counts = fill(store, samples.keys, earlier, encode, out, what="latents")
+    shards, counts = fill(store, samples.keys, resources.earlier, encode, out, what="latents")
     return index_rows(samples, shards), counts
 
 
-def help_latents(
-    samples: Samples,
-    params: LatentParams,
-    load: Load,
-    store_root: Path,
-    pictures: Path,
-    ranks: Ranks,
-    *,
-    workers: int | None = None,
-) -> int:
+def help_latents(samples: Samples, params: LatentParams, pictures: Path, resources: Resources) -> int:
     """What a process other than the first does: encode its share into the store; returns how many it encoded."""
-    return _encode(samples, Store(store_root, "latents"), params, load, pictures, workers, ranks)
+    return _encode(samples, Store(resources.root, "latents"), params, pictures, resources)
 
 
-def _encode(
-    samples: Samples,
-    store: Store,
-    params: LatentParams,
-    load: Load,
-    pictures: Path,
-    workers: int | None,
-    ranks: Ranks,
-) -> int:
+def _encode(samples: Samples, store: Store, params: LatentParams, pictures: Path, resources: Resources) -> int:
     """Encode what is missing, alone or together with others."""
+    ranks = resources.ranks
 
     def form(keys: set[str]) -> list[list[Sample]]:
         wanted = {sample.key: sample for sample in samples.having(keys)}  # equal pictures share a key
@@ -205,10 +172,12 @@ def _encode(
     def encode(batches: Sequence[Sequence[Sample]]) -> None:
         if not batches:
             return
-        vae, device = load()
+        vae, device = resources.load()
         own = {sample.key for batch in batches for sample in batch}
         with EarlyShards(store, samples.keys, samples.areas, own, device) as shards:
             puts = store if ranks.index else shards  # the first process alone writes shards
-            encode_batches(batches, puts, params, vae, device, pictures, workers=workers, what=f"latents{ranks.label}")
+            with BatchEncoder(puts, params, vae, device) as encoder:
+                reader = PictureReader(params, pictures)
+                encode_batches(batches, encoder, reader, workers=resources.workers, what=f"latents{ranks.label}")
 
     return encode_together(ranks, store, samples.keys, form, encode, "latents")

@@ -2,15 +2,13 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from eridiff.config import Section, Seed
 from eridiff.encodepipe import MAX_READERS, ahead, available_cores
 from eridiff.entries import Parts
 from eridiff.errors import ConfigError, DataError, listing
 from eridiff.images import keeps_its_numbers, load_pixels, pixel_digest
+from eridiff.params_latents import IN_NO_KEY, LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
 from eridiff.samples import Sample, Samples
@@ -20,59 +18,23 @@ from eridiff.tiles import TILING
 INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "shard"), "str") | dict.fromkeys(
     ("flip", "variant", "bucket_w", "bucket_h", "crop_left", "crop_top", "original_w", "original_h"), "int"
 )
-IN_NO_KEY = {"flip", "crops", "crop_zoom", "seed"}  # they decide which samples there are, not what one holds
-
-
-class LatentParams(Section):
-    """How pictures become latents."""
-
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the VAE. In fp16 the VAEs of some bases overflow; that is an error, not a black picture."""
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Pictures encoded together. Fixed, so that free memory never decides a bit; the last batch is padded."""
-    keep: Literal["mean_std", "mean"] = "mean_std"
-    """Keep the posterior's mean and std, drawn afresh each step; or the mean alone, half the size."""
-    flip: bool = False
-    """Also cache every picture mirrored; training draws one of the two."""
-    crops: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Crops of each picture, among which training draws: the bucket's own, and others moved at random."""
-    crop_zoom: Annotated[float, Field(ge=1, le=4)] = 1.0
-    """Largest factor by which the other crops are magnified, never beyond the picture's own size. With 1 they only
-    move along the side that sticks out of the bucket: a picture of just its shape has one crop."""
-    seed: Seed = 0
-    """Seed of the other crops."""
-    alpha: Literal["white", "black", "grey"] = "white"
-    """What stands behind transparent pixels."""
-    resample: Literal["lanczos", "bicubic", "area"] = "lanczos"
-    """Filter by which pictures are made smaller."""
-    tf32: bool = False
-    """Let fp32 products on CUDA use TF32: faster, rounded."""
-    channels_last: bool = False
-    """Memory format of the VAE on CUDA: faster with bf16, rounded."""
-    compile: bool = False
-    """Compile the VAE with torch.compile: faster for many pictures, rounded."""
-    tile: Annotated[int, Field(ge=64, le=16384, multiple_of=32)] | None = None
-    """Encode pictures larger than this many pixels a side in overlapping tiles: less memory, visible in numbers."""
 
 
 def plan_samples(
     rows: Collection[Row],
     params: LatentParams,
-    vae: Mapping[str, str],
-    version: int,
+    common: Parts,
     side_multiple: int,
     pictures: Path,
     pixels: PixelDigests,
-    generation: str = "",
 ) -> Samples:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
-    vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
-    generation: of the VAE's numbers (eridiff/probe.py); the first is in no key.
+    common: of their keys' parts those that all share (`common_parts`).
     Raises: ConfigError where a bucket's sides do not fit the family,
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
-    samples = Samples(params, common_parts(params, vae, version, generation))
+    samples = Samples(params, common)
     for row in rows:
         check_sides([row], side_multiple)
         if row["file_digest"] not in pixels.known:
@@ -93,8 +55,12 @@ def check_sides(rows: Iterable[Row], side_multiple: int) -> None:
             raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
 
 
-def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str) -> Parts:
-    """The parts of a key that all samples of one run of the stage share."""
+def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str = "") -> Parts:
+    """The parts of a key that all samples of one run of the stage share.
+
+    vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
+    generation: of the VAE's numbers (eridiff/probe.py); the first is in no key.
+    """
     common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
     common |= {"probe": generation} if generation else {}
     return common | ({"tiling": TILING} if params.tile is not None else {})

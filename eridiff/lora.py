@@ -3,30 +3,17 @@
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from eridiff.config import Section
 from eridiff.errors import ConfigError, TrainError, did_you_mean
 from eridiff.files import canonical_json, map_file
 from eridiff.jsonfiles import parse_json
+from eridiff.params_train import LoraParams
 from eridiff.seals import check_out
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensors, write_sealed_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-class LoraParams(Section):
-    """The adapter."""
-
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Rank of every adapter."""
-    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
-    """Strength: the adapter's output is scaled by alpha / rank."""
-    targets: str = "attention"
-    """Which modules are adapted: a name from the family's list (`check` names them)."""
 
 
 def target_modules(denoiser: "nn.Module", presets: Mapping[str, str], name: str, dead: Collection[str]) -> list[str]:

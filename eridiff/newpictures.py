@@ -15,19 +15,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from eridiff.caching import Work
+from eridiff.caching import Resources, Work
 from eridiff.catalogue import list_loose
 from eridiff.encodepipe import MAX_READERS, ahead, readers_in_memory, shared_cores
 from eridiff.entries import Parts
 from eridiff.errors import DataError
 from eridiff.images import load_pixels, pixel_digest
-from eridiff.latentcache import BatchEncoder, Load, cut_sample
-from eridiff.latents import LatentParams, check_sides, refuse_unusable, take_over_pixels
+from eridiff.latentcache import BatchEncoder, cut_sample
+from eridiff.latents import check_sides, refuse_unusable, take_over_pixels
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.progress import track
-from eridiff.ranks import Ranks
 from eridiff.samples import Sample, Samples
 from eridiff.store import Store
 from eridiff.tables import Row
@@ -90,40 +90,30 @@ class NewPictures:
             return []
         return [sample.key for sample in self._samples(rows, pixels, common)]
 
-    def encode(
-        self,
-        common: Parts,
-        load: Load,
-        store_root: Path,
-        earlier: Callable[[], Iterable[Path]],
-        *,
-        workers: int | None = None,
-        ranks: Ranks | None = None,
-    ) -> Work:
+    def encode(self, common: Parts, resources: Resources) -> Work:
         """Read all, remember their pixels, and encode what the store and the stage's last output lack of them.
 
-        ranks: the processes that share the pictures; the first one counts and waits for all.
+        Of several processes that share the pictures the first one counts and waits for all.
         Memory: a batch of each bucket, and a batch and a picture a thread ahead.
         Raises: as `plan_samples`. After a picture that cannot be decoded nothing is encoded, but the others are read
         and remembered, so that all such pictures are named at once: of several processes by the first.
         """
-        began, ranks = time.monotonic(), ranks or Ranks()
-        store = Store(store_root, "latents")
+        began, ranks, store = time.monotonic(), resources.ranks, Store(resources.root, "latents")
         if ranks.index:
             share = set(ranks.read(ranks.new_path)[ranks.index :: ranks.size])
-            encoded, _ = self._encode(share, common, load, store, ranks, workers) if share else (set(), [])
+            encoded, _ = self._encode(share, common, store, resources) if share else (set(), [])
             ranks.tell_done(encoded)
             return Work(encoded=len(encoded), seconds=time.monotonic() - began)
         self._take_over()
         files = sorted(self.pixels.unknown)
         if files:
             check_sides(self.rows, self.side_multiple)
-            store.adopt(earlier())
+            store.adopt(resources.earlier())
         shared = ranks.announce_new(files, len(files) // self.params.batch_size)
         if not files:
             return Work()
         share = set(files[0 :: ranks.size] if shared else files)
-        encoded, wrong = self._encode(share, common, load, store, ranks, workers)
+        encoded, wrong = self._encode(share, common, store, resources)
         if shared:
             encoded |= ranks.wait_for_shares(lambda: self._progress(store))
             self.pixels.look_again()
@@ -135,14 +125,11 @@ class NewPictures:
         """A number that changes while other processes read and encode."""
         return sum(1 for _ in list_loose(store.folder / "entries")) + sum(1 for _ in self.pixels.folder.glob("*.tsv"))
 
-    def _encode(
-        self, files: set[str], common: Parts, load: Load, store: Store, ranks: Ranks, workers: int | None
-    ) -> tuple[set[str], list[str]]:
+    def _encode(self, files: set[str], common: Parts, store: Store, resources: Resources) -> tuple[set[str], list[str]]:
         """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
-        threads = min(shared_cores(), MAX_READERS) if workers is None else workers
+        threads = min(shared_cores(), MAX_READERS) if resources.workers is None else resources.workers
         sizes = (row["original_w"] * row["original_h"] for row in self.rows if row["file_digest"] in files)
         threads = readers_in_memory(threads, max(sizes, default=1))
-        of_each = self.params.crops * (2 if self.params.flip else 1)
 
         def read(rows: Sequence[Row]) -> Read | DataError:
             try:
@@ -151,13 +138,15 @@ class NewPictures:
                 return error
 
         with ExitStack() as stack:
-            depth = threads + -(-self.params.batch_size // of_each)
+            depth = threads + -(-self.params.batch_size // self.params.per_picture)
             pictures = ahead(self._rows_of(files), read, threads=threads, depth=depth)
             stack.callback(pictures.close)  # type: ignore[attr-defined]
             learn = stack.enter_context(self.pixels.learning())
-            forming = FormingBatches(store, self.params, load, stack)
+            forming = FormingBatches(store, self.params, resources.load, stack)
             wrong: list[str] = []
-            for picture in track(pictures, what=f"new pictures{ranks.label}", total=len(files), unit="pictures"):
+            for picture in track(
+                pictures, what=f"new pictures{resources.ranks.label}", total=len(files), unit="pictures"
+            ):
                 if isinstance(picture, DataError):
                     wrong.append(str(picture))
                     continue
@@ -188,7 +177,7 @@ class NewPictures:
 class FormingBatches:
     """Batches in the making, one of each bucket; the VAE is loaded for the first."""
 
-    def __init__(self, store: Store, params: LatentParams, load: Load, stack: ExitStack) -> None:
+    def __init__(self, store: Store, params: LatentParams, load: Callable[[], Any], stack: ExitStack) -> None:
         self.begun: set[str] = set()  # keys: equal pictures have one
         self._store, self._params, self._load, self._stack = store, params, load, stack
         self._encoder: BatchEncoder | None = None

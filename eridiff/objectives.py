@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from eridiff.errors import BaseError
+from eridiff.params_train import DdpmParams, FlowParams
 from eridiff.schedules import refuse_schedule
-from eridiff.trainparams import DdpmParams, FlowParams
 
 
 @dataclass(frozen=True, kw_only=True)

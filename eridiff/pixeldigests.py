@@ -36,7 +36,7 @@ class PixelDigests:
     def look_again(self) -> None:
         """Read what other processes have learned, too."""
         wanted = self.wanted
-        for path in sorted(self.folder.glob("*.tsv")):
+        for path in sorted(self.folder.glob("*.tsv")) if wanted is None or wanted else ():
             with suppress(FileNotFoundError):  # gc joins small files
                 if path.name != f"{digest_file(path)}.tsv":
                     warn(f"{path} is damaged: its pictures are read again. {WAY_OUT}")

@@ -24,7 +24,8 @@ from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import PARTS, ModelSource, Pointer, empty_source
 from eridiff.precision import DTYPES
 from eridiff.starting import filled
-from eridiff.tables import read_table
+from eridiff.tables import TableRows, read_table
+from eridiff.texts import distinct_texts
 from eridiff.tracing import trace
 from eridiff.trigger import PLACE
 from eridiff.wanted import has_pointers
@@ -152,12 +153,11 @@ class Planner:
             drawn = sum(2 if own.measures and PLACE in prompt.prompt else 1 for prompt in own.prompts)
             return drawn * len(own.seeds) * (1 + len(own.checkpoints) * len(own.strengths)), "pictures"
         if stage == "latents":
-            variants = own.crops * (2 if own.flip else 1)
-            return None if self.pictures is None else self.pictures * variants, "pictures"
+            return None if self.pictures is None else self.pictures * own.per_picture, "pictures"
         table = self.folder / "data" / "captions" / "captions.parquet"
         if not table.exists():
             return None, "captions"
-        return len({"", *(text for row in read_table(table)[0] for text in row["variants"])}), "captions"
+        return len(distinct_texts(TableRows(table, ["variants"]))), "captions"
 
     def _seconds(self, stage: str, found: Footprint, units: int | None) -> float | None:
         if units is None or not self.card.is_here:

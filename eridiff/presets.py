@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.errors import ConfigError, did_you_mean
 from eridiff.files import read_text
 from eridiff.gpus import Gpu
+from eridiff.params_model import ModelParams
 from eridiff.project import checkout_root
 
 # In a preset's first comment. No param, since memory changes no result: a preset differs in what follows from it.

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from eridiff.config import ModelParams
-from eridiff.draw import DrawParams, Embeds, Prompt, draw, embed_prompts
+from eridiff.draw import Embeds, draw, embed_prompts
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, load_family
 from eridiff.load import load_vae, make_pipeline
+from eridiff.params_model import ModelParams
+from eridiff.params_sample import DrawParams, Prompt
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import ModelSource
 from eridiff.progress import say

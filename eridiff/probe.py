@@ -8,12 +8,12 @@ the first is a part of every key. Records are files under STORE/probes, written 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eridiff.errors import DataError, StoreError
 from eridiff.files import digest_json, write_text
@@ -21,11 +21,15 @@ from eridiff.jsonfiles import parse_json
 from eridiff.leftovers import temporary_path
 from eridiff.seals import read_sealed, sealed_json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 FIRST = ""  # the first generation, which is in no key
 # Largest difference that passes for rounding, as a part of the largest number of the tensor. docs/benchmarks.md has the
 # measurements: what devices, kernels and batch sizes change, with room above it.
 TOLERANCE = {"fp32": 2e-4, "tf32": 5e-3, "fp16": 1e-2, "bf16": 6e-2}
+NUM_VALUES = 128  # numbers of each tensor that are compared
 DIGITS = 7  # significant digits that are kept: fewer than fp32 has, far more than any tolerance needs
 
 Values = dict[str, list[float]]  # tensor -> some of its numbers
@@ -144,6 +148,25 @@ def compare(reference: Values, values: Values, precision: str) -> Difference:
 def _distance(a: float, b: float) -> float:
     """How far two numbers lie apart; infinitely where one is no number."""
     return abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf
+
+
+def name_precision(dtype: str, tf32: bool) -> str:
+    """The key of TOLERANCE for a number format."""
+    return "tf32" if dtype == "fp32" and tf32 else dtype
+
+
+def some_values(work: "Callable[[], Mapping[str, Tensor]]", what: str, why: Callable[[], str]) -> Values:
+    """NUM_VALUES of each tensor, evenly spread."""
+    import torch
+
+    values = {}
+    for name, tensor in work().items():
+        flat = tensor.detach().flatten().float().cpu()
+        if not flat.isfinite().all():
+            raise DataError(f"{what} gave numbers that are not finite for a plain picture or caption. {why()}")
+        places = torch.linspace(0, flat.numel() - 1, min(NUM_VALUES, flat.numel()), dtype=torch.float64).long()
+        values[name] = [shorten(number) for number in flat[places].tolist()]
+    return values
 
 
 class ProbeMemory:

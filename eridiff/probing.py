@@ -1,17 +1,12 @@
-"""Probes of the VAE and of the text encoders: their fixed inputs, and when a caching stage takes one."""
+"""When a caching stage probes its encoder, and how what it finds is told."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from eridiff.entrytable import sorted_keys
-from eridiff.errors import BaseError, ConfigError, DataError
-from eridiff.families import Family, TextEncoders
-from eridiff.latents import LatentParams
-from eridiff.nonfinite import blame
+from eridiff.errors import BaseError, ConfigError
 from eridiff.placement import Keys
-from eridiff.pointers import Pointer
 from eridiff.probe import (
     FIRST,
     Difference,
@@ -23,114 +18,10 @@ from eridiff.probe import (
     library_versions,
     name_upgrade,
     reference_of,
-    shorten,
 )
 from eridiff.progress import say
 from eridiff.store import Store
-from eridiff.tables import read_table
-from eridiff.texts import TextParams, choose_max_tokens
-from eridiff.vae import encode, prepare_vae
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-SIDE = 64  # of the probe's picture, in pixels
-NUM_VALUES = 128  # numbers of each tensor that are compared
-# Words that all tokenizers know, what they cut differently, and more than any limit takes.
-CAPTIONS = (
-    "",
-    "a red fox jumps over a lazy dog, flat drawing",
-    "Ünïcode, 日本語 & 12.5 % of_snake_case; (weights:1.2)",
-    "one two three four five six seven eight nine ten " * 60,
-)
-
-
-def vae_encoder(pointer: Pointer, params: LatentParams, version: int) -> Encoder:
-    """The VAE of a base, as the section `latents` runs it. version: the family's VAE_ENCODE."""
-    precision = {name: getattr(params, name) for name in ("dtype", "tf32", "channels_last", "tile")}
-    return Encoder(
-        stage="latents",
-        name=f"the VAE of {pointer.base}",
-        identity={"vae": pointer.components["vae"].identity(), "params": precision, "version": version},
-        precision=_precision(params.dtype, params.tf32),
-    )
-
-
-def text_encoder(pointer: Pointer, params: TextParams, family: Family) -> Encoder:
-    """The text encoders of a base, as the section `text` runs them."""
-    limit = choose_max_tokens(params, family)
-    precision = {"dtype": params.dtype, "tf32": params.tf32, "max_tokens": limit}
-    return Encoder(
-        stage="text",
-        name=f"the set of text encoders of {pointer.base}",
-        identity={"encoders": pointer.identity(), "params": precision, "version": family.TEXT_ENCODE},
-        precision=_precision(params.dtype, params.tf32),
-    )
-
-
-def _precision(dtype: str, tf32: bool) -> str:
-    return "tf32" if dtype == "fp32" and tf32 else dtype
-
-
-def probe_vae(params: LatentParams, vae: "nn.Module", device: "torch.device") -> Values:
-    """Some numbers of the posterior of a fixed picture; not compiled, tiled where the params say so.
-
-    Raises: DataError where they are not finite.
-    """
-    params = params.model_copy(update={"compile": False, "keep": "mean_std"})
-    vae = prepare_vae(vae, params, device)
-    width = SIDE if params.tile is None else params.tile + params.tile // 2 // SIDE * SIDE + SIDE
-
-    def work() -> "dict[str, Tensor]":
-        return encode(vae, probe_picture(width).to(device), params)
-
-    return _values(work, "the VAE", lambda: blame({"vae": vae}, "latents.dtype", params.dtype, work))
-
-
-def probe_picture(width: int) -> "Tensor":
-    """Pixels [1, 3, 64, width] in [-1, 1]: ramps, edges and a coarse noise, from whole numbers alone."""
-    import torch
-
-    columns, rows = torch.arange(width)[None, :], torch.arange(SIDE)[:, None]
-    red = (columns * 255 // (width - 1)).expand(SIDE, width)
-    green = ((rows * 37 + columns * 91 + rows * columns * 7) % 251).int()
-    blue = ((rows // 8 + columns // 8) % 2 * 200 + rows % 32).int()
-    return torch.stack([red.int(), green, blue])[None].float() / 127.5 - 1
-
-
-def probe_text(params: TextParams, family: Family, encoders: TextEncoders, device: "torch.device") -> Values:
-    """Some numbers of the embeddings of fixed captions.
-
-    Raises: DataError where they are not finite.
-    """
-    import torch
-
-    from eridiff.precision import fix_threads, use_tf32
-
-    fix_threads(device)
-    use_tf32(params.tf32)
-    encoders.to(device)
-
-    def work() -> "Mapping[str, Tensor]":
-        with torch.inference_mode():
-            return family.encode_text(encoders, list(CAPTIONS), choose_max_tokens(params, family))
-
-    return _values(work, "the text encoders", lambda: blame(encoders.encoders, "text.dtype", params.dtype, work))
-
-
-def _values(work: "Callable[[], Mapping[str, Tensor]]", what: str, why: Callable[[], str]) -> Values:
-    """NUM_VALUES of each tensor, evenly spread."""
-    import torch
-
-    values = {}
-    for name, tensor in work().items():
-        flat = tensor.detach().flatten().float().cpu()
-        if not flat.isfinite().all():
-            raise DataError(f"{what} gave numbers that are not finite for a plain picture or caption. {why()}")
-        places = torch.linspace(0, flat.numel() - 1, min(NUM_VALUES, flat.numel()), dtype=torch.float64).long()
-        values[name] = [shorten(number) for number in flat[places].tolist()]
-    return values
+from eridiff.tables import read_facts
 
 
 def entries_lacking(root: Path, kind: str, keys: Iterable[str] | Keys, earlier: Callable[[], Iterable[Path]]) -> bool:
@@ -143,7 +34,7 @@ def entries_lacking(root: Path, kind: str, keys: Iterable[str] | Keys, earlier: 
 
 def index_reference(index: Path | None) -> Reference | None:
     """The reference that an index carries; None without an index, or in one made before any probe."""
-    return reference_of(read_table(index)[1]) if index else None
+    return reference_of(read_facts(index)) if index else None
 
 
 def generation_of(reference: Reference | None) -> str:

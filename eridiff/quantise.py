@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eridiff.config import Quantised
+from eridiff.params_model import Quantised
 
 INSIDE_A_STACK = re.compile(r"\.\d+\.")  # in a module's path: part of one of many equal blocks
 FP8, LARGEST = torch.float8_e4m3fn, {"fp8": 448.0, "int8": 127.0}

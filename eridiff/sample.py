@@ -4,12 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-
-from eridiff.config import MAX_STEPS, Seed
-from eridiff.draw import DrawParams, Prompt, check_draw, draw, embed_prompts, fill_trigger
+from eridiff.draw import draw, embed_prompts
 from eridiff.errors import ConfigError
 from eridiff.families import Family
 from eridiff.figures import Measured, figures
@@ -17,6 +14,7 @@ from eridiff.files import atomic_write, write_text
 from eridiff.load import load_denoiser, load_vae, make_pipeline
 from eridiff.lora import read_checkpoint
 from eridiff.measure import Array, difference, pixels_of
+from eridiff.params_sample import Prompt, SampleParams, check_draw, check_measures, fill_trigger
 from eridiff.pointers import ModelSource
 from eridiff.progress import track
 from eridiff.trigger import PLACE, without_trigger
@@ -24,40 +22,6 @@ from eridiff.trigger import PLACE, without_trigger
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-MAX_PICTURES = 100_000
-
-
-class SampleParams(DrawParams):
-    """Which pictures show what the LoRA learned."""
-
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1000)]
-    """Prompts to draw."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0,)
-    """Seeds of the first noise; every prompt is drawn with each."""
-    checkpoints: Annotated[
-        tuple[Literal["last"] | Annotated[int, Field(ge=0, le=MAX_STEPS)], ...], Field(min_length=1, max_length=1000)
-    ] = ("last",)
-    """Checkpoints by step, or `last`."""
-    strengths: Annotated[
-        tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=100)
-    ] = (1.0,)
-    """Strengths of the LoRA; the base without it is always drawn."""
-    ema: bool = False
-    """Draw with the moving average of the adapters (train.ema_decay)."""
-    measures: bool = False
-    """Measure what was learned (docs/sampling.md): prompts with `[trigger]` are also drawn without it, and compared
-    with the pictures whose caption holds the trigger. About twice the time."""
-
-    @model_validator(mode="after")
-    def _countable(self) -> Self:
-        count = len(self.prompts) * len(self.seeds) * (1 + len(self.checkpoints) * len(self.strengths))
-        if count > MAX_PICTURES:
-            raise ValueError(
-                f"{len(self.prompts)} prompts, {len(self.seeds)} seeds, {len(self.checkpoints)} checkpoints and "
-                f"{len(self.strengths)} strengths make {count} pictures, more than {MAX_PICTURES}"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -120,26 +84,6 @@ def plan_rows(params: SampleParams, trigger: str | None) -> list[GridRow]:
         for prompt in params.prompts
     ]
     return [GridRow(prompt, seed, other) for prompt, other in zip(told, plain, strict=True) for seed in params.seeds]
-
-
-def check_measures(params: SampleParams) -> None:
-    """Refuse prompts of which nothing can be measured.
-
-    Raises: ConfigError that says what lacks.
-    """
-    if not params.measures:
-        return
-    subjects = [without_trigger(prompt.prompt) for prompt in params.prompts if PLACE in prompt.prompt]
-    where = "params.yaml: sample.measures is true, but"
-    if "" in subjects:
-        raise ConfigError(
-            f"{where} a prompt of sample.prompts is '{PLACE}' alone: name a subject, as in '{PLACE}, a cat'."
-        )
-    if len(set(subjects)) < 2:
-        raise ConfigError(
-            f"{where} sample.prompts has {len(set(subjects))} different prompts with '{PLACE}': what the LoRA does to "
-            "subjects shows in at least 2. Add prompts, or set it to false."
-        )
 
 
 Images = dict[tuple[int, int], "Image.Image"]  # (column, row)

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.bases import add_base, missing_components
-from eridiff.captions import CaptionParams
-from eridiff.config import ModelParams, load_section, read_yaml, validate
+from eridiff.config import load_section, read_yaml, validate
 from eridiff.errors import BaseError, DataError
 from eridiff.families import load_family, published
 from eridiff.files import read_text, write_text
 from eridiff.gpus import Gpu, find_gpus
 from eridiff.headers import find_parts
 from eridiff.hub import cached_snapshot
+from eridiff.params_captions import CaptionParams
+from eridiff.params_model import ModelParams
 from eridiff.places import Places
 from eridiff.presets import Preset, all_presets, describe_gpus, read_preset
 from eridiff.progress import say

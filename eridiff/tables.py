@@ -42,6 +42,12 @@ class TableRows(Collection[Row]):
         return any(row == other for other in self)
 
 
+def values_of(rows: Iterable[Row], column: str) -> Iterator[Any]:
+    """One column of rows; of a table's file nothing else is read."""
+    some = TableRows(rows.path, [column]) if isinstance(rows, TableRows) else rows
+    return (row[column] for row in some)
+
+
 class ColumnRows(Sequence[Row]):
     """Rows that are made when asked for, some at a time and by columns: nobody holds all of them."""
 

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
-from eridiff.caching import CacheCounts, fill
-from eridiff.config import Section
+from eridiff.caching import CacheCounts, Resources, fill
 from eridiff.earlyshards import EarlyShards, Puts
 from eridiff.encodepipe import BATCHES_BEHIND, Transfers, WriteBehind, with_finite, writer_threads
 from eridiff.entries import Parts, entry_key
 from eridiff.entrytable import sorted_keys
-from eridiff.errors import ConfigError, DataError
+from eridiff.errors import DataError
 from eridiff.families import Family, TextEncoders
 from eridiff.nonfinite import blame
+from eridiff.params_text import TextParams, choose_max_tokens
 from eridiff.progress import track
-from eridiff.ranks import Ranks, encode_together
+from eridiff.ranks import encode_together
 from eridiff.store import Store
 from eridiff.tables import ColumnRows, Row
 from eridiff.tensorfile import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile, raw_tensors
@@ -30,22 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX_COLUMNS = {"text": "str", "tokens_lost": "int", "key": "str", "shard": "str"}
-Load = Callable[[], "tuple[TextEncoders, torch.device]"]
-
-
-class TextParams(Section):
-    """How captions become embeddings. Every key here is part of an embedding's key in the store."""
-
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the text encoders."""
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Captions encoded together. Fixed; the last batch is padded with the empty caption."""
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Tokens of the T5 encoder, where the family has one; null: the family's default."""
-    tf32: bool = False
-    """Let fp32 products on CUDA use TF32: faster, rounded."""
-    compile: bool = False
-    """Compile the encoders' layers with torch.compile: faster for many captions, rounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,18 +46,9 @@ class Caption:
         return {**self.common, "text": self.text}
 
 
-def choose_max_tokens(params: TextParams, family: Family) -> int:
-    """The token limit of the family's longest encoder.
-
-    Raises: ConfigError for a value that the family's encoders do not take.
-    """
-    chosen = family.MAX_TOKENS[0] if params.max_tokens is None else params.max_tokens
-    if chosen not in family.MAX_TOKENS:
-        choices = ", ".join(map(str, sorted(family.MAX_TOKENS)))
-        raise ConfigError(
-            f"params.yaml: text.max_tokens is {chosen}, which this family does not take. Known: {choices}."
-        )
-    return chosen
+def distinct_texts(rows: Iterable[Row]) -> list[str]:
+    """Every distinct caption of captions.parquet, all variants, and the empty caption, sorted."""
+    return sorted({"", *(text for row in rows for text in row["variants"])})
 
 
 def plan_captions(
@@ -83,12 +58,11 @@ def plan_captions(
     encoders: Mapping[str, Mapping[str, str]],
     generation: str = "",
 ) -> list[Caption]:
-    """Every distinct caption of captions.parquet, all variants, and the empty caption, sorted by text.
+    """The distinct captions with their keys.
 
     encoders: component -> digests of the text encoders and tokenizers. generation: of their numbers
     (eridiff/probe.py); the first is in no key.
     """
-    texts = {"", *(text for row in rows for text in row["variants"])}
     max_tokens = choose_max_tokens(params, family)
     shared = params.model_dump(exclude=set() if params.compile else {"compile"})  # keys from before it was there
     common: Parts = {
@@ -97,7 +71,7 @@ def plan_captions(
         "version": family.TEXT_ENCODE,
     }
     common |= {"probe": generation} if generation else {}
-    return [Caption(text=text, key=entry_key({**common, "text": text}), common=common) for text in sorted(texts)]
+    return [Caption(text=text, key=entry_key({**common, "text": text}), common=common) for text in distinct_texts(rows)]
 
 
 def batch_by_key(captions: Iterable[Caption], batch_size: int) -> list[list[Caption]]:
@@ -121,37 +95,51 @@ def prepare_encoders(encoders: TextEncoders, params: TextParams, device: "torch.
     return encoders
 
 
-def encode_batches(
-    batches: Sequence[Sequence[Caption]],
-    store: Puts,
-    params: TextParams,
-    family: Family,
-    encoders: TextEncoders,
-    device: "torch.device",
-    what: str = "text",
-) -> None:
-    """Encode and put whole batches; entries are written behind the encoder.
+class CaptionEncoder:
+    """The text encoders between the cutting into tokens and writers behind them: a device waits for neither.
 
-    Captions are cut into tokens between, while a device still has the batches before: up to BATCHES_BEHIND of them.
+    Stopped in any way, this loses at most the batch in the encoders and those not yet written
+    (encodepipe.BATCHES_BEHIND).
     """
-    import torch
 
-    prepare_encoders(encoders, params, device)
-    max_tokens = choose_max_tokens(params, family)
-    moves = Transfers(device)
+    def __init__(
+        self, store: Puts, params: TextParams, family: Family, encoders: TextEncoders, device: "torch.device"
+    ) -> None:
+        self.store, self.params, self.family = store, params, family
+        self._encoders, self._moves = prepare_encoders(encoders, params, device), Transfers(device)
+        self._max_tokens = choose_max_tokens(params, family)
+        self._writer = WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size)
 
-    def why() -> str:
-        return blame(encoders.encoders, "text.dtype", params.dtype)
+    def __enter__(self) -> "CaptionEncoder":
+        self._writer.__enter__()
+        return self
 
-    with WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size) as writer:
-        for batch in track(batches, what=what, total=len(batches), unit="batches"):
-            texts = [caption.text for caption in batch] + [""] * (params.batch_size - len(batch))
-            with torch.inference_mode():
-                embeddings = family.encode_text(encoders, texts, max_tokens)
-            arrived = moves.download(with_finite(embeddings))
-            for place, caption in enumerate(batch):
-                lost = family.tokens_lost(encoders, caption.text, max_tokens)
-                writer.submit(partial(put_caption, store, caption, lost, place, arrived, why))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def encode(self, batch: Sequence[Caption]) -> None:
+        """Encode one batch, padded with empty captions; its entries are put by threads, the next may come meanwhile."""
+        import torch
+
+        texts = [caption.text for caption in batch] + [""] * (self.params.batch_size - len(batch))
+        with torch.inference_mode():
+            embeddings = self.family.encode_text(self._encoders, texts, self._max_tokens)
+        arrived = self._moves.download(with_finite(embeddings))
+        for place, caption in enumerate(batch):
+            lost = self.family.tokens_lost(self._encoders, caption.text, self._max_tokens)
+            self._writer.submit(partial(put_caption, self.store, caption, lost, place, arrived, self._why))
+
+    def _why(self) -> str:
+        """Why the encoders gave numbers that are not finite."""
+        return blame(self._encoders.encoders, "text.dtype", self.params.dtype)
+
+
+def encode_batches(batches: Sequence[Sequence[Caption]], encoder: CaptionEncoder, what: str = "text") -> None:
+    """Encode and put whole batches."""
+    for batch in track(batches, what=what, total=len(batches), unit="batches"):
+        encoder.encode(batch)
 
 
 def put_caption(
@@ -177,40 +165,30 @@ def put_caption(
 
 
 def cache_texts(
-    captions: list[Caption],
-    params: TextParams,
-    family: Family,
-    load: Load,
-    store_root: Path,
-    earlier: Callable[[], Iterable[Path]],
-    out: Path,
-    *,
-    ranks: Ranks | None = None,
+    captions: list[Caption], params: TextParams, family: Family, resources: Resources, out: Path
 ) -> tuple[Sequence[Row], CacheCounts]:
     """Look up, import, encode what is missing, publish the shards into `out`; returns the index's rows.
 
-    load() gives the encoders and their device and is called only where something has to be encoded; earlier()
-    gives the shards of this stage's own last output, read only where the store lacks a key. ranks: the processes that
-    share the encoding, of which this is the first: `help_texts` is what the others do.
+    Of several processes this is the first: `help_texts` is what the others do.
     """
-    store, ranks = Store(store_root, "texts"), ranks or Ranks()
+    store = Store(resources.root, "texts")
     keys = [caption.key for caption in captions]
-    shards, counts = fill(
-        store, keys, earlier, lambda: _encode(captions, store, params, family, load, ranks), out, what="text"
-    )
+
+    def encode() -> int:
+        return _encode(captions, store, params, family, resources)
+
+    shards, counts = fill(store, keys, resources.earlier, encode, out, what="text")
     return _index(captions, shards, out), counts
 
 
-def help_texts(
-    captions: list[Caption], params: TextParams, family: Family, load: Load, store_root: Path, ranks: Ranks
-) -> int:
+def help_texts(captions: list[Caption], params: TextParams, family: Family, resources: Resources) -> int:
     """What a process other than the first does: encode its share into the store; returns how many it encoded."""
-    return _encode(captions, Store(store_root, "texts"), params, family, load, ranks)
+    return _encode(captions, Store(resources.root, "texts"), params, family, resources)
 
 
-def _encode(captions: list[Caption], store: Store, params: TextParams, family: Family, load: Load, ranks: Ranks) -> int:
+def _encode(captions: list[Caption], store: Store, params: TextParams, family: Family, resources: Resources) -> int:
     """Encode what is missing, alone or together with others."""
-    by_key = {caption.key: caption for caption in captions}
+    ranks, by_key = resources.ranks, {caption.key: caption for caption in captions}
 
     def form(keys: set[str]) -> list[list[Caption]]:
         return batch_by_key((by_key[key] for key in keys), params.batch_size)
@@ -218,12 +196,13 @@ def _encode(captions: list[Caption], store: Store, params: TextParams, family: F
     def encode(batches: Sequence[Sequence[Caption]]) -> None:
         if not batches:
             return
-        encoders, device = load()
+        encoders, device = resources.load()
         own = {caption.key for batch in batches for caption in batch}
         keys = sorted_keys(by_key)
         with EarlyShards(store, keys, np.ones(len(keys), np.int64), own, device) as shards:
             puts = store if ranks.index else shards  # the first process alone writes shards
-            encode_batches(batches, puts, params, family, encoders, device, what=f"text{ranks.label}")
+            with CaptionEncoder(puts, params, family, encoders, device) as encoder:
+                encode_batches(batches, encoder, what=f"text{ranks.label}")
 
     return encode_together(ranks, store, by_key, form, encode, "text")
 

@@ -25,13 +25,13 @@ from eridiff.noise import normal, uniform
 from eridiff.nonfinite import blame, first_weight
 from eridiff.objectives import Ddpm, Flow, Objective, elementwise_loss
 from eridiff.optim import MovingAverage, learning_rate, make_optimizer
+from eridiff.params_train import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 from eridiff.pointers import ModelSource
 from eridiff.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
 from eridiff.progress import say
 from eridiff.quantise import Storage
 from eridiff.runstate import load_adapters, load_state, save_adapters, save_state
 from eridiff.stopping import Asked, Stopped, never
-from eridiff.trainparams import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.buckets import BUCKET_COLUMNS, plan_buckets, report
-from eridiff.cacheplan import CachePlan, Setting, forced, latents_encoder, plan_latents, plan_text, texts_encoder
+from eridiff.cachejob import CachingJob
+from eridiff.cacheplan import CachePlan, forced, plan_latents, plan_text
 from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
 from eridiff.check import check_params, load_all
 from eridiff.choices import choices_text
@@ -19,9 +20,9 @@ from eridiff.differences import leaves
 from eridiff.dvcgraph import Graph, StageRecord
 from eridiff.dvcinput import refuse_unbounded
 from eridiff.errors import BaseError, ConfigError, DataError, EridiffError, listing
-from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
 from eridiff.intake import look_through
+from eridiff.latentjob import LatentJob, latent_job
 from eridiff.picturenotes import image_facts
 from eridiff.pictures import scan_pictures
 from eridiff.prediction import (
@@ -35,10 +36,11 @@ from eridiff.prediction import (
     StagePlan,
     touch_command,
 )
-from eridiff.probe import Encoder, ProbeMemory, Reference, library_versions, reference_of
+from eridiff.probe import ProbeMemory, Reference, library_versions, reference_of
 from eridiff.probing import Probing, compare_with_output, foresee, generation_of
 from eridiff.project import store_root
 from eridiff.tables import Row, read_facts, read_table, table_bytes
+from eridiff.textjob import TextJob
 from eridiff.wanted import how_to_add, is_awaited
 
 PICTURES = "data/raw"
@@ -82,8 +84,7 @@ class _Predictor:
         self.outs: Outs = {}
         self.tables: dict[str, Table] = {}  # of light stages that would run
         self.params = load_all(Path("params.yaml"))
-        family = load_family(self.params["model"].family)
-        self.setting = Setting(model=self.params["model"], family=family, root=store_root(), pictures=Path(PICTURES))
+        self.root, self.pictures = store_root(), Path(PICTURES)
         self.true: dict[str, str] = {}  # source -> its digest, where DVC believes another
         self.light: dict[str, Callable[[StageRecord, StagePlan], Outs]] = {
             "check": self._check,
@@ -179,14 +180,14 @@ class _Predictor:
         }
 
     def _captions(self, record: StageRecord, plan: StagePlan) -> Outs:
-        if not self.setting.pictures.exists():
+        if not self.pictures.exists():
             self._note(
                 f"captions cannot run without {PICTURES}: what it would give, and what follows, is not known here"
             )
             return dict.fromkeys(record.outs)
         params = self.params["captions"]
         with FileDigests(anew=self.rehash) as digests:
-            pictures, _ = scan_pictures(self.setting.pictures, digests)
+            pictures, _ = scan_pictures(self.pictures, digests)
         images, captions = images_rows(pictures), captions_rows(pictures, params)
         outs: Outs = {}
         for path, rows, columns, facts in (
@@ -213,16 +214,20 @@ class _Predictor:
 
     def _latents(self, record: StageRecord, output: Table) -> CachePlan | None:
         table = self.table("data/buckets/buckets.parquet")
-        return plan_latents(self.setting, self.params["latents"], table[0], output) if table else None
+        return plan_latents(self._latent_job(table[0]), output) if table else None
 
     def _text(self, record: StageRecord, output: Table) -> CachePlan | None:
         path = "data/captions/captions.parquet"
         table, before = self.table(path), self._recorded_table(record.recorded_deps.get(path))
-        return plan_text(self.setting, self.params["text"], table[0], output, before[0]) if table else None
+        return plan_text(self._text_job(table[0]), output, before[0]) if table else None
 
-    def _encoder(self, stage: str) -> Encoder:
-        setting, params = self.setting, self.params[stage]
-        return latents_encoder(setting, params) if stage == "latents" else texts_encoder(setting, params)
+    def _latent_job(self, rows: list[Row]) -> LatentJob:
+        model, params = self.params["model"], self.params["latents"]
+        return latent_job(model, params, rows, self.pictures, self.root, Path("data/latents"))
+
+    def _text_job(self, rows: list[Row]) -> TextJob:
+        model, params = self.params["model"], self.params["text"]
+        return TextJob(model=model, params=params, rows=rows, root=self.root, out=Path("data/text"))
 
     def _cache_stage(self, record: StageRecord, plan: StagePlan, outs: Outs) -> Outs:
         """Counts of a caching stage that runs; what the libraries changed of its encoder, whether it runs or not."""
@@ -232,8 +237,9 @@ class _Predictor:
         facts = read_facts(index) if index else {}
         if not runs and not self._encoder_is_open(record.name, facts):
             return {}
-        if is_awaited(self.setting.model.base):
-            self._note(f"{record.name} will stop: {how_to_add(self.setting.model.base, self.setting.model.family)}")
+        model = self.params["model"]
+        if is_awaited(model.base):
+            self._note(f"{record.name} will stop: {how_to_add(model.base, model.family)}")
             return {}
         output: Table = read_table(index) if index else ([], {})
         cache = self.caches[record.name](record, output)
@@ -241,7 +247,7 @@ class _Predictor:
             self._note(f"{record.name}: its samples are not known here")
             return {}
         reference, message = self._probe(cache, facts)
-        outlook = cache.look_up(self.setting.root, generation_of(reference))
+        outlook = cache.look_up(generation_of(reference))
         if runs:
             plan.encoded, plan.reused = len(outlook.encoded), outlook.reused
         if message and not runs:
@@ -260,7 +266,8 @@ class _Predictor:
 
     def _encoder_is_open(self, stage: str, facts: Mapping[str, Any]) -> bool:
         """Whether the output of a stage that would not run has other numbers than its encoder gives, or may have."""
-        memory = ProbeMemory(self.setting.root, self._encoder(stage))
+        job: CachingJob = self._latent_job([]) if stage == "latents" else self._text_job([])
+        memory = ProbeMemory(self.root, job.encoder)
         now = memory.at(library_versions())
         if now is None:
             return memory.last is not None  # the libraries changed since the last probe
@@ -268,20 +275,20 @@ class _Predictor:
 
     def _probe(self, cache: CachePlan, facts: Mapping[str, Any]) -> tuple[Reference | None, str | None]:
         """The generation of a stage's encoder, and how its numbers differ from those of the stage's last output."""
-        root, output = self.setting.root, reference_of(facts)
+        job, output = cache.job, reference_of(facts)
         found: list[str] = []
         probing = Probing(
-            encoder=cache.encoder,
-            root=root,
-            take=cache.take,
-            lacks=lambda generation: bool(cache.look_up(root, generation).encoded),
+            encoder=job.encoder,
+            root=self.root,
+            take=job.probe,
+            lacks=lambda generation: bool(cache.look_up(generation).encoded),
             earlier=lambda: output,
             tell=lambda text, same: found.append(text) if same else None,
         )
         try:
             reference = foresee(probing)
         except (BaseError, ConfigError) as error:
-            self._note(f"{cache.stage}: {cache.encoder.name} cannot be probed here, so its stage does it: {error}")
+            self._note(f"{job.stage}: {job.encoder.name} cannot be probed here, so its stage does it: {error}")
             reference = output
         message = compare_with_output(probing, reference, output) if facts else None
         for text in found if message is None else ():

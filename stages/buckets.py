@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from eridiff.buckets import BUCKET_COLUMNS, BucketParams, plan_buckets, report, summary
+from eridiff.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.files import write_text
+from eridiff.params_buckets import BucketParams
 from eridiff.progress import say
 from eridiff.tables import read_table, write_table
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from eridiff.captionreport import report
-from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, CaptionParams, captions_rows, images_rows
+from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
 from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.filedigests import FileDigests
 from eridiff.ownpictures import describe_unsafe
+from eridiff.params_captions import CaptionParams
 from eridiff.picturenotes import image_facts, notes
 from eridiff.pictures import scan_pictures
 from eridiff.progress import say, warn

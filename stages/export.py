@@ -5,7 +5,8 @@ from pathlib import Path
 from eridiff.choices import EXPORT_EMA, read_choice
 from eridiff.config import load_section
 from eridiff.errors import run_main
-from eridiff.export import ExportParams, export_checkpoint
+from eridiff.export import export_checkpoint
+from eridiff.params_export import ExportParams
 from eridiff.progress import say
 from eridiff.pushing import STAY, pushes_pictures
 

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 from eridiff.concept import open_concept
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.errors import run_main
 from eridiff.families import load_family
+from eridiff.params_model import ModelParams
+from eridiff.params_sample import SampleParams
 from eridiff.pointerfiles import pointers_of
 from eridiff.precision import choose_device, describe_backend
 from eridiff.progress import say
 from eridiff.project import store_root
 from eridiff.runlog import record_run
-from eridiff.sample import SampleParams, draw_samples
+from eridiff.sample import draw_samples
 from eridiff.sources import find_source
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from eridiff.families import load_family
-from eridiff.lora import LoraParams, save_checkpoint
+from eridiff.lora import save_checkpoint
+from eridiff.params_train import LoraParams
 
 Shapes = Mapping[str, tuple[int, int]]  # module -> (outputs, inputs)
 

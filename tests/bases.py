@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from eridiff.draw import DrawParams
 from eridiff.families import Family, family_names, load_family
 from eridiff.load import load_denoiser, load_text_encoders, load_vae, make_pipeline
+from eridiff.params_sample import DrawParams
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import ModelSource
 from eridiff.sources import find_source

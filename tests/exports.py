@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eridiff.export import ExportParams, export_checkpoint
+from eridiff.export import export_checkpoint
 from eridiff.families import load_family, load_keys
+from eridiff.params_export import ExportParams
 from tests.adapters import random_adapter, write_checkpoint
 from tests.full_size import FLUX_DEV, SD35_MEDIUM, SDXL
 

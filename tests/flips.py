@@ -32,7 +32,8 @@ from eridiff.errors import EridiffError
 from eridiff.filedigests import FileDigests
 from eridiff.files import digest_file
 from eridiff.keptbases import open_sound
-from eridiff.lora import LoraParams, read_checkpoint, save_checkpoint
+from eridiff.lora import read_checkpoint, save_checkpoint
+from eridiff.params_train import LoraParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.pointerfiles import read_pointer, write_pointer
 from eridiff.probe import Encoder, ProbeMemory

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from eridiff import basecheck
 from eridiff.basecheck import check_denoiser, check_vae, find_vae, measure_denoiser, measure_vae
-from eridiff.config import ModelParams
 from eridiff.data import TrainingSet
 from eridiff.errors import BaseError
 from eridiff.families import load_family
 from eridiff.objectives import Ddpm
+from eridiff.params_model import ModelParams
 from tests.bases import FAMILIES, source
 from tests.training import CPU, params_of, random_set, start
 

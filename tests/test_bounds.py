@@ -28,6 +28,7 @@ from eridiff.flowform import Asked, read_request, read_sets
 from eridiff.importing import import_config
 from eridiff.inspect import inspect_path
 from eridiff.licences import Licences, read_licences, stated_licence
+from eridiff.params_train import TrainParams, kept_steps
 from eridiff.places import extra_model_paths
 from eridiff.plain import MAX_SHOWN, find_fault, shown
 from eridiff.pointerfiles import read_pointer
@@ -35,7 +36,6 @@ from eridiff.printable import UNSAFE, printable
 from eridiff.progress import say, warn
 from eridiff.project import LocalConfig, bases_dir, load_local
 from eridiff.tensorfile import TensorFile
-from eridiff.trainparams import TrainParams, kept_steps
 from stages.check import main as check_stage
 from tests.checkouts import SMALL, link_bases
 from tests.conftest import ROOT

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from eridiff.buckets import (
     BUCKET_COLUMNS,
-    BucketParams,
     bucket_sizes,
     cover,
     crop_loss,
@@ -22,6 +21,7 @@ from eridiff.buckets import (
 )
 from eridiff.config import validate
 from eridiff.errors import ConfigError, DataError
+from eridiff.params_buckets import BucketParams
 from eridiff.tables import read_table, write_table
 
 

@@ -10,18 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eridiff.captionreport import report
-from eridiff.captionrules import RULES, RuleName
-from eridiff.captions import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    CaptionParams,
-    caption_variants,
-    captions_rows,
-    clean_caption,
-    images_rows,
-)
+from eridiff.captionrules import RULES
+from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, caption_variants, captions_rows, clean_caption, images_rows
 from eridiff.config import validate
 from eridiff.errors import ConfigError, DataError
+from eridiff.params_captions import CaptionParams, RuleName
 from eridiff.picturefolder import Ignored
 from eridiff.pictures import Picture
 from eridiff.tables import read_table, write_table

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from eridiff.captionreport import report
 from eridiff.captionrules import RULES
-from eridiff.captions import CaptionParams, captions_rows, clean_alternatives
-from eridiff.captionsyntax import MAX_CHOICES, SYNTAX, SyntaxName, left_over, versions
+from eridiff.captions import captions_rows, clean_alternatives
+from eridiff.captionsyntax import MAX_CHOICES, SYNTAX, left_over, versions
 from eridiff.config import load_section, validate
 from eridiff.errors import ConfigError, DataError
+from eridiff.params_captions import CaptionParams, SyntaxName
 from eridiff.pictures import Picture
 from eridiff.trigger import HIDDEN
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from eridiff.config import ModelParams, Section, load_section, read_yaml, validate
+from eridiff.config import Section, load_section, read_yaml, validate
 from eridiff.errors import ConfigError, did_you_mean
+from eridiff.params_model import ModelParams
+from eridiff.params_sample import SampleParams
+from eridiff.params_train import TrainParams
 from eridiff.project import LocalConfig, bases_dir, checkout_root, find_upward, load_local, store_root
-from eridiff.sample import SampleParams
-from eridiff.trainparams import TrainParams
 from tests.checkouts import SMALL, make_checkout
 
 

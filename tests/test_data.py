@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from eridiff.data import Batch, Sample, TrainingSet, join_tables, open_training_set, plan_batches
 from eridiff.entries import entry_key
 from eridiff.errors import DataError, StoreError
+from eridiff.params_train import TrainParams
 from eridiff.shards import Cache
 from eridiff.store import Store
 from eridiff.tensorfile import raw_tensors
-from eridiff.trainparams import TrainParams
 
 BUCKETS = [(64, 64), (96, 64), (64, 96)]
 SHAPES = {(64, 64): (8, 8), (96, 64): (8, 12), (64, 96): (12, 8)}  # height, width of latents

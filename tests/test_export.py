@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from eridiff.config import validate
 from eridiff.errors import ConfigError, DataError, ExportError
-from eridiff.export import ExportParams, choose_checkpoint, export_checkpoint
+from eridiff.export import choose_checkpoint, export_checkpoint
 from eridiff.families import load_family, load_keys
+from eridiff.params_export import ExportParams
 from eridiff.sample import Column, with_lora
 from eridiff.seals import MARK
 from eridiff.tensorfile import load_tensors

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from eridiff import export
 from eridiff.errors import DataError, ExportError
-from eridiff.export import ExportParams, export_checkpoint
+from eridiff.export import export_checkpoint
 from eridiff.families import load_family
 from eridiff.floats import from_float32, to_float32
+from eridiff.params_export import ExportParams
 from eridiff.tensorfile import RawTensor
 from tests.adapters import random_adapter
 from tests.exports import KOHYA, SMALL, adapter, checkpoint, exported

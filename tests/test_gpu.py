@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.draw import Prompt, draw, embed_prompts
+from eridiff.draw import draw, embed_prompts
 from eridiff.families import load_family
-from eridiff.latents import LatentParams
 from eridiff.load import load_denoiser, load_text_encoders, load_vae
+from eridiff.params_latents import LatentParams
+from eridiff.params_sample import Prompt, SampleParams
 from eridiff.precision import choose_device, describe_backend
 from eridiff.quantise import Storage
-from eridiff.sample import SampleParams, load_drawing
+from eridiff.sample import load_drawing
 from eridiff.train import Table, prepare_run, train
 from eridiff.vae import encode, prepare_vae
 from tests.bases import FAMILIES, source

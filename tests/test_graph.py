@@ -95,6 +95,19 @@ def test_params_are_the_sections_that_the_stage_loads(stage: str) -> None:
     assert loaded <= set(SECTIONS)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_no_logic(stage: str) -> None:
+    """Paths, its sections, one call or a few into eridiff, outs written: `main` alone, and short."""
+    text = (ROOT / "stages" / f"{stage}.py").read_text("utf-8")
+    functions = [
+        getattr(node, "name", "lambda")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.Lambda)
+    ]
+    assert functions == ["main"]
+    assert len(text.splitlines()) <= 48
+
+
 def test_pointers_are_deps_of_the_stages_that_open_them() -> None:
     parts = {
         stage: {Path(dep).name for dep in body["deps"] if dep.startswith("data/bases/$")}

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from eridiff import latentcache, placement, store
+from eridiff.caching import Resources
 from eridiff.files import digest_json
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, plan_samples
+from eridiff.latents import INDEX_COLUMNS, common_parts, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Sample
 from eridiff.tables import Row, write_table
@@ -73,19 +75,15 @@ class Project:
         rows = [row_of(path, content) for path, content in pictures.items()]
         pixels = PixelDigests(self.root)
         pixels.learn({row["file_digest"]: row["file_digest"] for row in rows})
-        samples = plan_samples(
-            rows[::-1] if backwards else rows, PARAMS, {"content": "c", "config": "d"}, 1, 8, self.out, pixels
-        )
-        index, _ = cache_latents(
-            samples,
-            PARAMS,
-            lambda: (vae or FakeVae(), CPU),
-            self.root,
-            lambda: sorted(cached.glob("shard-*.safetensors")),
-            self.out,
-            self.out,
+        common = common_parts(PARAMS, {"content": "c", "config": "d"}, 1)
+        samples = plan_samples(rows[::-1] if backwards else rows, PARAMS, common, 8, self.out, pixels)
+        resources = Resources(
+            root=self.root,
+            load=lambda: (vae or FakeVae(), CPU),
+            earlier=lambda: sorted(cached.glob("shard-*.safetensors")),
             workers=workers,
         )
+        index, _ = cache_latents(samples, PARAMS, self.out, resources, self.out)
         write_table(self.out / "index.parquet", index, INDEX_COLUMNS)
 
 

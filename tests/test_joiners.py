@@ -3,7 +3,8 @@
 import pytest
 
 from eridiff.captionrules import RULES
-from eridiff.captions import CaptionParams, clean_caption
+from eridiff.captions import clean_caption
+from eridiff.params_captions import CaptionParams
 
 
 @pytest.mark.parametrize(

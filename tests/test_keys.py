@@ -7,9 +7,11 @@ from pathlib import Path
 
 from eridiff.entries import entry_key
 from eridiff.families import load_family
-from eridiff.latents import LatentParams, plan_samples
+from eridiff.latents import common_parts, plan_samples
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
-from eridiff.texts import TextParams, plan_captions
+from eridiff.texts import plan_captions
 from tests.bases import FAMILIES
 
 IDENTITY = {"content": "c" * 64, "config": "f" * 64}
@@ -20,7 +22,8 @@ ROW |= {"resize_h": 96, "crop_left": 1, "crop_top": 0, "original_w": 260, "origi
 def test_the_key_of_a_latent(tmp_path: Path) -> None:
     pixels = PixelDigests(tmp_path)
     pixels.learn({"d" * 64: "e" * 64})
-    samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
+    params = LatentParams(flip=True)
+    samples = plan_samples([ROW], params, common_parts(params, IDENTITY, 1), 16, tmp_path, pixels)
     assert [sample.key for sample in samples] == LATENT_KEYS
     assert [entry_key(sample.parts) for sample in samples] == LATENT_KEYS  # as whoever reads an entry makes it
 

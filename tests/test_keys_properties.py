@@ -10,16 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from eridiff.buckets import BucketParams, plan_buckets
-from eridiff.captions import CaptionParams, captions_rows, images_rows
+from eridiff.buckets import plan_buckets
+from eridiff.captions import captions_rows, images_rows
 from eridiff.config import Section
 from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
 from eridiff.files import canonical_json
-from eridiff.latents import IN_NO_KEY, LatentParams, plan_samples
+from eridiff.latents import common_parts, plan_samples
+from eridiff.params_buckets import BucketParams
+from eridiff.params_captions import CaptionParams
+from eridiff.params_latents import IN_NO_KEY, LatentParams
+from eridiff.params_text import TextParams
 from eridiff.pictures import scan_pictures
 from eridiff.pixeldigests import PixelDigests
-from eridiff.texts import TextParams, plan_captions
+from eridiff.texts import plan_captions
 from tests.bases import FAMILIES
 
 FAMILY = load_family(FAMILIES[0])
@@ -76,12 +80,10 @@ def latent_key(inputs: dict[str, Any], path: str = "a.png", file_digest: str = "
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**inputs["params"]),
-            inputs["vae"],
-            inputs["version"],
+            common_parts(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
             16,
             Path(folder),
             pixels,
-            inputs["generation"],
         )
     assert len(samples) == 1
     return samples[0].key
@@ -129,12 +131,10 @@ def test_variants_add_keys_and_change_none(inputs: dict[str, Any], flip: bool, c
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**more["params"]),
-            inputs["vae"],
-            inputs["version"],
+            common_parts(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
             16,
             Path(folder),
             pixels,
-            inputs["generation"],
         )
     keys = [sample.key for sample in samples]
     assert len(set(keys)) == len(keys)
@@ -224,7 +224,7 @@ def keys_of_folder(
         pixels = PixelDigests(Path(folder) / "store")
         identity = {"content": "c" * 64, "config": "f" * 64}
         params = LatentParams(flip=True, crops=2)
-        samples = plan_samples(rows, params, identity, 1, 16, raw, pixels)
+        samples = plan_samples(rows, params, common_parts(params, identity, 1), 16, raw, pixels)
         captions = captions_rows(pictures, CaptionParams(variants=2, shuffle_tags=True))
         texts = plan_captions(captions, TextParams(), FAMILY, {"text_encoder": identity})
         latents = {

@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from eridiff.caching import Resources
 from eridiff.errors import DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, batch_by_bucket, plan_samples
+from eridiff.latents import INDEX_COLUMNS, batch_by_bucket, common_parts, plan_samples
 from eridiff.load import load_vae
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.precision import compile_fixed_shapes
 from eridiff.samples import Samples
@@ -63,17 +65,15 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int] = (96, 80)) ->
 
 
 def plan(rows: list[dict[str, Any]], params: LatentParams, pictures: Path, store: Path) -> Samples:
-    return plan_samples(rows, params, VAE, 1, 16, pictures, PixelDigests(store))
+    return plan_samples(rows, params, common_parts(params, VAE, 1), 16, pictures, PixelDigests(store))
 
 
 def cache(
     folder: Path, rows: list[dict[str, Any]], params: LatentParams, name: str = "a", vae: Any = None, **given: Any
 ) -> list[dict[str, Any]]:
     samples = plan(rows, params, folder / "raw", folder / f"store-{name}")
-    index, _ = cache_latents(
-        samples, params, lambda: (vae or MeanVae(), CPU), folder / f"store-{name}", list, folder / "raw",
-        folder / name, **given,
-    )  # fmt: skip
+    resources = Resources(root=folder / f"store-{name}", load=lambda: (vae or MeanVae(), CPU), **given)
+    index, _ = cache_latents(samples, params, folder / "raw", resources, folder / name)
     return index
 
 
@@ -96,10 +96,9 @@ def test_a_picture_that_changes_meanwhile_is_named_at_once(tmp_path: Path, worke
     samples = plan(rows, params, tmp_path / "raw", tmp_path / "store-a")
     wrong = batch_by_bucket(samples, 2)[3][1].path  # of the fourth batch
     (tmp_path / "raw" / wrong).write_bytes(b"no picture")
-    vae = MeanVae(0.01)
+    resources = Resources(root=tmp_path / "store-a", load=lambda: (MeanVae(0.01), CPU), workers=workers)
     with pytest.raises(DataError, match=rf"{wrong}: changed since the captions stage ran"):
-        cache_latents(samples, params, lambda: (vae, CPU), tmp_path / "store-a", list, tmp_path / "raw",
-                      tmp_path / "a", workers=workers)  # fmt: skip
+        cache_latents(samples, params, tmp_path / "raw", resources, tmp_path / "a")
     done = set(Store(tmp_path / "store-a", "latents").catalogue)
     assert len(done) <= 6
     assert done <= {sample.key for sample in samples}
@@ -129,8 +128,8 @@ def test_memory_is_bounded_by_the_batch(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latentcache, "load_pixels", counting)
-        cache_latents(samples, params, lambda: (Counting(0.005), CPU), tmp_path / "store-a", list, tmp_path / "raw",
-                      tmp_path / "a", workers=2)  # fmt: skip
+        resources = Resources(root=tmp_path / "store-a", load=lambda: (Counting(0.005), CPU), workers=2)
+        cache_latents(samples, params, tmp_path / "raw", resources, tmp_path / "a")
     assert (read[0], encoded[0]) == (60, 60)
     assert max(held) <= 2 + 2 + 1
 

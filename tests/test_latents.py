@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from eridiff.caching import Resources
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
 from eridiff.files import digest_file
-from eridiff.latentcache import BatchEncoder, cache_latents, encode_batches
-from eridiff.latents import IN_NO_KEY, LatentParams, learn_pixels, plan_samples
+from eridiff.latentcache import BatchEncoder, PictureReader, cache_latents, encode_batches
+from eridiff.latents import common_parts, learn_pixels, plan_samples
 from eridiff.load import load_vae
+from eridiff.params_latents import IN_NO_KEY, LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.samples import Samples
 from eridiff.store import Store
@@ -68,9 +70,10 @@ def row(pictures: Path, number: int, **changes: Any) -> dict[str, Any]:
 
 def plan(pictures: Path, params: LatentParams, rows: Iterable[dict[str, Any]] | None = None, **changes: Any) -> Samples:
     pixels = PixelDigests(pictures.parent / "store")
-    given = {"vae": VAE, "version": 1, "side_multiple": 16, **changes}
+    given = {"vae": VAE, "version": 1, **changes}
+    side = given.pop("side_multiple", 16)
     rows = [row(pictures, number) for number in range(7)] if rows is None else rows
-    return plan_samples(rows, params, pictures=pictures, pixels=pixels, **given)
+    return plan_samples(rows, params, common_parts(params, **given), side, pictures, pixels)
 
 
 def run(
@@ -85,7 +88,7 @@ def run(
         return model or vae(), CPU
 
     folder = pictures.parent
-    index, counts = cache_latents(samples, params, load, folder / store, list, pictures, folder / out)
+    index, counts = cache_latents(samples, params, pictures, Resources(root=folder / store, load=load), folder / out)
     assert counts.samples == len(samples)
     return index, counts.encoded
 
@@ -134,7 +137,8 @@ def test_a_padded_batch_gives_the_same_bits(pictures: Path) -> None:
     run(pictures, params, samples)
     for sample in samples:
         store = Store(pictures.parent / "alone", "latents")
-        encode_batches([[sample]], store, params, vae(), CPU, pictures)
+        with BatchEncoder(store, params, vae(), CPU) as encoder:
+            encode_batches([[sample]], encoder, PictureReader(params, pictures))
     _, encoded = run(pictures, params, samples, out="again", store="alone")
     assert encoded == 0
     assert shards(pictures.parent / "latents") == shards(pictures.parent / "again")
@@ -150,16 +154,19 @@ def shards(folder: Path) -> dict[str, bytes]:
 AGAIN = """
 import pickle, sys
 from pathlib import Path
+from eridiff.caching import Resources
 from eridiff.latentcache import cache_latents
-from eridiff.latents import LatentParams, plan_samples
+from eridiff.latents import common_parts, plan_samples
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
 params = LatentParams(batch_size=4)
-samples = plan_samples(rows, params, vae, 1, 16, folder / "raw", PixelDigests(folder / "store"))
+samples = plan_samples(rows, params, common_parts(params, vae, 1), 16, folder / "raw", PixelDigests(folder / "store"))
 def load():
     raise AssertionError("nothing has to be encoded")
-index, counts = cache_latents(samples, params, load, folder / "store", load, folder / "raw", folder / "again")
+resources = Resources(root=folder / "store", load=load, earlier=load)
+index, counts = cache_latents(samples, params, folder / "raw", resources, folder / "again")
 print(counts.line().rsplit(",", 1)[0])
 print(sorted({"torch", "diffusers", "transformers", "peft"} & set(sys.modules)))
 """

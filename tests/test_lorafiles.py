@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from eridiff.cli import app
 from eridiff.errors import BaseError
-from eridiff.export import ExportParams, export_checkpoint
+from eridiff.export import export_checkpoint
 from eridiff.families import load_keys, published
 from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
 from eridiff.lorafiles import all_models, fitting_models, is_lora, read_modules
+from eridiff.params_export import ExportParams
 from eridiff.tensorfile import raw_tensors, write_tensors
 from eridiff.weightfiles import open_weights
 from tests.adapters import random_adapter, write_checkpoint

@@ -19,13 +19,13 @@ from eridiff.headers import find_parts
 from eridiff.inspect import inspect_path
 from eridiff.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_marks, find_marks, settle_scheduler
 from eridiff.objectives import Ddpm, alphas_cumprod
+from eridiff.params_train import DdpmParams
 from eridiff.pointerfiles import pointers_of, read_pointer
 from eridiff.pointers import UNSEALED_FORMAT
 from eridiff.schedulers import make_scheduler
 from eridiff.schedules import refuse_schedule
 from eridiff.sources import find_source
 from eridiff.tensorfile import RawTensor, TensorFile, write_tensors
-from eridiff.trainparams import DdpmParams
 from eridiff.weightfiles import open_weights
 from tests.checkouts import SMALL, make_checkout
 from tests.originals import CHECKPOINT, small_original, write_checkpoint, write_split

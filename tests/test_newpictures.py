@@ -14,12 +14,13 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from eridiff import latentcache, newpictures, ranks, store
-from eridiff.caching import CacheCounts
+from eridiff.caching import CacheCounts, Resources, Work
 from eridiff.errors import ConfigError, DataError
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import INDEX_COLUMNS, LatentParams, common_parts, plan_samples
+from eridiff.latents import INDEX_COLUMNS, common_parts, plan_samples
 from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.ranks import Ranks
 from eridiff.store import Store
@@ -48,15 +49,12 @@ def stage(
     """The stage's work into FOLDER/NAME. once: new pictures by themselves, as the stage does; else after a plan."""
     root, out, raw = folder / f"store-{name}", folder / name, folder / "raw"
     pixels = PixelDigests(root, {row["file_digest"] for row in rows})
-    work, common = newpictures.Work(), common_parts(params, VAE, 1, "")
-
-    def load() -> Any:
-        return vae or MeanVae(), CPU
-
+    work, common = Work(), common_parts(params, VAE, 1)
+    resources = Resources(root=root, load=lambda: (vae or MeanVae(), CPU), earlier=earlier, workers=workers)
     if once:
-        work = NewPictures(rows, params, 16, raw, pixels).encode(common, load, root, earlier, workers=workers)
-    samples = plan_samples(rows, params, VAE, 1, 16, raw, pixels)
-    index, counts = cache_latents(samples, params, load, root, earlier, raw, out, workers=workers)
+        work = NewPictures(rows, params, 16, raw, pixels).encode(common, resources)
+    samples = plan_samples(rows, params, common, 16, raw, pixels)
+    index, counts = cache_latents(samples, params, raw, resources, out)
     write_table(out / "index.parquet", index, INDEX_COLUMNS)
     return counts.after(work)
 
@@ -123,8 +121,8 @@ def test_what_the_last_output_has_is_not_encoded(tmp_path: Path) -> None:
 
     pixels = PixelDigests(tmp_path / "store-none", {row["file_digest"] for row in rows[:4]})
     new = NewPictures(rows[:4], PARAMS, 16, tmp_path / "raw", pixels)
-    common = common_parts(PARAMS, VAE, 1, "")
-    assert new.encode(common, nothing_to_load, tmp_path / "store-none", earlier).encoded == 0
+    none = Resources(root=tmp_path / "store-none", load=nothing_to_load, earlier=earlier)
+    assert new.encode(common_parts(PARAMS, VAE, 1), none).encoded == 0
     assert pixels.unknown == set()
     one = stage(tmp_path, rows, "clone", earlier=earlier)
     assert (one.samples, one.encoded) == (24, 8)
@@ -134,14 +132,15 @@ def test_the_first_one_tells_that_something_lacks(tmp_path: Path, decoded: list[
     rows = make_pictures(tmp_path / "raw", 5)
     pixels = PixelDigests(tmp_path / "store-a", {row["file_digest"] for row in rows})
     new = NewPictures(rows, PARAMS, 16, tmp_path / "raw", pixels)
-    keys = new.first_keys(common_parts(PARAMS, VAE, 1, ""))
+    keys = new.first_keys(common_parts(PARAMS, VAE, 1))
     assert decoded == ["000.png"]
     stage(tmp_path, rows, "a")
     assert len(keys) == 4 and set(keys) <= set(Store(tmp_path / "store-a", "latents").catalogue)
     known = PixelDigests(tmp_path / "store-a", {row["file_digest"] for row in rows})
     again = NewPictures(rows, PARAMS, 16, tmp_path / "raw", known)
     assert again.first_keys({}) == []
-    assert again.encode({}, nothing_to_load, tmp_path / "store-a", nothing_to_load) == newpictures.Work()
+    nothing = Resources(root=tmp_path / "store-a", load=nothing_to_load, earlier=nothing_to_load)
+    assert again.encode({}, nothing) == Work()
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -185,7 +184,7 @@ def test_all_damaged_ones_are_named_at_once(tmp_path: Path, workers: int) -> Non
     for number in (0, 7, 11):
         (tmp_path / f"raw/{number:03}.png").write_bytes(b"no picture")
     pixels = PixelDigests(tmp_path / "store-a", {row["file_digest"] for row in rows})
-    common = common_parts(PARAMS, VAE, 1, "")
+    common = common_parts(PARAMS, VAE, 1)
     assert NewPictures(rows, PARAMS, 16, tmp_path / "raw", pixels).first_keys(common) == []
     with pytest.raises(DataError) as caught:
         stage(tmp_path, rows, "a", workers=workers)
@@ -247,7 +246,7 @@ def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytes
 
     if not once:  # their pixels are known
         pixels = PixelDigests(tmp_path / "store-a")
-        plan_samples(rows, params, VAE, 1, 16, tmp_path / "raw", pixels)
+        plan_samples(rows, params, common_parts(params, VAE, 1), 16, tmp_path / "raw", pixels)
     monkeypatch.setattr(newpictures, "load_pixels", slow_load)
     monkeypatch.setattr(latentcache, "load_pixels", slow_load)
     monkeypatch.setattr(store, "write_tensors", slow_write)
@@ -270,14 +269,14 @@ def quick_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def share(folder: Path, rows: list[Row], name: str, size: int, *, come: int) -> CacheCounts:
     """The stage's work as the first of `size` processes, of which `come` others do their part (threads, here)."""
     root, out, raw = folder / f"store-{name}", folder / name, folder / "raw"
-    common = common_parts(PARAMS, VAE, 1, "")
+    common = common_parts(PARAMS, VAE, 1)
 
-    def load() -> Any:
-        return MeanVae(), CPU
+    def resources(ranks: Ranks) -> Resources:
+        return Resources(root=root, load=lambda: (MeanVae(), CPU), ranks=ranks)
 
     def other(index: int) -> None:
         place, pixels = Ranks(module="m", index=index, size=size, launch=name), PixelDigests(root, digests)
-        NewPictures(rows, PARAMS, 16, raw, pixels).encode(common, load, root, list, ranks=place)
+        NewPictures(rows, PARAMS, 16, raw, pixels).encode(common, resources(place))
 
     digests = {row["file_digest"] for row in rows}
     others = [threading.Thread(target=other, args=(index,)) for index in range(1, 1 + come)]
@@ -286,10 +285,10 @@ def share(folder: Path, rows: list[Row], name: str, size: int, *, come: int) -> 
     try:
         with Ranks(module="m", size=size, launch=name) as first:
             pixels = PixelDigests(root, digests)
-            work = NewPictures(rows, PARAMS, 16, raw, pixels).encode(common, load, root, list, ranks=first)
-            samples = plan_samples(rows, PARAMS, VAE, 1, 16, raw, pixels)
+            work = NewPictures(rows, PARAMS, 16, raw, pixels).encode(common, resources(first))
+            samples = plan_samples(rows, PARAMS, common, 16, raw, pixels)
             first.planned = True  # what nobody has encoded by now the first one encodes alone
-            index, counts = cache_latents(samples, PARAMS, load, root, list, raw, out, ranks=first)
+            index, counts = cache_latents(samples, PARAMS, raw, resources(first), out)
     finally:
         for thread in others:
             thread.join()

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.bases import add_base
-from eridiff.draw import Prompt, draw, embed_prompts
+from eridiff.draw import draw, embed_prompts
 from eridiff.errors import BaseError, DataError, TrainError
 from eridiff.families import load_family
-from eridiff.latents import LatentParams
+from eridiff.latentdrift import probe_vae
 from eridiff.load import load_text_encoders, load_vae
 from eridiff.nonfinite import BITS, CHUNK, blame, find_broken, first_layer, first_weight
-from eridiff.probing import probe_text, probe_vae
-from eridiff.sample import SampleParams, load_drawing
+from eridiff.params_latents import LatentParams
+from eridiff.params_sample import Prompt, SampleParams
+from eridiff.params_text import TextParams
+from eridiff.sample import load_drawing
 from eridiff.tensorfile import RawTensor, TensorFile, raw_tensor, write_tensors
-from eridiff.texts import TextParams
+from eridiff.textdrift import probe_text
 from eridiff.train import _refuse_nonfinite
 from tests import training
 from tests.bases import FAMILIES, source

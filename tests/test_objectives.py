@@ -15,7 +15,7 @@ from torch import Tensor
 from eridiff.config import validate
 from eridiff.errors import BaseError, ConfigError
 from eridiff.objectives import Ddpm, Flow, alphas_cumprod, elementwise_loss
-from eridiff.trainparams import DdpmParams, FlowParams
+from eridiff.params_train import DdpmParams, FlowParams
 
 SDXL = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 TIMES = torch.tensor([0, 1, 250, 500, 998, 999])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from eridiff.noise import generator
-from eridiff.optim import MovingAverage, OptimParams, learning_rate, make_optimizer
+from eridiff.optim import MovingAverage, learning_rate, make_optimizer
+from eridiff.params_train import OptimParams
 from eridiff.runstate import load_state, save_state
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from eridiff.check import check_params
 from eridiff.components import Component
-from eridiff.config import ModelParams, load_section
+from eridiff.config import load_section
 from eridiff.errors import ConfigError
 from eridiff.families import load_family, published
 from eridiff.files import write_text
+from eridiff.params_model import ModelParams
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import Pointer, pointer_text
 from eridiff.presets import find_preset, read_preset

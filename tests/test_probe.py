@@ -11,8 +11,10 @@ import torch
 from eridiff import probe as probe_module
 from eridiff.errors import BaseError, DataError, StoreError
 from eridiff.families import load_family
-from eridiff.latents import LatentParams
+from eridiff.latentdrift import probe_vae
 from eridiff.load import load_text_encoders, load_vae
+from eridiff.params_latents import LatentParams
+from eridiff.params_text import TextParams
 from eridiff.probe import (
     FIRST,
     TOLERANCE,
@@ -25,8 +27,8 @@ from eridiff.probe import (
     name_upgrade,
     reference_of,
 )
-from eridiff.probing import Probing, compare_with_output, foresee, generation_of, probe_text, probe_vae, settle
-from eridiff.texts import TextParams
+from eridiff.probing import Probing, compare_with_output, foresee, generation_of, settle
+from eridiff.textdrift import probe_text
 from tests.bases import FAMILIES, source
 
 CPU = torch.device("cpu")

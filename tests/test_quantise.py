@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from eridiff.families import load_family
 from eridiff.load import load_denoiser, load_text_encoders
-from eridiff.lora import LoraParams, add_adapter, target_modules
+from eridiff.lora import add_adapter, target_modules
+from eridiff.params_train import LoraParams
 from eridiff.quantise import RowScaledLinear, Storage, expand_rows, quantise_rows
 from eridiff.sample import draw_samples
 from eridiff.train import train, train_step

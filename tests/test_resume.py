@@ -16,11 +16,11 @@ from eridiff.checkpoint import put_out, train_key
 from eridiff.errors import TrainError
 from eridiff.families import load_family
 from eridiff.lora import read_checkpoint
+from eridiff.params_train import TrainParams, kept_steps
 from eridiff.pipeline import Stage
 from eridiff.runstate import EARLIER_STATE, checkpoint_path, hold, load_adapters, state_path, states
 from eridiff.tensorfile import TensorFile, write_sealed_tensors, write_tensors
 from eridiff.train import Table, train
-from eridiff.trainparams import TrainParams, kept_steps
 from tests import processes, training
 from tests.bases import FAMILIES, source
 

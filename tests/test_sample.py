@@ -10,18 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from eridiff.config import ModelParams, validate
-from eridiff.draw import DrawParams, Prompt, draw, embed_prompts, fill_trigger
+from eridiff.config import validate
+from eridiff.draw import draw, embed_prompts
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import load_family
-from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
+from eridiff.lora import add_adapter, save_checkpoint, target_modules
+from eridiff.params_model import ModelParams
+from eridiff.params_sample import DrawParams, Prompt, SampleParams, check_measures, fill_trigger
+from eridiff.params_train import LoraParams
 from eridiff.previews import prepare_previews
 from eridiff.project import LocalConfig
 from eridiff.sample import (
     Column,
     GridRow,
-    SampleParams,
-    check_measures,
     draw_grid,
     draw_samples,
     load_drawing,

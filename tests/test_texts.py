@@ -8,22 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from eridiff.caching import Resources
 from eridiff.errors import ConfigError, DataError
 from eridiff.families import Family, TextEncoders, load_family
 from eridiff.load import load_text_encoders
+from eridiff.params_text import TextParams, choose_max_tokens
 from eridiff.precision import repeated_layers
 from eridiff.shards import Cache
 from eridiff.store import Store
 from eridiff.tensorfile import TensorFile
-from eridiff.texts import (
-    Caption,
-    TextParams,
-    batch_by_key,
-    cache_texts,
-    choose_max_tokens,
-    plan_captions,
-    report_lost,
-)
+from eridiff.texts import Caption, batch_by_key, cache_texts, plan_captions, report_lost
 from tests import processes
 from tests.bases import FAMILIES, source
 
@@ -51,15 +45,8 @@ def encoders() -> TextEncoders:
 
 def run(captions: list[Caption], folder: Path, params: TextParams = PARAMS, family: Family | None = None) -> Any:
     """(index, counts) of the stage's work."""
-    return cache_texts(
-        captions,
-        params,
-        family or load_family(FAMILY),
-        lambda: (encoders(), CPU),
-        folder / "store",
-        list,
-        folder / "text",
-    )
+    resources = Resources(root=folder / "store", load=lambda: (encoders(), CPU))
+    return cache_texts(captions, params, family or load_family(FAMILY), resources, folder / "text")
 
 
 def plan(rows: list[dict[str, Any]] = ROWS, params: TextParams = PARAMS) -> list[Caption]:
@@ -93,14 +80,17 @@ AGAIN = """
 import pickle, sys
 from pathlib import Path
 from eridiff.families import load_family
-from eridiff.texts import TextParams, cache_texts, plan_captions
+from eridiff.caching import Resources
+from eridiff.params_text import TextParams
+from eridiff.texts import cache_texts, plan_captions
 folder, name = Path(sys.argv[1]), sys.argv[2]
 rows, params, encoders = pickle.loads((folder / "given.pickle").read_bytes())
 params, family = TextParams(**params), load_family(name)
 def load():
     raise AssertionError("nothing has to be encoded")
 captions = plan_captions(rows, params, family, encoders)
-index, counts = cache_texts(captions, params, family, load, folder / "store", load, folder / "again")
+resources = Resources(root=folder / "store", load=load, earlier=load)
+index, counts = cache_texts(captions, params, family, resources, folder / "again")
 print(counts.line().rsplit(",", 1)[0])
 print(sorted({"torch", "diffusers", "transformers", "peft"} & set(sys.modules)))
 """
@@ -207,7 +197,8 @@ def test_number_formats_are_kept(tmp_path: Path) -> None:
     module = load_family(FAMILY)
     half = load_text_encoders(module, source(FAMILY), torch.bfloat16)
     params = TextParams(dtype="bf16", batch_size=4, max_tokens=LIMIT)
-    cache_texts(plan(params=params), params, module, lambda: (half, CPU), tmp_path / "store", list, tmp_path / "text")
+    resources = Resources(root=tmp_path / "store", load=lambda: (half, CPU))
+    cache_texts(plan(params=params), params, module, resources, tmp_path / "text")
     file = TensorFile(tmp_path / "text" / "shard-all.safetensors")
     assert {file.raw(name).dtype for name in file.names} == {"BF16", "I32"}
 
@@ -254,7 +245,8 @@ def test_compiled_encoders_give_the_same_numbers_but_for_rounding(tmp_path: Path
     params, module = PARAMS.model_copy(update={"compile": True}), load_family(FAMILY)
     own = load_text_encoders(module, source(FAMILY), torch.float32)
     captions = plan(params=params)
-    cache_texts(captions, params, module, lambda: (own, CPU), tmp_path / "store", list, tmp_path / "text")
+    resources = Resources(root=tmp_path / "store", load=lambda: (own, CPU))
+    cache_texts(captions, params, module, resources, tmp_path / "text")
     plain, compiled = Cache(tmp_path / "plain" / "text"), Cache(tmp_path / "text")
     differs = False
     for before, after in zip(plan(), captions, strict=True):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eridiff.latents import LatentParams
+from eridiff.params_latents import LatentParams
 from eridiff.tiles import FACTOR, encode_tiled, tile_starts
 from eridiff.vae import encode
 

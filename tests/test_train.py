@@ -20,8 +20,9 @@ from eridiff.config import Activations
 from eridiff.data import Batch, TrainingSet, plan_batches
 from eridiff.errors import TrainError
 from eridiff.families import load_family
-from eridiff.lora import LoraParams, add_adapter, target_modules
+from eridiff.lora import add_adapter, target_modules
 from eridiff.noise import normal, uniform
+from eridiff.params_train import LoraParams
 from eridiff.runstate import checkpoint_path, load_adapters
 from eridiff.train import Run, train, train_step
 from tests import training

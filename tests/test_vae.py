@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from eridiff import vae as module
-from eridiff.latents import LatentParams
+from eridiff.params_latents import LatentParams
 from eridiff.vae import PictureAttention, encode
 
 

@@ -15,13 +15,13 @@ from eridiff.data import Sample, TrainingSet
 from eridiff.entries import entry_key
 from eridiff.families import Family, load_family
 from eridiff.load import load_denoiser
+from eridiff.params_train import TrainParams
 from eridiff.pointers import ModelSource
 from eridiff.quantise import Storage
 from eridiff.shards import Cache
 from eridiff.store import Store
 from eridiff.tensorfile import raw_tensors
 from eridiff.train import Run, prepare_run
-from eridiff.trainparams import TrainParams
 from tests.bases import source
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from eridiff.families import load_family
-from eridiff.latents import LatentParams
 from eridiff.load import load_text_encoders, load_vae
+from eridiff.params_latents import LatentParams
 from eridiff.vae import encode, prepare_vae
 from tests.bases import FAMILIES, source
 from tests.conftest import ROOT

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.draw import DrawParams
 from eridiff.families import Sizes, load_family
 from eridiff.load import load_denoiser, load_text_encoders
-from eridiff.lora import LoraParams, add_adapter, save_checkpoint, target_modules
+from eridiff.lora import add_adapter, save_checkpoint, target_modules
+from eridiff.params_sample import DrawParams
+from eridiff.params_train import LoraParams
 from eridiff.schedulers import make_scheduler
 from tests.bases import FAMILIES, draw_whole, pipeline, source, whole_pipeline
 

@@ -11,24 +11,28 @@ from PIL import Image
 
 import eridiff.families
 from eridiff.bases import add_base
+from eridiff.caching import Resources
 from eridiff.checkpoint import make_lineage, put_out
 from eridiff.config import validate
 from eridiff.data import TrainingSet, join_tables
-from eridiff.draw import DrawParams, Prompt, draw, embed_prompts
+from eridiff.draw import draw, embed_prompts
 from eridiff.families import Family, Keys, Workflow, family_names, load_family, load_keys, load_workflow
 from eridiff.files import digest_file
 from eridiff.latentcache import cache_latents
-from eridiff.latents import LatentParams, plan_samples
+from eridiff.latents import common_parts, plan_samples
 from eridiff.load import find_class, load_text_encoders, load_vae, make_pipeline
 from eridiff.lora import read_checkpoint
+from eridiff.params_latents import LatentParams
+from eridiff.params_sample import DrawParams, Prompt
+from eridiff.params_text import TextParams
+from eridiff.params_train import TrainParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import ModelSource
 from eridiff.shards import Cache
 from eridiff.sources import find_source
-from eridiff.texts import TextParams, cache_texts, plan_captions
+from eridiff.texts import cache_texts, plan_captions
 from eridiff.train import prepare_run, train
-from eridiff.trainparams import TrainParams
 from tests.checkouts import make_checkout
 from tests.contract.test_protocol import assert_whole
 
@@ -136,31 +140,18 @@ def picture(folder: Path, number: int) -> dict[str, Any]:
 def cache_pictures(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     params, identity = LatentParams(batch_size=2), base.pointers["vae"].components["vae"].identity()
     pixels = PixelDigests(folder / "store")
-    samples = plan_samples(rows, params, identity, toy.VAE_ENCODE, toy.SIDE_MULTIPLE, folder / "raw", pixels)
-    index, counts = cache_latents(
-        samples,
-        params,
-        lambda: (load_vae(toy, base, torch.float32), CPU),
-        folder / "store",
-        list,
-        folder / "raw",
-        folder / "latents",
-    )
+    common = common_parts(params, identity, toy.VAE_ENCODE)
+    samples = plan_samples(rows, params, common, toy.SIDE_MULTIPLE, folder / "raw", pixels)
+    resources = Resources(root=folder / "store", load=lambda: (load_vae(toy, base, torch.float32), CPU))
+    index, counts = cache_latents(samples, params, folder / "raw", resources, folder / "latents")
     assert counts.encoded == 3
     return index
 
 
 def cache_captions(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     captions = plan_captions(rows, TextParams(), toy, base.pointers["text"].identity())
-    index, counts = cache_texts(
-        captions,
-        TextParams(),
-        toy,
-        lambda: (load_text_encoders(toy, base, torch.float32), CPU),
-        folder / "store",
-        list,
-        folder / "text",
-    )
+    resources = Resources(root=folder / "store", load=lambda: (load_text_encoders(toy, base, torch.float32), CPU))
+    index, counts = cache_texts(captions, TextParams(), toy, resources, folder / "text")
     assert counts.encoded == 4  # the empty one too
     return index
 

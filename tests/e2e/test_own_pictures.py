@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.captions import CaptionParams, captions_rows
+from eridiff.captions import captions_rows
 from eridiff.config import load_section
 from eridiff.filedigests import FileDigests
+from eridiff.params_captions import CaptionParams
 from eridiff.pictures import scan_pictures
 from tests.e2e.harness import make_clone
 

@@ -1,14 +1,45 @@
-"""The train section of params.yaml. Apart from the step, so that `check` and `why` start without torch."""
+"""The section `train` of params.yaml. Without torch, so that `check` and `why` start fast."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eridiff.config import MAX_STEPS, Quantised, Section, Seed
+from eridiff.config import MAX_STEPS, Section, Seed
 from eridiff.errors import ConfigError
 from eridiff.families import Family
-from eridiff.lora import LoraParams
-from eridiff.optim import OptimParams
+from eridiff.params_model import Quantised
+
+
+class LoraParams(Section):
+    """The adapter."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Rank of every adapter."""
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
+    """Strength: the adapter's output is scaled by alpha / rank."""
+    targets: str = "attention"
+    """Which modules are adapted: a name from the family's list (`check` names them)."""
+
+
+class OptimParams(Section):
+    """How the adapters are moved."""
+
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW; or bitsandbytes' AdamW with 8-bit moments (other numbers, less memory)."""
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the two moments."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.01
+    """Decoupled weight decay."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant (more steps can be added later), or a cosine to zero."""
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
+    """Steps over which the learning rate rises linearly."""
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
+    """Gradients are scaled down to this norm over all adapters."""
 
 
 class DdpmParams(Section):

@@ -1,0 +1,134 @@
+"""The job of the stage `latents`: bucketed crops => raw VAE posteriors, by way of the store."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from eridiff.cachejob import (
+    EncoderPart,
+    Filled,
+    count_saved,
+    earlier_of,
+    facts_of,
+    resources_of,
+    settle_for,
+)
+from eridiff.caching import Resources
+from eridiff.entries import Parts
+from eridiff.latentcache import cache_latents, help_latents
+from eridiff.latentdrift import probe_vae, vae_encoder
+from eridiff.latents import common_parts, plan_samples
+from eridiff.newpictures import NewPictures
+from eridiff.params_latents import LatentParams
+from eridiff.params_model import ModelParams
+from eridiff.pixeldigests import PixelDigests
+from eridiff.probe import Encoder, Values
+from eridiff.probing import entries_lacking, generation_of
+from eridiff.progress import say
+from eridiff.ranks import Ranks
+from eridiff.samples import Samples
+from eridiff.tables import Row, values_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentJob:
+    """What of which pictures is encoded, by which VAE, into which store. `latent_job` makes one.
+
+    rows: of buckets.parquet. pictures: their folder. pixels: what is remembered of them. root: the store's folder.
+    """
+
+    stage: ClassVar[str] = "latents"
+    kind: ClassVar[str] = "latents"
+    subject: ClassVar[str] = "pixels"
+
+    model: ModelParams
+    params: LatentParams
+    rows: Collection[Row]
+    pictures: Path
+    pixels: PixelDigests
+    root: Path
+    out: Path
+
+    @cached_property
+    def part(self) -> EncoderPart:
+        """The VAE."""
+        return EncoderPart(model=self.model, name="vae", dtype=self.params.dtype)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The VAE as it is probed."""
+        return vae_encoder(self.part.pointer, self.params, self.part.family.VAE_ENCODE)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the index: how raw latents become those that are trained on."""
+        config = self.part.pointer.components["vae"].config
+        return {name: config.get(name) for name in ("scaling_factor", "shift_factor")}
+
+    def common(self, generation: str) -> Parts:
+        """The parts of a key that all samples share."""
+        vae = self.part.pointer.components["vae"]
+        return common_parts(self.params, vae.identity(), self.part.family.VAE_ENCODE, generation)
+
+    @cached_property
+    def plan(self) -> Callable[[str], Samples]:
+        """plan(generation): the samples with their keys; decodes only pictures that the store never saw.
+
+        Raises: as `plan_samples`.
+        """
+        side = self.part.family.SIDE_MULTIPLE
+        return cache(
+            lambda generation: plan_samples(
+                self.rows, self.params, self.common(generation), side, self.pictures, self.pixels
+            )
+        )
+
+    @cached_property
+    def new(self) -> NewPictures:
+        """The pictures whose pixels nothing remembers."""
+        side = self.part.family.SIDE_MULTIPLE
+        return NewPictures(self.rows, self.params, side, self.pictures, self.pixels)
+
+    def probe(self) -> Values:
+        """Numbers of the VAE, which is loaded for it."""
+        return probe_vae(self.params, *self.part.load())
+
+    def lacks(self, generation: str) -> bool:
+        """Whether something has to be encoded; the first new picture mostly tells."""
+        keys = (lambda: self.new.first_keys(self.common(generation))), (lambda: self.plan(generation).keys)
+        return any(entries_lacking(self.root, self.kind, some(), lambda: earlier_of(self)) for some in keys)
+
+    def fill(self, ranks: Ranks, workers: int | None) -> Filled | None:
+        """As the first process, all of the stage; as another, a share of what has to be encoded, and None.
+
+        Shards are put out, the index is returned.
+        """
+        resources, reference = resources_of(self, ranks, workers), settle_for(self)
+        generation, before = generation_of(reference), self.part.load.seconds
+        work = self.new.encode(self.common(generation), resources)
+        if ranks.index:
+            say(f"latents{ranks.label}: {work.encoded + self._help(generation, resources)} encoded")
+            return None
+        samples = self.plan(generation)
+        index, counts = cache_latents(samples, self.params, self.pictures, resources, self.out)
+        loading = self.part.load.seconds - before
+        counts = count_saved(self, counts.after(work), loading=loading, units=samples.mean_area)
+        facts = facts_of(self, reference)
+        return Filled(index=index, facts=facts, counts=counts, backend=self.part.backend)
+
+    def _help(self, generation: str, resources: Resources) -> int:
+        """Encode a share of what the first process found missing."""
+        if not resources.ranks.read(resources.ranks.plan_path):
+            return 0
+        self.pixels.look_again()
+        return help_latents(self.plan(generation), self.params, self.pictures, resources)
+
+
+def latent_job(
+    model: ModelParams, params: LatentParams, rows: Collection[Row], pictures: Path, root: Path, out: Path
+) -> LatentJob:
+    """The job of a table's rows, with what the store remembers of their pictures."""
+    pixels = PixelDigests(root, set(values_of(rows, "file_digest")))
+    return LatentJob(model=model, params=params, rows=rows, pictures=pictures, pixels=pixels, root=root, out=out)

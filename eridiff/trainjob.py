@@ -1,0 +1,122 @@
+"""The job of the stage `train`: what is trained, on which data and base, and where its state lies."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eridiff.basecheck import check_denoiser, check_vae, find_vae
+from eridiff.checkpoint import code_digests, make_lineage, put_out, train_key
+from eridiff.config import Activations
+from eridiff.data import TrainingSet, open_training_set
+from eridiff.families import Family, load_family
+from eridiff.leftovers import take_away
+from eridiff.params_model import ModelParams
+from eridiff.params_train import TrainParams
+from eridiff.pipeline import Stage
+from eridiff.pointerfiles import pointers_of
+from eridiff.pointers import ModelSource, Pointer
+from eridiff.precision import choose_device
+from eridiff.progress import say
+from eridiff.roots import pin
+from eridiff.runstate import hold, states, stopped_at_once
+from eridiff.sources import find_source
+from eridiff.stopping import stop_in_order
+from eridiff.tables import read_table
+from eridiff.train import Preview, Run, Table, prepare_run, train
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainJob:
+    """One training. `train_job` makes one.
+
+    lineage: what a checkpoint says of its origin. code: digests of the code that the stage depends on. root: the
+    store's folder; state: the one in it that a stopped training goes on from.
+    """
+
+    model: ModelParams
+    params: TrainParams
+    family: Family
+    pointer: Pointer
+    source: ModelSource
+    device: torch.device
+    data: TrainingSet
+    latent_facts: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    code: Mapping[str, str]
+    root: Path
+    state: Path
+
+    @property
+    def checks_base(self) -> bool:
+        """Whether the base is checked: before the first step alone."""
+        return self.params.check_base and not states(self.state)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the state, which no other process may then; check the VAE against the latents.
+
+        Raises: TrainError where another holds it, BaseError where the check fails.
+        """
+        with hold(self.state):
+            take_away(self.state)
+            pin(self.root, "runs", Path(), [self.state.name])
+            if self.checks_base:
+                vae = find_vae(self.model)
+                checked = check_vae(vae, self.family, self.data, self.device) if vae else None
+                say(checked or "base check: no VAE on this machine, not checked")
+            yield
+
+    def prepare(self, activations: Activations, *, fixed: bool) -> Run:
+        """The denoiser with its adapters on the device, checked against the data."""
+        run = prepare_run(
+            self.params,
+            self.family,
+            self.source,
+            self.latent_facts,
+            self.device,
+            activations,
+            fixed=fixed,
+            store=self.root,
+        )
+        if self.checks_base:
+            say(check_denoiser(run, self.data))
+        return run
+
+    def train(self, run: Run, preview: Preview | None, state_every: int) -> tuple[Table, float]:
+        """All steps that are left; the table of losses, and the seconds that they took."""
+        with stop_in_order(lambda: stopped_at_once(self.state, self.params.steps)) as asked:
+            return train(run, self.data, self.state, state_every, preview, asked)
+
+    def put_out(self, table: Table, out: Path, losses: Path) -> list[Path]:
+        """Write the kept checkpoints into `out`, and the table of losses."""
+        return put_out(self.state, self.params, self.family, self.lineage, table, out, losses)
+
+
+def train_job(
+    model: ModelParams, params: TrainParams, inputs: Mapping[str, Path], stage: Stage, root: Path
+) -> TrainJob:
+    """A training on four tables: captions, buckets, and the indexes of both caches, in whose folders the shards lie.
+
+    Raises: BaseError where the denoiser is not here, ConfigError where it cannot be trained on this machine.
+    """
+    pointer = pointers_of(model.base, ["denoiser"], model.family)["denoiser"]
+    device = choose_device(allow_cpu=model.allow_cpu)
+    tables = {name: read_table(path) for name, path in inputs.items()}
+    return TrainJob(
+        model=model,
+        params=params,
+        family=load_family(model.family),
+        pointer=pointer,
+        source=find_source([pointer]),
+        device=device,
+        data=open_training_set(tables, inputs["latents"].parent, inputs["text"].parent, params),
+        latent_facts=tables["latents"][1],
+        lineage=make_lineage(model.family, pointer, params, inputs, *tables["captions"], tables["buckets"][0]),
+        code=code_digests(stage),
+        root=root,
+        state=root / "runs" / train_key(params, pointer, inputs, stage),
+    )

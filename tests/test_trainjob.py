@@ -1,0 +1,82 @@
+"""The job of the stage `train`: held by one process, checked before the first step alone, put out from its state."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eridiff import trainjob
+from eridiff.errors import TrainError
+from eridiff.families import load_family
+from eridiff.lora import read_checkpoint
+from eridiff.params_model import ModelParams
+from eridiff.trainjob import TrainJob
+from tests import training
+from tests.bases import FAMILIES, source
+
+FAMILY = FAMILIES[0]
+LINEAGE = {"family": FAMILY}
+
+
+def make_job(folder: Path) -> TrainJob:
+    params = training.params_of({"check_base": True})
+    return TrainJob(
+        model=ModelParams(family=FAMILY, base=f"tiny-{FAMILY}", allow_cpu=True),
+        params=params,
+        family=load_family(FAMILY),
+        pointer=source(FAMILY).pointers["denoiser"],
+        source=source(FAMILY),
+        device=training.CPU,
+        data=training.random_set(FAMILY, folder, params),
+        latent_facts=source(FAMILY).config("vae"),
+        lineage=LINEAGE,
+        code={},
+        root=folder / "store",
+        state=folder / "store" / "runs" / "key",
+    )
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which checks of the base were done; their numbers mean nothing with random weights."""
+    done: list[str] = []
+
+    def note(name: str) -> str:
+        done.append(name)
+        return f"base check: {name}"
+
+    monkeypatch.setattr(trainjob, "check_vae", lambda *given: note("vae"))
+    monkeypatch.setattr(trainjob, "check_denoiser", lambda *given: note("denoiser"))
+    return done
+
+
+def test_a_training_is_held_checked_once_and_put_out(
+    tmp_path: Path, checked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path)
+    with job.held():
+        with pytest.raises(TrainError, match="already running"), replace(job).held():
+            raise AssertionError("held twice")
+        run = job.prepare("keep", fixed=True)
+        table, _ = job.train(run, None, 2)
+        written = job.put_out(table, tmp_path / "lora", tmp_path / "loss.tsv")
+    assert checked == ["vae", "denoiser"]
+    assert "base check: vae" in capsys.readouterr().out
+    assert [path.name for path in written] == ["step-000002.safetensors", "step-000004.safetensors"]
+    lineage = read_checkpoint(written[-1])[1]
+    assert (lineage["family"], lineage["step"]) == (FAMILY, 4)
+    first = [path.read_bytes() for path in written]
+    with job.held():  # again: from the kept state, so nothing is checked and no step is taken
+        run = job.prepare("keep", fixed=True)
+        assert job.train(run, None, 2)[0] == table
+        assert [path.read_bytes() for path in job.put_out(table, tmp_path / "lora", tmp_path / "loss.tsv")] == first
+    assert checked == ["vae", "denoiser"]
+
+
+def test_where_the_vae_is_not_here_the_training_goes_on(
+    tmp_path: Path, checked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainjob, "find_vae", lambda model: None)
+    with make_job(tmp_path).held():
+        assert "base check: no VAE on this machine, not checked" in capsys.readouterr().out
+    assert checked == []
