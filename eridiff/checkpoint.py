@@ -9,17 +9,17 @@ from eridiff.families import Family
 from eridiff.files import digest_file, digest_json, write_text
 from eridiff.lora import save_checkpoint
 from eridiff.params_train import NO_BYTE, TrainParams, kept_steps
-from eridiff.pipeline import Stage
 from eridiff.pointers import Pointer
 from eridiff.runstate import load_adapters
 from eridiff.tables import Row
 from eridiff.train import Table
+from eridiff.versions import code_versions
 
 FILE_NAMES = {"adapters": "step", "average": "ema"}
 
 
-def train_key(params: TrainParams, pointer: Pointer, inputs: Mapping[str, Path], stage: Stage) -> str:
-    """The key of a training's state: digests of its inputs, params and code.
+def train_key(params: TrainParams, pointer: Pointer, inputs: Mapping[str, Path], family: Family) -> str:
+    """The key of a training's state: digests of its inputs and params, and the versions of its code.
 
     `steps` is left out where the schedule does not depend on it, so that more steps go on from the kept state.
     """
@@ -31,14 +31,9 @@ def train_key(params: TrainParams, pointer: Pointer, inputs: Mapping[str, Path],
         "params": chosen,
         "denoiser": pointer.identity(),
         "inputs": {name: digest_file(path) for name, path in inputs.items()},
-        "code": code_digests(stage),
+        "versions": {"stages.train": code_versions().stages.train, "family.train": family.VERSIONS.family.train},
     }
     return digest_json(parts)
-
-
-def code_digests(stage: Stage) -> dict[str, str]:
-    """Digests of the files of code that a stage depends on, by their path in the checkout."""
-    return {dep.removeprefix("../../"): digest_file(Path(dep)) for dep in stage.deps if dep.endswith(".py")}
 
 
 def make_lineage(

@@ -175,14 +175,15 @@ def plan(
 
 
 @app.command()
-def renew() -> None:
-    """Bring this project up to what `eridiff new` makes today, as after an update of eridiff.
+def upgrade() -> None:
+    """After an update of eridiff: bring this project, or the checkout's pipeline, up to it. Runs nothing.
 
-    Its dvc.yaml and its kind of links; pictures that are links into DVC's cache; objects there that an edit altered.
+    Its dvc.yaml and dvc.lock (code has versions now); its kind of links; pictures that are links into DVC's cache;
+    objects there that an edit altered.
     """
-    from eridiff.projects import renew_project
+    from eridiff.upgrade import upgrade
 
-    for line in renew_project(Path.cwd()) or ["this project is as `eridiff new` makes one already"]:
+    for line in upgrade(Path.cwd()) or ["all is as this eridiff makes it already"]:
         say(line)
 
 
@@ -195,15 +196,17 @@ def why(
     import contextlib
 
     from eridiff.dedupe import dedupe_outs
+    from eridiff.lockform import refuse_early
     from eridiff.ownouts import read_outs
     from eridiff.prediction import render
     from eridiff.progress import warn
     from eridiff.project import store_root
-    from eridiff.projects import find_behind
+    from eridiff.upgrade import find_behind
     from eridiff.why import explain
 
+    refuse_early(Path.cwd())
     for reason in find_behind(Path.cwd()):
-        warn(f"this project is one of before: {reason}. `eridiff renew` brings it up.")
+        warn(f"this project is one of before: {reason}. `eridiff upgrade` brings it up.")
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():  # progress
         prediction = explain(Path.cwd(), rehash=rehash)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.entries import Location, Parts, open_shard, read_catalogue
+from eridiff.versions import Versions, describe_change
 
 MAX_ALIKE = 16  # entries of the same picture or text that a new sample is compared with
 DIGEST_LETTERS = 64
@@ -60,6 +61,24 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and path != "crop":
         return {k: v for key, item in value.items() for k, v in leaves(item, f"{path}.{key}" if path else key).items()}
     return {path: value}
+
+
+def changed_params(
+    now: Mapping[str, Any], before: Mapping[str, Any], versions: Mapping[str, Versions], family: str
+) -> list[str]:
+    """Params that differ from those of a stage's last run, in words; of a version, what each raise changes.
+
+    versions: name of a version -> the file that it stands in.
+    """
+    changed = [key for key in sorted({*now, *before}) if now.get(key) != before.get(key)]
+    lines = []
+    for key in changed:
+        if key not in versions:
+            old, new = (repr(side[key]) if key in side else "(absent)" for side in (before, now))
+            lines.append(f"{key}: {old} -> {new}")
+        elif key in before or "model.family" not in changed:  # else it is of another family's file
+            lines.append(describe_change(versions[key], key, before.get(key), now.get(key), family))
+    return lines
 
 
 def _plain(value: Any) -> Any:

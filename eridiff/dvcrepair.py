@@ -38,7 +38,7 @@ def mend(project: Path) -> list[str]:
     lines = _mend_moved(project)  # first: its mark is in a rwlock
     for folder in (project / TMP, project / TMP / "exps"):
         lines += _mend_rwlock(project, folder)
-    with _held(project / TMP / "lock") as free:
+    with held(project / TMP / "lock") as free:
         if free:  # else DVC works here, and reads them again itself before it writes
             lines += _mend_tracked(project)
     return lines + _mend_databases(project) + _mend_experiments(project)
@@ -51,13 +51,13 @@ def _mend_moved(project: Path) -> list[str]:
         return []
     written, record = path.stat().st_mtime, _parsed(read_file(path).decode("utf-8", "replace")) or {}
     holder = record.get("write", {}).get("workspace")
-    if holder is None or _still_works(holder, written) or _dvc_processes(project):
+    if holder is None or _still_works(holder, written) or dvc_processes(project):
         return []
     return put_back(project, written)
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[bool]:
+def held(path: Path) -> Iterator[bool]:
     """Hold one of DVC's locks (zc.lockfile: flock) for a moment; False where a living process holds it.
 
     A lock by hardlinks (`core.hardlink_lock`) is there while it is held: it has a second name then. What this user may
@@ -86,7 +86,7 @@ def _mend_rwlock(project: Path, folder: Path) -> list[str]:
     path = folder / "rwlock"
     if not path.exists():
         return []
-    with _held(folder / "rwlock.lock") as free:
+    with held(folder / "rwlock.lock") as free:
         if not free:
             return []
         text, written = read_file(path).decode("utf-8", "replace"), path.stat().st_mtime
@@ -95,7 +95,7 @@ def _mend_rwlock(project: Path, folder: Path) -> list[str]:
         if record is not None:
             return _without_the_dead(path, name, record, written)
         named = {int(pid) for pid in PID.findall(text)}
-        if living := {pid for pid in named if lives(pid, written)} | _dvc_processes(project):
+        if living := {pid for pid in named if lives(pid, written)} | dvc_processes(project):
             return [_in_use(name, living)]
         aside = _put_aside(project, path)
         write_text(path, "{}")
@@ -160,7 +160,7 @@ def _is_dvc(words: Sequence[str]) -> bool:
     return any(Path(word).name == "dvc" for word in words[:4])
 
 
-def _dvc_processes(project: Path) -> set[int]:
+def dvc_processes(project: Path) -> set[int]:
     """Processes of DVC that work in a project, less this one and those that started it."""
     import psutil
 
@@ -271,7 +271,7 @@ def _is_pointer(content: bytes) -> bool:
 def _mend_databases(project: Path) -> list[str]:
     """Take away DVC's databases that cannot be read; it digests again what they knew."""
     damaged = damaged_databases(project)
-    if damaged and (living := _dvc_processes(project)):
+    if damaged and (living := dvc_processes(project)):
         return [_in_use(path, living) for path in damaged]
     for path in damaged:
         for part in path.parent.glob(f"{path.name}*"):  # its journal too
@@ -286,7 +286,7 @@ def _mend_experiments(project: Path) -> list[str]:
     folder = project / TMP / "exps"
     copies, waiting = list((folder / "standalone").glob("tmp*")), folder.is_dir() and is_waiting(project)
     records = [path for path in [*folder.glob("run/*/*"), *folder.glob("standalone/run/*/*")] if _is_cut_record(path)]
-    if not (copies or waiting or records) or _dvc_processes(project):
+    if not (copies or waiting or records) or dvc_processes(project):
         return []
     lines = clear_copies(project) + (forget_waiting(project) if waiting else [])
     for path in sorted(records):

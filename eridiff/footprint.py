@@ -5,7 +5,7 @@ Memory is in bytes, operations are multiplications and additions.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +124,11 @@ def choose_activations(
     data: TrainingSet,
     device: torch.device,
     store: Path,
-    code: Mapping[str, str],
+    code: str,
 ) -> Activations:
     """What local.yaml fixes; else the first level that fits the memory that a GPU has free.
 
-    store: the store's folder, which remembers what was counted. code: digests of all code that this depends on.
+    store: the store's folder, which remembers what was counted. code: digest of all code that this depends on.
     """
     if fixed is not None or device.type != "cuda":
         return fixed or LEVELS[0]
@@ -140,7 +140,7 @@ def choose_activations(
         "bucket": data.samples[largest].bucket,
         "text": {name: tensor.shape for name, tensor in batch.text.items()},
         "torch": torch.__version__,
-        "code": dict(code),
+        "code": code,
     }
     remembered = store / "footprints" / f"{digest_json(identity)}.json"
     free = torch.cuda.mem_get_info(device)[0]

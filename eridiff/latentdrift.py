@@ -16,7 +16,7 @@ SIDE = 64  # of the probe's picture, in pixels
 
 
 def vae_encoder(pointer: Pointer, params: LatentParams, version: int) -> Encoder:
-    """The VAE of a base, as the section `latents` runs it. version: the family's VAE_ENCODE."""
+    """The VAE of a base, as the section `latents` runs it. version: the family's vae_encode."""
     precision = {name: getattr(params, name) for name in ("dtype", "tf32", "channels_last", "tile")}
     return Encoder(
         stage="latents",

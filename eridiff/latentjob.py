@@ -59,7 +59,7 @@ class LatentJob:
     @property
     def encoder(self) -> Encoder:
         """The VAE as it is probed."""
-        return vae_encoder(self.part.pointer, self.params, self.part.family.VAE_ENCODE)
+        return vae_encoder(self.part.pointer, self.params, self.part.family.VERSIONS.family.vae_encode)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -70,7 +70,7 @@ class LatentJob:
     def common(self, generation: str) -> Parts:
         """The parts of a key that all samples share."""
         vae = self.part.pointer.components["vae"]
-        return common_parts(self.params, vae.identity(), self.part.family.VAE_ENCODE, generation)
+        return common_parts(self.params, vae.identity(), self.part.family.VERSIONS.family.vae_encode, generation)
 
     @cached_property
     def plan(self) -> Callable[[str], Samples]:

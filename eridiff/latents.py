@@ -14,6 +14,7 @@ from eridiff.progress import track
 from eridiff.samples import Sample, Samples
 from eridiff.tables import ColumnRows, Row
 from eridiff.tiles import TILING
+from eridiff.versions import pixels_part
 
 INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "shard"), "str") | dict.fromkeys(
     ("flip", "variant", "bucket_w", "bucket_h", "crop_left", "crop_top", "original_w", "original_h"), "int"
@@ -58,11 +59,11 @@ def check_sides(rows: Iterable[Row], side_multiple: int) -> None:
 def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str = "") -> Parts:
     """The parts of a key that all samples of one run of the stage share.
 
-    vae: digests of the VAE's tensors and config. version: the family's VAE_ENCODE.
+    vae: digests of the VAE's tensors and config. version: the family's vae_encode.
     generation: of the VAE's numbers (eridiff/probe.py); the first is in no key.
     """
     common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
-    common |= {"probe": generation} if generation else {}
+    common |= {**pixels_part(), **({"probe": generation} if generation else {})}
     return common | ({"tiling": TILING} if params.tile is not None else {})
 
 

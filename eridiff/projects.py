@@ -15,16 +15,7 @@ from eridiff.errors import ConfigError
 from eridiff.files import read_text, write_text
 from eridiff.intake import copy_files, list_files
 from eridiff.leftovers import take_away, temporary_path
-from eridiff.ownpictures import (
-    SAFE_TYPES,
-    cache_of,
-    describe_unsafe,
-    find_misnamed,
-    make_own,
-    rename_misnamed,
-    set_safe_types,
-    unsafe_types,
-)
+from eridiff.ownpictures import set_safe_types, unsafe_types
 from eridiff.project import NAME, checkout_root
 from eridiff.pushing import POINTER
 
@@ -37,66 +28,6 @@ def project_dvc_yaml(text: str) -> str:
     shared = "|".join(map(re.escape, SHARED))
     text = re.sub(rf"(?m)^(\s*- )({shared})", r"\1../../\2", text)
     return re.sub(r"(?m)^(\s*cmd: )(python -m )", r"\1PYTHONPATH=../.. \2", text)
-
-
-def find_behind(folder: Path) -> list[str]:
-    """What of a project is not as `eridiff new` makes it today; [] in the checkout itself."""
-    if not _is_project(folder):
-        return []
-    found = []
-    if read_text(folder / "dvc.yaml") != _renewed(folder):
-        found.append("its dvc.yaml is not the checkout's, which has changed")
-    if _not_ignored(folder):
-        found.append("its .dvcignore lacks lines of the checkout's, so DVC reads files that are not whole yet")
-    if unsafe := describe_unsafe(folder):
-        found.append(unsafe)
-    return found
-
-
-def renew_project(folder: Path) -> list[str]:
-    """Bring a project of before up to what `eridiff new` makes today; returns what was done.
-
-    Its dvc.yaml is the checkout's, and DVC ignores what it ignores there. Where DVC made links of its pictures they are
-    files of their own again, and objects of DVC's cache that were altered by an edit no longer stand under their names.
-
-    Raises: ConfigError where the folder is no project.
-    """
-    if not _is_project(folder):
-        raise ConfigError(f"{folder} is no project: run this in a folder of {checkout_root(folder) / 'projects'}.")
-    done = []
-    if read_text(folder / "dvc.yaml") != _renewed(folder):
-        write_text(folder / "dvc.yaml", _renewed(folder))
-        done.append("dvc.yaml renewed: `eridiff why` says what runs now")
-    if lacking := _not_ignored(folder):
-        path = folder / ".dvcignore"
-        before = read_text(path) if path.exists() else ""
-        write_text(path, "".join(f"{line}\n" for line in [*before.splitlines(), *lacking]))
-        done.append(f".dvcignore has these lines of the checkout's now: {' '.join(lacking)}")
-    if unsafe := unsafe_types(folder):
-        set_safe_types(folder)
-        done.append(f"cache.type is {','.join(SAFE_TYPES)} now, without {' and '.join(unsafe)}")
-    if (folder / ".dvc").is_dir():
-        cache = cache_of(folder)
-        changed = make_own(folder / "data" / "raw", cache)
-        some = "1 file of data/raw is" if len(changed) == 1 else f"{len(changed)} files of data/raw are"
-        done += [f"{some} your own now, no link into DVC's cache"] if changed else []
-        done += rename_misnamed(cache, find_misnamed(cache))
-    return done
-
-
-def _is_project(folder: Path) -> bool:
-    return folder.resolve().parent == checkout_root(folder) / "projects" and (folder / "dvc.yaml").exists()
-
-
-def _not_ignored(folder: Path) -> list[str]:
-    """What the checkout's .dvcignore leaves out and the project's does not, which may have lines of its own."""
-    paths = (checkout_root(folder) / ".dvcignore", folder / ".dvcignore")
-    ours, its = (read_text(path).splitlines() if path.exists() else [] for path in paths)
-    return [line for line in ours if line.strip() and not line.startswith("#") and line not in its]
-
-
-def _renewed(folder: Path) -> str:
-    return project_dvc_yaml(read_text(checkout_root(folder) / "dvc.yaml"))
 
 
 def make_project(

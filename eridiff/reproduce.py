@@ -16,6 +16,7 @@ from types import FrameType
 from eridiff.dvcinput import refuse_unbounded
 from eridiff.dvcrepair import mend
 from eridiff.errors import run_main
+from eridiff.lockform import refuse_early
 from eridiff.progress import warn
 from eridiff.stopping import SIGNALS, STOPPED_WORDS, end_with_make, last_words
 from eridiff.supervise import STEPS, adopt_orphans, end_descendants, run_guarded, send_descendants
@@ -26,11 +27,12 @@ AGAIN_SECONDS = 2.0  # so much later a second signal is no double of the first
 def reproduce(arguments: Sequence[str]) -> int:
     """Run `dvc repro`; its exit code, 128 + N where signal N ended it, 0 where make is interrupted in its place.
 
-    Raises: ConfigError, DataError for what DVC would read without end.
+    Raises: ConfigError, DataError for what DVC would read without end, and for a dvc.lock of before versions.
     """
     refuse_unbounded(Path())
     for line in mend(Path()):
         warn(line)
+    refuse_early(Path())
     adopt_orphans()
     end_with_make()
     # Of a script's `&`: a terminal's Ctrl-C is not meant for it. What it starts hears one, in a group of its own.

@@ -29,7 +29,7 @@ def text_encoder(pointer: Pointer, params: TextParams, family: Family) -> Encode
     return Encoder(
         stage="text",
         name=f"the set of text encoders of {pointer.base}",
-        identity={"encoders": pointer.identity(), "params": precision, "version": family.TEXT_ENCODE},
+        identity={"encoders": pointer.identity(), "params": precision, "version": family.VERSIONS.family.text_encode},
         precision=name_precision(params.dtype, params.tf32),
     )
 

@@ -68,7 +68,7 @@ def plan_captions(
     common: Parts = {
         "encoders": {name: dict(digests) for name, digests in encoders.items()},
         "params": {**shared, "max_tokens": max_tokens},
-        "version": family.TEXT_ENCODE,
+        "version": family.VERSIONS.family.text_encode,
     }
     common |= {"probe": generation} if generation else {}
     return [Caption(text=text, key=entry_key({**common, "text": text}), common=common) for text in distinct_texts(rows)]

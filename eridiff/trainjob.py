@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from eridiff.basecheck import check_denoiser, check_vae, find_vae
-from eridiff.checkpoint import code_digests, make_lineage, put_out, train_key
+from eridiff.checkpoint import make_lineage, put_out, train_key
 from eridiff.config import Activations
 from eridiff.data import TrainingSet, open_training_set
 from eridiff.families import Family, load_family
 from eridiff.leftovers import take_away
 from eridiff.params_model import ModelParams
 from eridiff.params_train import TrainParams
-from eridiff.pipeline import Stage
 from eridiff.pointerfiles import pointers_of
 from eridiff.pointers import ModelSource, Pointer
 from eridiff.precision import choose_device
@@ -33,8 +32,8 @@ from eridiff.train import Preview, Run, Table, prepare_run, train
 class TrainJob:
     """One training. `train_job` makes one.
 
-    lineage: what a checkpoint says of its origin. code: digests of the code that the stage depends on. root: the
-    store's folder; state: the one in it that a stopped training goes on from.
+    lineage: what a checkpoint says of its origin. root: the store's folder; state: the one in it that a stopped
+    training goes on from.
     """
 
     model: ModelParams
@@ -46,7 +45,6 @@ class TrainJob:
     data: TrainingSet
     latent_facts: Mapping[str, Any]
     lineage: Mapping[str, Any]
-    code: Mapping[str, str]
     root: Path
     state: Path
 
@@ -96,27 +94,24 @@ class TrainJob:
         return put_out(self.state, self.params, self.family, self.lineage, table, out, losses)
 
 
-def train_job(
-    model: ModelParams, params: TrainParams, inputs: Mapping[str, Path], stage: Stage, root: Path
-) -> TrainJob:
+def train_job(model: ModelParams, params: TrainParams, inputs: Mapping[str, Path], root: Path) -> TrainJob:
     """A training on four tables: captions, buckets, and the indexes of both caches, in whose folders the shards lie.
 
     Raises: BaseError where the denoiser is not here, ConfigError where it cannot be trained on this machine.
     """
     pointer = pointers_of(model.base, ["denoiser"], model.family)["denoiser"]
-    device = choose_device(allow_cpu=model.allow_cpu)
+    family, device = load_family(model.family), choose_device(allow_cpu=model.allow_cpu)
     tables = {name: read_table(path) for name, path in inputs.items()}
     return TrainJob(
         model=model,
         params=params,
-        family=load_family(model.family),
+        family=family,
         pointer=pointer,
         source=find_source([pointer]),
         device=device,
         data=open_training_set(tables, inputs["latents"].parent, inputs["text"].parent, params),
         latent_facts=tables["latents"][1],
         lineage=make_lineage(model.family, pointer, params, inputs, *tables["captions"], tables["buckets"][0]),
-        code=code_digests(stage),
         root=root,
-        state=root / "runs" / train_key(params, pointer, inputs, stage),
+        state=root / "runs" / train_key(params, pointer, inputs, family),
     )

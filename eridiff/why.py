@@ -16,10 +16,12 @@ from eridiff.cacheplan import CachePlan, forced, plan_latents, plan_text
 from eridiff.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
 from eridiff.check import check_params, load_all
 from eridiff.choices import choices_text
-from eridiff.differences import leaves
+from eridiff.codestate import changed_code, describe_changed
+from eridiff.differences import changed_params, leaves
 from eridiff.dvcgraph import Graph, StageRecord
 from eridiff.dvcinput import refuse_unbounded
 from eridiff.errors import BaseError, ConfigError, DataError, EridiffError, listing
+from eridiff.families import load_family
 from eridiff.filedigests import FileDigests
 from eridiff.intake import look_through
 from eridiff.latentjob import LatentJob, latent_job
@@ -41,6 +43,7 @@ from eridiff.probing import Probing, compare_with_output, foresee, generation_of
 from eridiff.project import store_root
 from eridiff.tables import Row, read_facts, read_table, table_bytes
 from eridiff.textjob import TextJob
+from eridiff.versions import code_versions
 from eridiff.wanted import how_to_add, is_awaited
 
 PICTURES = "data/raw"
@@ -85,6 +88,8 @@ class _Predictor:
         self.tables: dict[str, Table] = {}  # of light stages that would run
         self.params = load_all(Path("params.yaml"))
         self.root, self.pictures = store_root(), Path(PICTURES)
+        family = load_family(self.params["model"].family)
+        self.versions = {name: file for file in (code_versions(), family.VERSIONS) for name in file.numbers}
         self.true: dict[str, str] = {}  # source -> its digest, where DVC believes another
         self.light: dict[str, Callable[[StageRecord, StagePlan], Outs]] = {
             "check": self._check,
@@ -95,6 +100,8 @@ class _Predictor:
 
     def run(self) -> None:
         """Fill the prediction, stage by stage."""
+        if changed := describe_changed(changed_code()):
+            self._note(changed)
         if self.rehash:
             self._find_hidden_edits()
         for record in self.graph.stages:
@@ -136,10 +143,8 @@ class _Predictor:
                 )
             elif digest != record.recorded_deps.get(path):
                 certain.append(f"{path} {'will change' if path in self.outs else 'changed'}")
-        now, before = leaves(record.present_params), leaves(record.recorded_params)
-        for key in sorted({*now, *before}):
-            if now.get(key) != before.get(key):
-                certain.append(f"{key}: {_show(before, key)} -> {_show(now, key)}")
+        params = (leaves(record.present_params), leaves(record.recorded_params))
+        certain += changed_params(*params, self.versions, self.params["model"].family)
         lost = [path for path, digest in record.outs.items() if digest and not self._there(path, digest)]
         certain += [f"{path} is missing, and not in DVC's cache" for path in lost]
         plan.state = RUNS if certain else MAY_RUN if possible else UP_TO_DATE
@@ -299,10 +304,6 @@ class _Predictor:
 def _md5(data: bytes) -> str:
     """DVC's digest of a file."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _show(leaves: Mapping[str, Any], key: str) -> str:
-    return repr(leaves[key]) if key in leaves else "(absent)"
 
 
 def _row_changes(before: list[Row], after: list[Row]) -> list[str]:

@@ -19,7 +19,7 @@ def main() -> None:
     """Read data/raw; write data/captions."""
     params = load_section(CaptionParams, "captions")
     if unsafe := describe_unsafe(Path()):
-        warn(f"this project is one of before: {unsafe}. `eridiff renew` brings it up.")
+        warn(f"this project is one of before: {unsafe}. `eridiff upgrade` brings it up.")
     with FileDigests() as digests:
         pictures, ignored = scan_pictures(Path("data/raw"), digests)
     images, captions = images_rows(pictures), captions_rows(pictures, params)

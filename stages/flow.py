@@ -37,6 +37,7 @@ from eridiff.flowform import CHECKOUT, MAX_MINUTES, Request, read_request, read_
 from eridiff.flowgate import Gate
 from eridiff.flowpage import FlowPage
 from eridiff.flowserver import read_keys
+from eridiff.lockform import refuse_early
 from eridiff.progress import say
 from eridiff.project import checkout_root, load_local
 from eridiff.runpage import pages
@@ -143,6 +144,7 @@ def train_lora(
             refuse_unbounded(request.folder)
             for line in mend(request.folder):
                 get_run_logger().warning(line)
+            refuse_early(request.folder)
             run = Run(request, crew, lock)
             experiment = None
             if request.changes:

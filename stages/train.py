@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from eridiff.codestate import code_digest
 from eridiff.config import load_section
 from eridiff.dedupe import dedupe_outs
 from eridiff.errors import run_main
@@ -10,7 +11,6 @@ from eridiff.footprint import choose_activations
 from eridiff.ownouts import read_outs
 from eridiff.params_model import ModelParams
 from eridiff.params_train import TrainParams
-from eridiff.pipeline import read_stages
 from eridiff.precision import describe_backend
 from eridiff.previews import prepare_previews
 from eridiff.progress import say
@@ -30,10 +30,10 @@ def main() -> None:
     """Read the caches and the denoiser; write data/lora and data/loss.tsv."""
     model, params, local = load_section(ModelParams, "model"), load_section(TrainParams, "train"), load_local()
     dedupe_outs(store_root(), read_outs())
-    job = train_job(model, params, INPUTS, read_stages(Path())["train"], store_root())
+    job = train_job(model, params, INPUTS, store_root())
     with job.held():
         previews = prepare_previews(local, model, params.precision, job.data.samples[0].bucket, job.device)
-        facts = params, job.family, job.pointer, job.data, job.device, job.root, job.code
+        facts = params, job.family, job.pointer, job.data, job.device, job.root, code_digest()
         run = job.prepare(choose_activations(local.activations, *facts), fixed=local.activations is not None)
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = job.train(run, preview, local.state_every)

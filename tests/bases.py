@@ -1,6 +1,7 @@
 """The bases of tests/small, opened for tests: the current folder is a checkout that has them (conftest.py)."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,13 @@ FAMILIES = family_names()
 def source(family: str) -> ModelSource:
     pointers = pointers_of(f"tiny-{family}", load_family(family).PARTS, family)
     return find_source(pointers.values())
+
+
+def raised(family: Family, name: str) -> Any:
+    """A family with one of its versions raised."""
+    versions = family.VERSIONS
+    numbers = versions.family.model_copy(update={name: versions.numbers[f"family.{name}"] + 1})
+    return SimpleNamespace(**{**vars(family), "VERSIONS": versions.model_copy(update={"family": numbers})})
 
 
 def whole_pipeline(family: Family, source: ModelSource, scheduler: str = "euler") -> Any:

@@ -143,7 +143,7 @@ def test_what_a_living_process_holds_stays_and_the_dead_goes(project: Path, work
 def test_a_rwlock_that_is_being_written_is_left_alone(project: Path) -> None:
     path = project / ".dvc/tmp/rwlock"
     path.write_text("")
-    with dvcrepair._held(project / ".dvc/tmp/rwlock.lock") as free:
+    with dvcrepair.held(project / ".dvc/tmp/rwlock.lock") as free:
         assert free
         assert mend(project) == []
         assert path.read_text() == ""
@@ -219,7 +219,7 @@ def test_a_conflict_of_git_and_a_file_in_use_are_left_alone(project: Path) -> No
     assert mend(project) == []
     assert (project / "dvc.lock").read_text() == conflict
     (project / "dvc.lock").write_text("")
-    with dvcrepair._held(project / ".dvc/tmp/lock"):
+    with dvcrepair.held(project / ".dvc/tmp/lock"):
         assert mend(project) == []
     assert len(mend(project)) == 1
 

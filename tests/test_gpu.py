@@ -17,6 +17,7 @@ from eridiff.quantise import Storage
 from eridiff.sample import load_drawing
 from eridiff.train import Table, prepare_run, train
 from eridiff.vae import encode, prepare_vae
+from tests import gpugoldens
 from tests.bases import FAMILIES, source
 from tests.training import params_of, random_set
 
@@ -156,3 +157,12 @@ def test_a_quantised_base_is_kept_on_cuda(family: str, kind: Any, tmp_path: Path
     assert len(list(tmp_path.glob("bases/*.safetensors"))) == 1
     assert loaded[0].keys() == loaded[1].keys()
     assert all(torch.equal(tensor, loaded[1][name]) for name, tensor in loaded[0].items())
+
+
+@pytest.mark.filterwarnings("ignore:inner dimension .* is not aligned:UserWarning")  # of bitsandbytes: a small base
+@pytest.mark.parametrize("family", FAMILIES)
+def test_results_of_cuda_are_those_of_their_versions(family: str, tmp_path: Path) -> None:
+    """`python -m tests.gpugoldens` records them, and notes when and on what they passed."""
+    if gpugoldens.read_record()[family]["versions"] != gpugoldens.numbers(family):
+        pytest.skip("nothing is recorded at these versions: run `python -m tests.gpugoldens` on a CUDA device")
+    assert gpugoldens.differing(family, gpugoldens.outs(family, tmp_path)) == []

@@ -1,9 +1,6 @@
-"""dvc.yaml against the code: deps are the import closure, outs and params are what the stages touch."""
+"""dvc.yaml against the code: deps, outs and params are what the stages touch; each names its versions of the code."""
 
 import ast
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from eridiff.check import SECTIONS
-from tests.closure import FAMILY_FILES, ROOT, closure, code_deps, neutral
+from eridiff.families import family_names, load_family
+from eridiff.versions import code_versions
+from tests.conftest import ROOT
 
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 # Every path of the project's data that a stage's source names, less those of runs/ and settings.
@@ -24,23 +23,39 @@ def outs(stage: str) -> list[str]:
     return [out if isinstance(out, str) else next(iter(out)) for out in listed]
 
 
+# The family's number that a stage names; those without take no model.
+FAMILY_NUMBER = {
+    "latents": "vae_encode",
+    "text": "text_encode",
+    "train": "train",
+    "sample": "sample",
+    "export": "export",
+}
+CODE, OF_FAMILY = "eridiff/versions.yaml", "eridiff/families/${model.family}/versions.yaml"
+
+
+def versions(stage: str) -> dict[str, list[str]]:
+    """Params that are no section of params.yaml: file -> keys."""
+    named = [param for param in STAGES[stage]["params"] if not isinstance(param, str)]
+    return {path: keys for param in named for path, keys in param.items()}
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_code_deps_are_the_import_closure_less_what_is_neutral(stage: str) -> None:
-    listed = [dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")]
-    assert listed == code_deps(stage), "run `python -m tests.closure --write`"
+def test_deps_are_data_and_each_stage_names_its_own_versions(stage: str) -> None:
+    deps = STAGES[stage]["deps"]
+    assert all(dep == "params.yaml" or dep.startswith("data/") for dep in deps)
+    wanted = {CODE: [f"stages.{stage}", *(["store.pixels"] if stage == "latents" else [])]}
+    if stage in FAMILY_NUMBER:
+        wanted[OF_FAMILY] = [f"family.{FAMILY_NUMBER[stage]}"]
+    assert versions(stage) == wanted
 
 
-def test_every_neutral_module_exists_and_is_imported_where_it_is_spared() -> None:
-    for path, (stages, reason) in neutral().items():
-        assert reason
-        assert list(ROOT.glob(path.replace("${model.family}", "*"))), path
-        for stage in [] if "all" in stages else stages:
-            files = closure(ROOT / "stages" / f"{stage}.py")
-            for name in FAMILY_FILES.get(stage, ()):
-                for folder in (ROOT / "eridiff/families").glob("*/family.py"):
-                    files |= closure(folder.parent / f"{name}.py")
-            names = {file.relative_to(ROOT).as_posix() for file in files}
-            assert any(Path(name).match(path.replace("${model.family}", "*")) for name in names), (path, stage)
+def test_every_version_is_named_by_a_stage() -> None:
+    named = {path: {key for stage in STAGES for key in versions(stage).get(path, [])} for path in (CODE, OF_FAMILY)}
+    assert named[CODE] == set(code_versions().numbers)
+    for family in family_names():
+        assert named[OF_FAMILY] == set(load_family(family).VERSIONS.numbers)
+    assert not {key.split(".")[0] for keys in named.values() for key in keys} & set(SECTIONS)  # DVC shows no file
 
 
 def literals(stage: str) -> set[str]:
@@ -91,7 +106,7 @@ def test_params_are_the_sections_that_the_stage_loads(stage: str) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_section"
         if isinstance(node.args[1], ast.Constant)
     }
-    assert loaded == set(STAGES[stage]["params"])
+    assert loaded == {param for param in STAGES[stage]["params"] if isinstance(param, str)}
     assert loaded <= set(SECTIONS)
 
 
@@ -131,16 +146,3 @@ def test_stages_are_named_in_order_and_say_what_they_keep_busy() -> None:
         assert body["meta"]["resource"] in ("cpu", "gpu")
         assert body["desc"]
         assert not any(isinstance(out, dict) and out.get("persist") for out in body.get("outs", []))
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.slow
-def test_closure_holds_every_module_of_ours_that_a_start_loads(stage: str) -> None:
-    """The AST closure against sys.modules: importing the stage's module loads nothing outside it."""
-    script = (
-        f"import sys, json; import stages.{stage}; "
-        "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('eridiff', 'stages')]))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
-    loaded = {Path(file) for file in json.loads(done.stdout.splitlines()[-1])}
-    assert loaded <= closure(ROOT / "stages" / f"{stage}.py")

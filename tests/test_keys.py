@@ -5,6 +5,8 @@ A param that is added later enters the parts only where it is not its default (d
 
 from pathlib import Path
 
+import pytest
+
 from eridiff.entries import entry_key
 from eridiff.families import load_family
 from eridiff.latents import common_parts, plan_samples
@@ -12,6 +14,7 @@ from eridiff.params_latents import LatentParams
 from eridiff.params_text import TextParams
 from eridiff.pixeldigests import PixelDigests
 from eridiff.texts import plan_captions
+from eridiff.versions import code_versions
 from tests.bases import FAMILIES
 
 IDENTITY = {"content": "c" * 64, "config": "f" * 64}
@@ -43,3 +46,20 @@ TEXT_KEYS = [
     "4d5a4b1556789d8927628025b3881c8362f0db8581b2ad825b4c682f77fb79d9",
     "44ee3fbb76ef572e9f0cfa287dbbf72d2b514270dc5677f7d77ebd2b02e67e14",
 ]
+
+
+def test_pixels_are_in_the_key_only_when_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores of before stay; raised, every latent has another key, while a stage's own number is in none."""
+    pixels = PixelDigests(tmp_path)
+    pixels.learn({"d" * 64: "e" * 64})
+    now = code_versions()
+    stages = now.stages.model_copy(update={"latents": 9, "text": 9})
+    monkeypatch.setattr("eridiff.versions.code_versions", lambda: now.model_copy(update={"stages": stages}))
+    samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
+    assert [sample.key for sample in samples] == LATENT_KEYS
+    store = now.store.model_copy(update={"pixels": 2})
+    monkeypatch.setattr("eridiff.versions.code_versions", lambda: now.model_copy(update={"store": store}))
+    samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
+    assert not {sample.key for sample in samples} & set(LATENT_KEYS)
+    assert [sample.parts["pixels_version"] for sample in samples] == [2, 2]
+    assert [entry_key(sample.parts) for sample in samples] == [sample.key for sample in samples]

@@ -24,7 +24,7 @@ from eridiff.params_text import TextParams
 from eridiff.pictures import scan_pictures
 from eridiff.pixeldigests import PixelDigests
 from eridiff.texts import plan_captions
-from tests.bases import FAMILIES
+from tests.bases import FAMILIES, raised
 
 FAMILY = load_family(FAMILIES[0])
 DIGESTS = st.sampled_from(["a" * 64, "b" * 64])
@@ -176,12 +176,14 @@ def test_the_encode_numbers_are_in_the_keys(tmp_path: Path) -> None:
     inputs = {"text": "a fox", "params": {}, "encoders": {"text_encoder": {"content": "a", "config": "b"}}}
     inputs |= {"generation": ""}
     before = text_keys(inputs)["a fox"]
-    number = FAMILY.TEXT_ENCODE
+    versions = FAMILY.VERSIONS
     try:
-        FAMILY.TEXT_ENCODE = number + 1
-        assert text_keys(inputs)["a fox"] != before
+        for name, moves in (("text_encode", True), ("vae_encode", False), ("train", False)):
+            FAMILY.VERSIONS = versions
+            FAMILY.VERSIONS = raised(FAMILY, name).VERSIONS
+            assert (text_keys(inputs)["a fox"] != before) == moves, name
     finally:
-        FAMILY.TEXT_ENCODE = number
+        FAMILY.VERSIONS = versions
     assert text_keys(inputs)["a fox"] == before
 
 

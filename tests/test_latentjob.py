@@ -76,7 +76,7 @@ def test_the_plan_is_that_of_the_bases_vae(tmp_path: Path, rows: list[Row]) -> N
     """And a generation of its numbers is in every key."""
     job = make_job(tmp_path, rows)
     vae = job.part.pointer.components["vae"].identity()
-    common = common_parts(PARAMS, vae, job.part.family.VAE_ENCODE)
+    common = common_parts(PARAMS, vae, job.part.family.VERSIONS.family.vae_encode)
     samples = plan_samples(rows, PARAMS, common, 8, job.pictures, PixelDigests(tmp_path / "other"))
     assert list(job.plan(FIRST).keys) == list(samples.keys)
     assert job.plan(FIRST) is job.plan(FIRST)

@@ -104,7 +104,7 @@ def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: py
 
     def choose(code: str, fixed: Any = None) -> Any:
         module = load_family(family)
-        return footprint.choose_activations(fixed, params, module, pointer, data, device, tmp_path, {"a.py": code})
+        return footprint.choose_activations(fixed, params, module, pointer, data, device, tmp_path, code)
 
     free = 1 << 60
     assert choose("one") == choose("one") == "keep"

@@ -14,15 +14,15 @@ import torch
 
 from eridiff.checkpoint import put_out, train_key
 from eridiff.errors import TrainError
-from eridiff.families import load_family
+from eridiff.families import Family, load_family
 from eridiff.lora import read_checkpoint
 from eridiff.params_train import TrainParams, kept_steps
-from eridiff.pipeline import Stage
 from eridiff.runstate import EARLIER_STATE, checkpoint_path, hold, load_adapters, state_path, states
 from eridiff.tensorfile import TensorFile, write_sealed_tensors, write_tensors
 from eridiff.train import Table, train
+from eridiff.versions import code_versions
 from tests import processes, training
-from tests.bases import FAMILIES, source
+from tests.bases import FAMILIES, raised, source
 
 # What each family is resumed with, so that each option is resumed with some family.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -91,15 +91,15 @@ def check_resumed(family: str, option: str, tmp_path: Path) -> None:
     assert list(files) == [*average, "step-000004.safetensors", "step-000006.safetensors", "loss.tsv"]
 
 
-def key_of(changes: dict[str, Any], tmp_path: Path, content: str = "1", code: str = "") -> str:
+def key_of(changes: dict[str, Any], tmp_path: Path, content: str = "1", family: Family | None = None) -> str:
     (tmp_path / "input").write_text(content)
-    (tmp_path / "code.py").write_text(code)
     pointer = source(FAMILIES[0]).pointers["denoiser"]
-    stage = Stage(name="train", cmd="", deps=(str(tmp_path / "code.py"), "data/x"), params=(), outs=(), meta={})
-    return train_key(training.params_of(changes), pointer, {"captions": tmp_path / "input"}, stage)
+    return train_key(
+        training.params_of(changes), pointer, {"captions": tmp_path / "input"}, family or load_family(FAMILIES[0])
+    )
 
 
-def test_what_the_states_key_depends_on(tmp_path: Path) -> None:
+def test_what_the_states_key_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constant, cosine = {"schedule": "constant", "lr": 1e-3}, {"schedule": "cosine", "lr": 1e-3}
     same = key_of({"optimizer": constant}, tmp_path)
     assert key_of({"optimizer": constant, "steps": 99, "keep": 1}, tmp_path) == same
@@ -110,9 +110,15 @@ def test_what_the_states_key_depends_on(tmp_path: Path) -> None:
         key_of({"optimizer": {**constant, "lr": 2e-3}}, tmp_path),
         key_of({"optimizer": constant, "save_every": 3}, tmp_path),
         key_of({"optimizer": constant}, tmp_path, content="2"),
-        key_of({"optimizer": constant}, tmp_path, code="pass\n"),
+        key_of({"optimizer": constant}, tmp_path, family=raised(load_family(FAMILIES[0]), "train")),
     ]
     assert len({same, *others}) == 8
+    drawn = raised(load_family(FAMILIES[0]), "sample")
+    assert key_of({"optimizer": constant}, tmp_path, family=drawn) == same
+    stages = code_versions()
+    later = stages.model_copy(update={"stages": stages.stages.model_copy(update={"train": 2})})
+    monkeypatch.setattr("eridiff.checkpoint.code_versions", lambda: later)
+    assert key_of({"optimizer": constant}, tmp_path) not in {same, *others}
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from eridiff.store import Store
 from eridiff.tensorfile import TensorFile
 from eridiff.texts import Caption, batch_by_key, cache_texts, plan_captions, report_lost
 from tests import processes
-from tests.bases import FAMILIES, source
+from tests.bases import FAMILIES, raised, source
 
 CPU = torch.device("cpu")
 LONG = [family for family in FAMILIES if len(load_family(family).MAX_TOKENS) > 1]
@@ -143,7 +143,7 @@ def test_every_part_counts_in_the_key() -> None:
         for name in ENCODERS
         for part in ("content", "config")
     ]
-    variants += [key(family=SimpleNamespace(**{**vars(load_family(FAMILY)), "TEXT_ENCODE": 99}))]
+    variants += [key(family=raised(load_family(FAMILY), "text_encode"))]
     assert len({same, *variants}) == 1 + len(variants)
     default = TextParams(**{**PARAMS.model_dump(), "max_tokens": None})
     assert key(params=default) == key(params=TextParams(**{**PARAMS.model_dump(), "max_tokens": other}))

@@ -1,11 +1,5 @@
-"""The train step against diffusers' training scripts, its gradients, its losses over time.
+"""The train step against diffusers' training scripts, its gradients; its losses over time are in tests/goldens.py."""
 
-`ERIDIFF_RENEW_GOLDEN=1 python -m pytest tests/test_train.py -k golden` renews tests/golden/losses.json: only
-where the mathematics was meant to change, said so in the commit.
-"""
-
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +22,6 @@ from eridiff.train import Run, train, train_step
 from tests import training
 from tests.bases import FAMILIES, source
 
-GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 DDPM = [f for f in FAMILIES if load_family(f).OBJECTIVE == "ddpm"]
 OPTIONS = {
     "ddpm": {"ddpm": {"loss_weight": "min_snr"}},
@@ -132,19 +125,6 @@ def script_flow(run: Run, batch: Batch, x0: Tensor, noise: Tensor, sigmas: Tenso
     weighting = compute_loss_weighting_for_sd3("cosmap", sigmas=sigmas_4d)
     target = noise - x0
     return torch.mean((weighting.float() * (model_pred.float() - target.float()) ** 2).reshape(count, -1), 1).mean()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.slow
-def test_golden_losses(family: str, sets: dict[str, TrainingSet], tmp_path: Path) -> None:
-    run = training.start(family, training.params_of({"ema_decay": 0.9, "accumulation": 2, "caption_dropout": 0.2}))
-    table, _ = train(run, sets[family], tmp_path, state_every=100)
-    golden = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}
-    if os.environ.get("ERIDIFF_RENEW_GOLDEN"):
-        golden[family] = {name: [round(value, 9) for value in table[name]] for name in ("loss", "grad_norm")}
-        GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n", "utf-8")
-    assert table["loss"] == pytest.approx(golden[family]["loss"], rel=1e-4)
-    assert table["grad_norm"] == pytest.approx(golden[family]["grad_norm"], rel=1e-3)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])

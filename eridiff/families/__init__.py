@@ -1,7 +1,8 @@
 """Families: one folder each, found by its name; this file is the protocol that a folder's family.py fulfils.
 
 A family is three files: family.py (latents, objective, LoRA targets, names of its classes, text, predict), keys.py
-(two-way key tables) and workflow.py (the ComfyUI graph). Modules are the implementation: no class, no registry.
+(two-way key tables) and workflow.py (the ComfyUI graph), with versions.yaml beside them. Modules are the
+implementation: no class, no registry.
 """
 
 import importlib
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from eridiff.errors import ConfigError, did_you_mean
 from eridiff.keytables import Dialect
 from eridiff.signatures import Look
+from eridiff.versions import FamilyVersions
 from eridiff.weighttables import Part
 
 if TYPE_CHECKING:
@@ -47,8 +49,7 @@ class Family(Protocol):
     MAX_TOKENS: tuple[int, ...]  # choices of text.max_tokens; the first is the default
     GUIDANCE: bool  # whether the denoiser may take an embedded guidance value
     NEGATIVE: bool  # whether the pipeline takes a negative prompt
-    VAE_ENCODE: int  # raised by hand when encode_latents gives other values
-    TEXT_ENCODE: int  # raised by hand when encode_text gives other values
+    VERSIONS: FamilyVersions  # what its code means to each stage: versions.yaml beside it
 
     def dead_modules(self, config: Mapping[str, Any]) -> Mapping[str, str]:
         """Full names of a denoiser's modules that never get a gradient -> reason; from the denoiser's config."""

@@ -140,7 +140,7 @@ def picture(folder: Path, number: int) -> dict[str, Any]:
 def cache_pictures(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     params, identity = LatentParams(batch_size=2), base.pointers["vae"].components["vae"].identity()
     pixels = PixelDigests(folder / "store")
-    common = common_parts(params, identity, toy.VAE_ENCODE)
+    common = common_parts(params, identity, toy.VERSIONS.family.vae_encode)
     samples = plan_samples(rows, params, common, toy.SIDE_MULTIPLE, folder / "raw", pixels)
     resources = Resources(root=folder / "store", load=lambda: (load_vae(toy, base, torch.float32), CPU))
     index, counts = cache_latents(samples, params, folder / "raw", resources, folder / "latents")

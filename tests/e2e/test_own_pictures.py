@@ -248,7 +248,7 @@ def test_a_project_of_before_is_moved_over(tmp_path: Path) -> None:
     assert project.files()["echo.txt"] == content("echo.txt", 3)  # the fault
     run("git", "checkout", "-q", "main")
     run("dvc", "checkout")
-    said = project.run(sys.executable, "-m", "eridiff", "renew")
+    said = project.run(sys.executable, "-m", "eridiff", "upgrade")
     assert [name for name in NAMES if f"({name}) holds other bytes than its name says" in said] == [
         name for name in NAMES if not name.startswith("rename")
     ]

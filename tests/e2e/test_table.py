@@ -305,20 +305,31 @@ def test_export_title(clone: Clone) -> None:
     change(clone, lambda: clone.params({"export.checkpoint": 4}), ["check", "export"])
 
 
-@pytest.mark.parametrize("name", ["keys.py", "workflow.py"])
-def test_key_table_or_workflow_of_this_family(clone: Clone, name: str) -> None:
-    def edit() -> None:
-        path = clone.root / "eridiff/families/sdxl" / name
-        path.write_text(path.read_text() + "\n# a remark\n")
-
-    change(clone, edit, ["export"])
-
-
-def test_another_familys_code(clone: Clone) -> None:
-    for name in ("family.py", "keys.py", "workflow.py"):
-        path = clone.root / "eridiff/families/flux" / name
-        path.write_text(path.read_text() + "\n# a remark\n")
+def test_edited_code(clone: Clone) -> None:
+    """Code of this family, another's, the core's: DVC does not look at it, and `why` says that git does."""
+    files = ["eridiff/families/flux/family.py", "eridiff/families/sdxl/keys.py", "eridiff/train.py"]
+    for name in files:
+        (clone.root / name).write_text((clone.root / name).read_text() + "\n# a remark\n")
+    predicted = clone.why()
+    assert {plan["state"] for plan in predicted["stages"].values()} == {"-"}
+    (note,) = predicted["notes"]
+    assert note.startswith(f"{files[0]} and 2 more differ from git's HEAD, and DVC does not look at code")
+    assert clone.repro().stages == []
+    clone.run("git", "checkout", "-q", *files)
     change(clone, lambda: None, [])
+
+
+def test_a_raised_version(clone: Clone) -> None:
+    """Of this family's export: its stage alone. Of another family: nothing."""
+
+    def raise_export(family: str) -> None:
+        path = clone.root / "eridiff/families" / family / "versions.yaml"
+        said = "changes: [{version: family.export, number: 2, sentence: The title stands twice in every file.}]"
+        path.write_text(path.read_text().replace("export: 1", "export: 2").replace("changes: []", said))
+        clone.commit()
+
+    change(clone, lambda: raise_export("flux"), [])
+    change(clone, lambda: raise_export("sdxl"), ["export"])
 
 
 def test_settings_of_the_machine(clone: Clone) -> None:

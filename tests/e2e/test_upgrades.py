@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
-from tests.e2e.harness import Clone, make_clone
+from tests.e2e.harness import ROOT, Clone, make_clone
 
 pytestmark = pytest.mark.e2e
 
@@ -141,3 +142,68 @@ def test_a_clone_compares_with_what_it_pulled(clone: Clone, tmp_path: Path) -> N
     predicted = fresh.why(PYTHONPATH=path)["stages"]["latents"]
     assert (predicted["encoded"], predicted["reused"]) == (NUM_PICTURES, 0)
     assert fresh.repro("latents", PYTHONPATH=path).encoded == {"latents": (NUM_PICTURES, 0)}
+
+
+# An upgrade of eridiff itself: from dvc.yaml and dvc.lock that listed its code to those that name its versions.
+
+BEFORE = ROOT / "tests/before_versions"
+
+
+def as_before(clone: Clone) -> None:
+    """Give the clone's dvc.lock the form of before: files of code among the deps, and no versions."""
+    yaml = YAML(typ="safe")
+    path = clone.place / "dvc.lock"
+    lock, early = (yaml.load(file.read_text("utf-8")) for file in (path, BEFORE / "lock.yaml"))
+    for stage, entry in lock["stages"].items():
+        code = [dep for dep in early["stages"][stage]["deps"] if dep["path"].endswith(".py")]
+        named = ((dep["path"].replace("families/sd35", "families/sdxl"), dep) for dep in code)
+        entry["deps"] += [{**dep, "path": name} for name, dep in named]
+        entry["params"] = {name: keys for name, keys in entry["params"].items() if name == "params.yaml"}
+        if not entry["params"]:
+            del entry["params"]
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(lock, file)
+
+
+def test_after_an_upgrade_nothing_runs_and_a_caption_runs_what_it_must(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path, "clone")
+    clone.params({"captions.variants": 1, "captions.shuffle_tags": False})
+    clone.repro()
+    clone.commit("ran")
+    lock, outs = (clone.root / "dvc.lock").read_text("utf-8"), clone.lock()
+    as_before(clone)
+    refused = clone.run("python", "-m", "eridiff.reproduce", check=False)
+    assert refused.returncode == 1 and "Run `eridiff upgrade` in" in refused.stdout
+    clone.run("python", "-m", "eridiff", "upgrade")
+    assert (clone.root / "dvc.lock").read_text("utf-8") == lock
+    assert {plan["state"] for plan in clone.why()["stages"].values()} == {"-"}
+    ran = clone.repro()
+    assert ran.stages == ran.restored == [], ran.output
+    as_before(clone)
+    (clone.root / "data/raw/fox.txt").write_text("eridraw, a flat red field")
+    clone.run("python", "-m", "eridiff", "upgrade")
+    predicted = clone.why()["stages"]
+    ran = clone.repro()
+    assert ran.stages == ["captions", "text", "train", "sample", "export"], ran.output
+    assert {name for name, plan in predicted.items() if plan["state"] != "-"} == set(ran.stages)
+    assert ran.encoded == {"text": (1, 19)}
+    assert clone.lock()["data/latents"] == outs["data/latents"]
+
+
+def test_a_raised_version_runs_its_stage_and_encodes_nothing(tmp_path: Path) -> None:
+    """`latents` raised: it runs and encodes nothing; `why` has the sentence."""
+    clone = make_clone(tmp_path, "clone")
+    clone.repro("latents")
+    clone.commit("ran")
+    path = clone.root / "eridiff/versions.yaml"
+    raised = path.read_text("utf-8").replace("  latents: 1", "  latents: 2")
+    sentence = "Indexes have another column: the stage runs again in every project."
+    change = f"changes:\n  - {{version: stages.latents, number: 2, sentence: '{sentence}'}}\n"
+    path.write_text(raised.replace("changes: []\n", change))
+    predicted = clone.why()
+    assert predicted["stages"]["latents"]["reasons"] == [f"latents 1 -> 2: {sentence}"]
+    assert predicted["notes"] == []
+    ran = clone.repro("latents")
+    assert ran.stages == ["latents"] and ran.encoded == {"latents": (0, NUM_PICTURES)}
+    clone.run("git", "checkout", "-q", "eridiff/versions.yaml")
+    assert clone.repro("latents").stages == []

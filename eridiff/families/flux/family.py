@@ -4,6 +4,7 @@ Legend: B batch, C channels, H W sides of latents, N = (H/2)(W/2) image tokens, 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
@@ -11,6 +12,7 @@ from einops import rearrange
 from eridiff.encoders import count_lost, token_ids
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import Spec
+from eridiff.versions import family_versions
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +39,7 @@ PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256
 GUIDANCE = True
 NEGATIVE = False  # guidance is embedded
-VAE_ENCODE = 1
-TEXT_ENCODE = 1
+VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _DOUBLE = r"transformer_blocks\.\d+\."

@@ -4,11 +4,13 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eridiff.encoders import count_lost, join_hidden_states, name_embeds, token_ids
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import Spec
+from eridiff.versions import family_versions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,8 +41,7 @@ PATCH = 2
 MAX_TOKENS = (256, 77, 154, 512)  # T5's part; the pipeline's default first
 GUIDANCE = False
 NEGATIVE = True
-VAE_ENCODE = 1
-TEXT_ENCODE = 1
+VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 TARGETS = {

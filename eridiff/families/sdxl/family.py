@@ -4,11 +4,13 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width, 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eridiff.encoders import count_lost, join_hidden_states, name_embeds
 from eridiff.families import Sizes, TextEncoders
 from eridiff.schedulers import Spec
+from eridiff.versions import family_versions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,8 +36,7 @@ PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used f
 MAX_TOKENS = (77,)
 GUIDANCE = False
 NEGATIVE = True
-VAE_ENCODE = 1
-TEXT_ENCODE = 1
+VERSIONS = family_versions(Path(__file__).parent)
 
 _BLOCK = r".*\.attentions\.\d+\.transformer_blocks\.\d+\."
 TARGETS = {

@@ -4,9 +4,11 @@ Legend: B batch, C channels, H W sides of latents, L text tokens, D text width.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eridiff.families import Sizes, TextEncoders
+from eridiff.versions import family_versions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,8 +31,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {"euler": ("FlowMatchEulerDi
 MAX_TOKENS = (8,)
 GUIDANCE = False
 NEGATIVE = False
-VAE_ENCODE = 1
-TEXT_ENCODE = 1
+VERSIONS = family_versions(Path(__file__).parent)
 
 
 def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
