@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 SMALL = Path(__file__).parent / "small"  # the tests' own pictures, bases and params: docs/development.md
 
 

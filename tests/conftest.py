@@ -1,21 +1,35 @@
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.checkouts import link_bases
+from tests.costs import pytest_runtest_protocol as pytest_runtest_protocol
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_main does: threads that wait leave the cores to others
 os.environ["DVC_NO_ANALYTICS"] = "1"
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):  # `make test` started the tests, not what they start
     os.environ.pop(name, None)
-# Threads that wait sleep: several test processes on few cores are else many times slower. No bit changes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+settings.register_profile("tests", deadline=None)  # a busy machine is no fault; each test has a limit
+settings.load_profile("tests")
+MACHINES = itertools.count()
 ROOT = Path(__file__).parent.parent
+# Seconds that a test of a kind may take, several times what it takes on two busy cores: what hangs ends, and is named.
+LIMITS = {"slow": 300, "gpu": 300, "e2e": 900, "flow": 900}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the longest limit of its marks, unless it states its own."""
+    for item in items:
+        seconds = [limit for mark, limit in LIMITS.items() if item.get_closest_marker(mark)]
+        if seconds and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(max(seconds)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,9 +42,11 @@ def small_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def machine(small_checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(small_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs in that checkout, with a store and caches of its own and no settings of this machine."""
-    place = tmp_path_factory.mktemp("machine")
+    # Counted, not by mktemp: that one lists all folders of before, each time.
+    place = small_checkout.with_name(f"{small_checkout.name}-machines") / str(next(MACHINES))
+    place.mkdir(parents=True)
     monkeypatch.chdir(small_checkout)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))

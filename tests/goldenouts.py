@@ -186,7 +186,8 @@ def samples(family: str, folder: Path) -> dict[str, Any]:
     import torch
     from PIL import Image
 
-    from eridiff.params_sample import SampleParams, draw_samples
+    from eridiff.params_sample import SampleParams
+    from eridiff.sample import draw_samples
     from tests.adapters import random_adapter
     from tests.bases import source
     from tests.training import base_denoiser

@@ -245,10 +245,10 @@ def test_wrong_params_are_named(values: dict[str, Any], words: str) -> None:
 def test_ten_thousand_pictures_are_quick() -> None:
     import time
 
-    start = time.monotonic()
+    start = time.process_time()  # whatever else the machine does
     images = [image(f"{n}", 1100 + n % 997, 1100 + n % 613) for n in range(10_000)]
     rows, _ = plan_buckets(images, params(resolution=1024))
-    assert len(rows) == 10_000 and time.monotonic() - start < 5
+    assert len(rows) == 10_000 and time.process_time() - start < 5
 
 
 def test_several_resolutions() -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif("COMFYUI_DIR" not in os.environ, reason="COMFYUI
 @cache
 def comfyui_keys() -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "tests.comfyui_keys", os.environ["COMFYUI_DIR"]]
-    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout)
     return answer
 
 

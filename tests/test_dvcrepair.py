@@ -23,6 +23,7 @@ from voluptuous import Invalid
 from eridiff import dvcrepair
 from eridiff.dvcrepair import mend
 from eridiff.dvcstate import state_folder
+from tests.processes import begin
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # of a library of DVC's
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,7 @@ def take(folder: Path, command: str = "dvc repro") -> None:
 
 def git(project: Path, *arguments: str) -> None:
     who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    subprocess.run(["git", *who, *arguments], cwd=project, check=True, capture_output=True)
+    subprocess.run(["git", *who, *arguments], cwd=project, check=True, capture_output=True, timeout=300)
 
 
 @pytest.mark.parametrize("where", ["", "exps"])
@@ -97,7 +98,7 @@ with rwlock.rwlock(sys.argv[1], localfs, "dvc repro", ["/project/raw"], [], Fals
 
 def test_killed_at_the_moment_of_the_write(project: Path) -> None:
     folder = project / ".dvc/tmp"
-    done = subprocess.run([sys.executable, "-c", KILLED_IN_THE_WRITE, str(folder)], check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED_IN_THE_WRITE, str(folder)], check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL
     assert (folder / "rwlock").read_bytes() == b""
     assert len(mend(project)) == 1
@@ -110,7 +111,7 @@ WORKS = "import sys; print('works', flush=True); sys.stdin.read()"
 @pytest.fixture
 def worker(project: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process whose command is dvc's and that works in the project."""
-    process = subprocess.Popen(
+    process = begin(
         [sys.executable, "-c", WORKS, "dvc", "repro"], cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout is not None and process.stdout.readline() == b"works\n"

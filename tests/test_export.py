@@ -54,6 +54,7 @@ def load_sd35(path: Path) -> nn.Module:
     return transformer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("family", "load"), [("sdxl", load_sdxl), ("sd35", load_sd35)])
 def test_diffusers_merges_what_was_trained(
@@ -202,6 +203,7 @@ def test_the_stage_starts_without_torch(tmp_path: Path) -> None:
         env={**os.environ, **path},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("export: lora.safetensors: ") and "bf16" in done.stdout

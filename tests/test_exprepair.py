@@ -9,13 +9,16 @@ import pytest
 
 from eridiff.dvcrepair import mend
 from eridiff.exprepair import ASIDE, put_back
+from tests.processes import begin
 
 DEAD = 2**22 + 1  # no process has this number
 
 
 def git(project: Path, *arguments: str) -> str:
     who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    done = subprocess.run(["git", *who, *arguments], cwd=project, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *who, *arguments], cwd=project, check=True, capture_output=True, text=True, timeout=300
+    )
     return done.stdout
 
 
@@ -101,7 +104,7 @@ def test_an_experiment_that_never_began_is_forgotten_and_copies_go(project: Path
     copy = project / ".dvc/tmp/exps/standalone/tmpabcdefgh"
     (copy / "data").mkdir(parents=True)
     (copy / "data/x").write_bytes(b"x")
-    with subprocess.Popen(["cat"], cwd=copy, stdin=subprocess.PIPE) as works:  # a stage that lives
+    with begin(["cat"], cwd=copy, stdin=subprocess.PIPE) as works:  # a stage that lives
         lines = mend(project)
         assert copy.exists()
         works.communicate()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.filedigests import FileDigests
+from tests.processes import begin
 
 
 @pytest.fixture
@@ -190,9 +191,7 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
         settle(path, 100)
     root = Path(__file__).parent.parent
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), pattern], cwd=root, stdout=subprocess.PIPE, text=True
-        )
+        begin([sys.executable, "-c", WRITER, str(tmp_path), pattern], cwd=root, stdout=subprocess.PIPE, text=True)
         for pattern in ("a*.bin", "*.bin")
     ]
     assert [(process.communicate()[0], process.returncode) for process in processes] == [("", 0)] * 2
@@ -201,6 +200,7 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
             assert digests.remember(path, "sha256", lambda: "lost") == hashlib.sha256(path.name.encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_ten_thousand_digests_are_quick(tmp_path: Path, file: Path) -> None:
     start = time.monotonic()
     for _ in range(2):

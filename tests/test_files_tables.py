@@ -98,6 +98,7 @@ print(hashlib.sha256(table_bytes(rows, columns, facts)).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_table() -> None:
     given = canonical_json([COLUMNS, ROWS])
     assert len({processes.run(TABLE, given, seed=seed) for seed in range(3)}) == 1

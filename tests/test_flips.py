@@ -16,6 +16,7 @@ def test_no_flipped_bit_is_used(seed: int, count: int, tmp_path: Path) -> None:
     assert found >= {"state", "checkpoint", "LoRA", "table", "pin", "probe", "shard", "out", "pointer", "pixels"}
 
 
+@pytest.mark.slow
 def test_the_driver_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With readers that do not check, flips are used."""
     monkeypatch.setattr("eridiff.lora.check_out", lambda *_: None)

@@ -283,6 +283,7 @@ def test_one_file_imports_prefect() -> None:
     assert [path.name for path in files if imports_prefect(path)] == ["flow.py"]
 
 
+@pytest.mark.slow
 def test_no_stage_reaches_the_flow_nor_prefect() -> None:
     for name in read_yaml(ROOT / "dvc.yaml")["stages"]:
         assert not {other for other in imported(ROOT / "stages" / f"{name}.py") if other.startswith("stages")}

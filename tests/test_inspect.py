@@ -67,6 +67,7 @@ def test_extra_and_missing_tensors_are_named(tmp_path: Path) -> None:
     assert text.endswith("  of no part: 1 tensors: unheard.of")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["sd35-medium", "sd35-large"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_sd35_with_and_without_text_encoders(variant: str, whole: bool, tmp_path: Path) -> None:

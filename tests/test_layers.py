@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,7 @@ def statements(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.stmt]:
             yield from statements(node, inside_functions=inside_functions)
 
 
+@cache
 def imported(path: Path, *, inside_functions: bool = True) -> set[str]:
     """Full names of the modules that a file imports."""
     names = set()

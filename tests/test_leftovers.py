@@ -17,6 +17,7 @@ from eridiff.files import atomic_write
 from eridiff.leftovers import OURS, clear_project, is_left, lives, take_away, temporary_path
 from eridiff.store import Store
 from tests import processes
+from tests.processes import begin
 
 ROOT = Path(__file__).parent.parent
 WRITE = """
@@ -32,7 +33,7 @@ with atomic_write(Path(sys.argv[1])) as file:
 
 def killed_while_writing(path: Path) -> Path:
     """What a process leaves that is killed in the middle of writing a file."""
-    process = subprocess.Popen(
+    process = begin(
         [sys.executable, "-c", WRITE, str(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,

@@ -88,6 +88,7 @@ FULL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FULL)
 def test_the_base_by_the_names_of_the_modules(model: str, tmp_path: Path) -> None:
     """In kohya's, ComfyUI's and PEFT's names, whatever the metadata say."""

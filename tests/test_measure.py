@@ -227,6 +227,7 @@ def test_the_best_filter_is_far_from_neon(metrics: dict[str, Any]) -> None:
         assert found["neon"] < found["colour_filter"] / 2 < found["colour_filter"] <= found["base"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "words"),
     [

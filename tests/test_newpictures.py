@@ -77,6 +77,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 4, None])
 def test_each_is_decoded_once_and_the_bytes_are_the_same(
     tmp_path: Path, decoded: list[str], workers: int | None
@@ -143,6 +144,7 @@ def test_the_first_one_tells_that_something_lacks(tmp_path: Path, decoded: list[
     assert again.encode({}, nothing) == Work()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 3])
 def test_an_interruption_keeps_entries_and_pixels(tmp_path: Path, decoded: list[str], workers: int) -> None:
     rows = make_pictures(tmp_path / "raw", 20)
@@ -296,6 +298,7 @@ def share(folder: Path, rows: list[Row], name: str, size: int, *, come: int) -> 
     return counts.after(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.usefixtures("quick_ranks")
 def test_several_processes_decode_each_picture_once(tmp_path: Path, decoded: list[str], size: int) -> None:

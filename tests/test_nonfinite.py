@@ -177,6 +177,7 @@ def test_a_vae_that_overflows_names_its_layer() -> None:
         probe_vae(LatentParams(), vae, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_infinite_decoder_draws_nothing(family: str) -> None:
     """The pipeline cuts its pixels to 0..1, where inf is white: the decoder's own answer is looked at."""

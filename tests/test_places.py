@@ -209,6 +209,7 @@ def test_clips_vocabulary_gives_openais_numbers(checkout: Path) -> None:
     assert clip.unk_token_id not in clip("Größe, naïve: 東京 🙂").input_ids[1:-1]
 
 
+@pytest.mark.slow
 def test_a_bare_comfyui_trains_with_published_configs(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

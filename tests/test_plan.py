@@ -65,6 +65,7 @@ def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) ->
         assert first_level(params, module, empty(family), batch, 1)[0] == LEVELS[-1]
 
 
+@pytest.mark.slow
 def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was counted is not counted again, more of it where it does not do; a damaged file is made anew."""
     module, params = load_family(FAMILIES[0]), training.params_of()
@@ -95,6 +96,7 @@ def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
     assert choose(1 << 60) == first
 
 
+@pytest.mark.slow
 def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted once for the largest bucket, and anew where the code is another."""
     family, params, device = FAMILIES[0], training.params_of(), torch.device("cuda")

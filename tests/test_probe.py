@@ -271,6 +271,7 @@ def test_another_encoders_output_is_no_comparison(tmp_path: Path, versions: Call
     assert compare_with_output(stage.probing(), settle(stage.probing()), stage.output) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_probes_of_real_encoders(family: str) -> None:
     """Equal each time; moved by the encoder's own numbers; a changed weight is found."""

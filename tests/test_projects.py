@@ -90,7 +90,9 @@ from eridiff import projects
 projects.{moment} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 projects.make_project("cats", pathlib.Path({str(tmp_path / "raw")!r}), pathlib.Path("params.yaml"))
 """
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=300
+    )
     assert done.returncode == -signal.SIGKILL
     (left,) = (root / "projects").iterdir()
     assert left.name.startswith(".cats.") and left.suffix == ".tmp"  # which git and DVC ignore

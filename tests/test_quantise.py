@@ -296,7 +296,7 @@ def test_memory_while_it_is_loaded(kind: Any, tmp_path: Path) -> None:
     path = write_header(tmp_path / "model.safetensors", shapes)
     command = [sys.executable, "-c", LOAD, kind, json.dumps(config), str(path)]
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once, and is not counted
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env, timeout=300)
     peak, kept = map(int, ran.stdout.splitlines()[-1].split())  # after the lines of progress, if it took long
     largest = 4 * max(math.prod(shape) for _, shape in shapes.values())
     assert kept < peak < kept + 8 * largest < path.stat().st_size / 2

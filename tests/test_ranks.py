@@ -22,6 +22,7 @@ from eridiff.tables import read_table
 from tests import processes
 from tests.e2e.harness import ROOT
 from tests.entries import ENTRIES
+from tests.processes import begin
 
 
 @pytest.fixture(autouse=True)
@@ -160,8 +161,8 @@ def test_a_helper_whose_launcher_ended_while_it_worked_ends(monkeypatch: pytest.
 
 def test_a_helper_that_is_gone_is_not_waited_for_where_another_lives(capsys: pytest.CaptureFixture[str]) -> None:
     """One died without a word; another is done with its share and waits for the plan; a third still works."""
-    died = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
-    lives = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
+    died = begin([sys.executable, "-c", "raise SystemExit(1)"])
+    lives = [begin([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
     died.wait(timeout=30)
     polls = iter(range(1000))
 
@@ -193,7 +194,7 @@ def test_the_words_of_an_earlier_run_under_the_same_name_do_not_count() -> None:
 def test_one_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "ENDING_SECONDS", 0.2)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
-    hanging = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    hanging = begin([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert hanging.stdout is not None
     hanging.stdout.readline()
     with Ranks(module="m", size=2, launch="x", started=[hanging]):
@@ -208,7 +209,7 @@ def test_those_that_run_are_stopped_where_another_cannot_start(monkeypatch: pyte
     def start(self: Ranks, index: int) -> "subprocess.Popen[bytes]":
         if index == 2:
             raise BlockingIOError("no more processes")
-        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        begun.append(begin([sys.executable, "-c", "import time; time.sleep(60)"]))
         return begun[-1]
 
     monkeypatch.setattr(Ranks, "_start", start)
@@ -254,6 +255,7 @@ print(encode_together(ranks, store, ITEMS, form, encoder, "latents"), len(encode
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
     """Started together with RANK and WORLD_SIZE, in any order; process 0 waits for what the other has."""
     started = []
@@ -270,7 +272,12 @@ def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
 def make_copy(folder: Path) -> dict[str, str]:
     """A copy of the demo with its light stages done; the environment of its commands."""
     names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     ).stdout.split("\n")
     for name in names:
         if name and not name.startswith((".dvc/", "docs/", "tests/")) and name != "dvc.lock" and (ROOT / name).exists():

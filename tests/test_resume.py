@@ -241,6 +241,7 @@ def test_without_a_sound_state_training_starts_again(
     assert capsys.readouterr().err.count("It is put aside") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["adapters", "average", "optimizer", "table"])
 def test_a_state_that_lacks_a_tensor_is_put_aside(place: str, killed: Training, tmp_path: Path) -> None:
     """Though its checksum is right."""
@@ -272,6 +273,7 @@ def test_a_state_of_before_is_taken_and_told(
     assert f"{tmp_path / 'state' / EARLIER_STATE} carries no checksum, as files of before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: flip(path, 900)], ids=["gone", "damaged"])
 def test_a_checkpoint_that_is_gone_or_damaged_is_named(
     harm: Callable[[Path], None], killed: Training, tmp_path: Path

@@ -160,6 +160,7 @@ def drawn(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_lora_that_does_nothing_moves_nothing(drawn: Path) -> None:
     moved = json.loads((drawn / "metrics.json").read_text())["moved_from_base"]
     assert list(moved) == ["step 30 x 0.5", "step 30 x 1", "step 60 x 0.5", "step 60 x 1"]
@@ -167,6 +168,7 @@ def test_a_lora_that_does_nothing_moves_nothing(drawn: Path) -> None:
     assert 0 < moved["step 60 x 0.5"] < moved["step 60 x 1"]
 
 
+@pytest.mark.slow
 def test_pictures_are_the_pipelines(drawn: Path) -> None:
     """Each row is drawn from its own seed and prompt, the trigger filled in; the base is the base."""
     assert len(list((drawn / "images").iterdir())) == 4 * 5
@@ -251,6 +253,7 @@ def test_measured_samples(checkpoints: Path, tmp_path: Path) -> None:
     assert len(str(metrics["leakage"]["step 60 x 1"])) <= 6, "four digits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("negative", [None, "blurry"])
 @pytest.mark.parametrize("scale", [1.0, 5.0])

@@ -140,7 +140,7 @@ def test_the_mark_cannot_be_flipped_away_from_an_out(tmp_path: Path, monkeypatch
 
 def test_the_md5_of_a_file_in_a_folder_and_of_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["dvc", "init", "--no-scm", "-q"], check=True)
+    subprocess.run(["dvc", "init", "--no-scm", "-q"], check=True, timeout=300)
     listing = canonical_json([{"md5": "aa" * 16, "relpath": "step-000010.safetensors"}]).encode()
     md5 = hashlib.md5(listing).hexdigest()
     place = Path(".dvc/cache/files/md5") / md5[:2] / f"{md5[2:]}.dir"

@@ -230,6 +230,7 @@ def test_a_fine_tune_that_predicts_v(checkout: Path, tmp_path: Path) -> None:
     assert read_pointer("v", "denoiser").components["scheduler"].config["prediction_type"] == "v_prediction"
 
 
+@pytest.mark.slow
 def test_a_pickle_that_is_allowed_is_the_same_base(checkout: Path, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "x.safetensors", "sdxl", CHECKPOINT)
     torch.save({"state_dict": load_tensors(path)}, tmp_path / "x.ckpt")

@@ -131,6 +131,7 @@ def test_pointers_that_cannot_be_read(checkout: Path) -> None:
             read_pointer(BASE, "vae")
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_pointer_is_found(checkout: Path) -> None:
     """Of one with a checksum; that of before, which git keeps, is read without a word."""
     path, before = bases_dir() / BASE / "denoiser.json", read_pointer(BASE, "denoiser")

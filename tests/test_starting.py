@@ -202,6 +202,7 @@ def test_the_preset_is_held_against_each_gpu(driver: Callable[..., None], with_p
     assert said("tiny-sdxl") == ["GPU: none found (nvidia-smi names none): tiny-sdxl runs without"]
 
 
+@pytest.mark.slow
 def test_without_a_preset_all_are_offered(
     driver: Callable[..., None], with_presets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

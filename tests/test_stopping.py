@@ -15,6 +15,7 @@ from eridiff.stopping import NOTICE, STOPPED_WORDS, Stopped, last_words, say_las
 from eridiff.train import train
 from tests import processes, training
 from tests.bases import FAMILIES
+from tests.processes import begin
 
 ROOT = Path(__file__).parent.parent
 # Works in steps; each line of standard input is the end of one.
@@ -35,7 +36,7 @@ SAID = "stopped after step 1 of 60: dvc repro goes on from there\n"
 
 def stopped_by(*signals: int, step: bool = True) -> tuple[int, str, str]:
     """Exit code and output of steps that signals come in the middle of; then the step ends, if it does."""
-    process = subprocess.Popen(
+    process = begin(
         [sys.executable, "-c", STEPS],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -136,7 +137,7 @@ with last_words() as words:
 def test_nothing_comes_after_it_under_make(tmp_path: Path, whom: str, shell: str) -> None:
     (tmp_path / "launch.py").write_text(LAUNCH)
     (tmp_path / "Makefile").write_text(f"repro:\n\t@{shell}{sys.executable} launch.py 'a b'\n")
-    process = subprocess.Popen(
+    process = begin(
         ["make", "repro"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -174,13 +175,14 @@ MISSES = "signal.signal(signal.SIGINT, lambda *_: print('missed', flush=True))"
 REPRODUCE = "from eridiff import reproduce as r; r.AGAIN_SECONDS = 0; r.sys.exit(r.reproduce([]))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("misses", "said"), [("", "interrupted\n"), (MISSES, "missed\n")])
 @pytest.mark.parametrize("ignored", ["", "trap '' INT; "], ids=["in front", "by a script's &"])
 def test_a_run_ends_where_sigint_is_ignored_or_missed(tmp_path: Path, ignored: str, misses: str, said: str) -> None:
     (tmp_path / "dvc").mkdir()
     (tmp_path / "dvc/__init__.py").touch()
     (tmp_path / "dvc/__main__.py").write_text(DVC.format(misses))
-    process = subprocess.Popen(
+    process = begin(
         ["sh", "-c", f'{ignored}exec {sys.executable} -c "{REPRODUCE}"'],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
@@ -299,7 +301,7 @@ def test_a_make_that_has_ended_already_is_noticed() -> None:
 def test_a_make_that_ignores_ctrl_c_is_told_that_it_failed(tmp_path: Path) -> None:
     (tmp_path / "launch.py").write_text(LAUNCH)
     (tmp_path / "Makefile").write_text(f"repro:\n\t@exec {sys.executable} launch.py\n")
-    process = subprocess.Popen(
+    process = begin(
         ["sh", "-c", "trap '' INT; exec make repro"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

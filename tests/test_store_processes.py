@@ -31,6 +31,7 @@ print(store.shards_written)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_store(tmp_path: Path) -> None:
     """Each puts all entries in its own order and publishes on the way: entries vanish under the other."""
     running = [processes.start(FILL, tmp_path / "store", tmp_path / f"out-{seed}", seed) for seed in range(3)]

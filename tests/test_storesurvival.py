@@ -109,6 +109,7 @@ def test_killed_at_any_point_nothing_is_lost_and_the_out_is_the_same(
         assert wanted == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_out_is_a_function_of_its_keys_whatever_came_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, capsys: pytest.CaptureFixture[str]
@@ -173,10 +174,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
+    if subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", str(place)], check=True, timeout=300)
 
 
 def test_a_full_disk_loses_the_entry_in_flight_alone(small_disk: Path, tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_full_disk_loses_the_entry_in_flight_alone(small_disk: Path, tmp_path:
     with pytest.raises(StoreError, match=r"cannot write shards to .*: No space left on device"):
         Store(root, "latents").publish(store.catalogue, tmp_path / "out")  # a shard beside its entries: no room
     assert len(Store(root, "latents").missing(keys)) == 20 - there
-    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True, timeout=300)
     more = Store(root, "latents")
     for item in items:
         more.put(*item)
@@ -209,7 +210,7 @@ def test_a_read_only_store_serves_and_says_what_it_cannot(
     root = small_disk / "store"
     filled(root, ENTRIES[:5]).publish(KEYS[:5], tmp_path / "first")
     filled(root, ENTRIES[5:6])
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=300)
     _, counts = fill(Store(root, "latents"), KEYS[:5], list, lambda: 1 // 0, tmp_path / "out", what="latents")
     assert counts.encoded == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "first")
@@ -274,5 +275,6 @@ print(len(files), sum(len(file.raw(file.names[0]).data) for file in files))
 """
 
 
+@pytest.mark.slow
 def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     assert processes.run(MANY_FILES, tmp_path / "store", tmp_path / "out") == "100 1600\n"

@@ -84,6 +84,7 @@ print(",".join(names))
 """
 
 
+@pytest.mark.slow
 def test_five_processes_write_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.safetensors" for i in range(5)]
     orders = {processes.run(WRITE, path, seed=seed) for seed, path in enumerate(paths)}

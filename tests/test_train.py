@@ -47,6 +47,7 @@ def shaken(run: Run) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step_equals_the_training_script(family: str, sets: dict[str, TrainingSet]) -> None:
     """Loss and gradients of train_step against diffusers' script, written out again below."""
@@ -127,6 +128,7 @@ def script_flow(run: Run, batch: Batch, x0: Tensor, noise: Tensor, sigmas: Tenso
     return torch.mean((weighting.float() * (model_pred.float() - target.float()) ** 2).reshape(count, -1), 1).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_gradients(family: str, targets: str, sets: dict[str, TrainingSet]) -> None:

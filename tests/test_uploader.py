@@ -31,6 +31,7 @@ def test_every_format_and_shape(device: torch.device, shape: tuple[int, ...], tm
         assert torch.equal(found[name].cpu().float(), tensor.float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, BUFFER, 2 * BUFFER + PIECE + 7])
 def test_sizes_about_a_piece_and_a_buffer(device: torch.device, size: int, tmp_path: Path) -> None:

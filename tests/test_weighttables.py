@@ -36,6 +36,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("family", "variant", "component"), COMPONENTS)
 def test_a_table_has_every_tensor_of_the_real_model_once(
@@ -52,6 +53,7 @@ def test_a_table_has_every_tensor_of_the_real_model_once(
         assert all(row.parts == (row.target,) for row in rows)
 
 
+@pytest.mark.slow
 def test_as_many_tensors_as_in_the_makers_files() -> None:
     assert len(header("sdxl", "sdxl", "unet")) == COUNTS["sdxl", "unet"]
     assert len(header("sdxl", "sdxl", "vae")) == COUNTS["vae", 4]

@@ -59,6 +59,7 @@ def test_tokens_beyond_the_limit_are_counted(family: str) -> None:
     assert module.tokens_lost(encoders, "a red fox, " * 200, limit) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(128, 128), (96, 160)])
 def test_predict_samples_what_the_pipeline_samples(family: str, size: tuple[int, int]) -> None:
@@ -102,6 +103,7 @@ def sample_by_predict(family: str, noise: torch.Tensor, size: tuple[int, int]) -
     return latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_adapter_loads_without_any_difference(family: str, tmp_path: Path) -> None:
     """Save -> load_lora_weights: the pipeline's denoiser answers exactly as the trained one."""

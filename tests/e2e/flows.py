@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from eridiff.flowkeys import local_secret
 from eridiff.flowserver import environment, free_port
 from tests.e2e.harness import Clone, make_clone
+from tests.processes import begin
 
 # Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
 COUNT = """
@@ -139,8 +140,13 @@ class Served:
         """Start it and wait until the form can be filled in."""
         words = ["eridiff.flowserver", "serve", sys.executable, "-m", "stages.flow", "serve", *self.arguments]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=self.clone.root, env=self.environment, stdout=log, stderr=log
+            self.process = begin(
+                [sys.executable, "-m", *words],
+                limit=3600,  # of a whole file of tests
+                cwd=self.clone.root,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
         process = self.process
         ready = lambda: "serve: ready" in self.log.read_text() or process.poll() is not None  # noqa: E731

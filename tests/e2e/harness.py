@@ -42,11 +42,15 @@ class Clone:
         self.place = place or root
         self.cold = cold
 
-    def environment(self) -> dict[str, str]:
-        """cold: each stage is a python of its own, as a user's; else a child of one (tests/e2e/prefork.py)."""
+    def environment(self, *, waited: bool = False) -> dict[str, str]:
+        """cold: each stage is a python of its own, as a user's; else a child of one (tests/e2e/prefork.py).
+
+        waited: nobody will kill what is started, so DVC may be such a child too.
+        """
         scripts = str(Path(sys.executable).parent)
         if not self.cold:
             scripts = f"{start().folder}{os.pathsep}{scripts}"
+            scripts = f"{start().dvc}{os.pathsep}{scripts}" if waited else scripts
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_", "HF_"))}
         return {
             **keep,
@@ -57,20 +61,20 @@ class Clone:
             "XDG_CONFIG_HOME": str(self.cache / "config"),  # else a user's own local.yaml would count
             "DVC_NO_ANALYTICS": "1",
             "HF_HUB_OFFLINE": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def run(
-        self, *command: str, check: bool = True, place: Path | None = None, **extra: str
+        self, *command: str, check: bool = True, place: Path | None = None, limit: float = 600, **extra: str
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,
             cwd=place or self.place,
-            env={**self.environment(), **extra},
+            env={**self.environment(waited=True), **extra},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
+            timeout=limit,
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}"
         return done
@@ -148,12 +152,22 @@ def make_clone(
     root = folder / name
     root.mkdir(parents=True)
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     for line in listed.stdout.splitlines():
         if (ROOT / line).is_file() and line != "dvc.lock":
             (root / line).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / line, root / line)
+    for name in ("eridiff", "stages"):  # compiled once for all clones: the sources' times are copied too
+        for compiled in (ROOT / name).rglob("*.pyc"):
+            place = root / compiled.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(compiled, place)
     if not demo:
         lay_small(root)
     clone = Clone(root, store or folder / f"{name}-store", folder / f"{name}-cache", cold=cold)

@@ -3,15 +3,18 @@
 A stage of a clone imports torch, diffusers, transformers and peft for 12 CPU-seconds, and works for one. So `start`
 starts one process that imports these libraries, and nothing of eridiff, and puts a `python` of its own into a folder
 for PATH: it hands `-m MODULE` to that process, which forks a child with the caller's folder, environment, arguments and
-files. The child imports the clone's own code. All else goes to the real python.
+files. The child imports the clone's own code. All else goes to the real python. Another folder has a `dvc` too.
 
-A caller that is killed ends its child; SIGINT and SIGTERM are passed on.
+A caller that is killed ends its child; SIGINT and SIGTERM are passed on. But a child is in the server's process group,
+not in the caller's: what is killed by its group, with all that it started, must be started by the real `dvc`.
 """
 
 import array
+import atexit
 import contextlib
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -21,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,11 +32,14 @@ from typing import Any
 
 SHIM = """#!{python} -SE
 import array, json, os, signal, socket, sys
-if sys.argv[1:2] != ["-m"]:
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+if name != "python":  # a command of that name's module
+    arguments = ["-m", name, *arguments]
+if arguments[:1] != ["-m"]:
+    os.execv({python!r}, [{python!r}, *arguments])
 server = socket.socket(socket.AF_UNIX)
 server.connect({place!r})
-wanted = json.dumps({{"arguments": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+wanted = json.dumps({{"arguments": arguments[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
 server.sendmsg([len(wanted).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
 server.sendall(wanted)
 for signum in (signal.SIGINT, signal.SIGTERM):
@@ -43,7 +50,7 @@ os._exit(code[0] if code else 255)
 # Everything heavy that a stage may import; lazy modules are loaded by their members' names.
 LIBRARIES = ("numpy", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFont", "pyarrow.parquet", "pydantic", "ruamel.yaml")
 LIBRARIES += ("typer", "filelock", "einops", "torch", "torch.utils.checkpoint", "accelerate", "bitsandbytes", "peft")
-LIBRARIES += ("dvc.repo", "networkx")  # of `eridiff why`
+LIBRARIES += ("dvc.repo", "dvc.cli", "dvc.commands.repro", "dvc.commands.status", "networkx")
 MEMBERS = {
     "transformers": "CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer T5EncoderModel T5TokenizerFast",
     "diffusers": "AutoencoderKL UNet2DConditionModel SD3Transformer2DModel FluxTransformer2DModel "
@@ -55,9 +62,10 @@ MEMBERS = {
 
 @dataclass(frozen=True)
 class Prefork:
-    """A running server, and the folder with its `python`, for the front of PATH."""
+    """A running server, and the folders with its `python` and its `dvc`, for the front of PATH."""
 
     folder: Path
+    dvc: Path
     process: "subprocess.Popen[bytes]"
 
 
@@ -65,9 +73,11 @@ class Prefork:
 def start() -> Prefork:
     """Start the server of this process, once, and wait until it has imported everything. It ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="prefork-"))
-    place, shim = folder / "socket", folder / "python"
-    shim.write_text(SHIM.format(python=sys.executable, place=str(place)))
-    shim.chmod(0o755)
+    place = folder / "socket"
+    for shim in (folder / "python", folder / "commands" / "dvc"):
+        shim.parent.mkdir(exist_ok=True)
+        shim.write_text(SHIM.format(python=sys.executable, place=str(place)))
+        shim.chmod(0o755)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "DVC_NO_ANALYTICS": "1"}
     environment |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     environment.pop("PYTHONPATH", None)
@@ -75,7 +85,12 @@ def start() -> Prefork:
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n", "the server of end-to-end tests did not start"
-    return Prefork(folder, process)
+    return Prefork(folder, folder / "commands", process)
+
+
+def started() -> int | None:
+    """The server's process id, if this process has started it."""
+    return start().process.pid if start.cache_info().currsize else None
 
 
 @dataclass
@@ -95,6 +110,8 @@ def serve(place: str) -> dict[str, Any]:
         module = importlib.import_module(name)
         for member in members.split():
             getattr(module, member)
+    importlib.import_module("dvc.cli.parser").get_main_parser()  # imports all commands
+    inspect.getmodule(serve)  # looks through all modules once: pydantic asks for each class, in each child
     gc.collect()
     gc.freeze()
     door = socket.socket(socket.AF_UNIX)
@@ -159,7 +176,7 @@ def _fork(asker: socket.socket, runs: list[Run], door: socket.socket) -> dict[st
 
 
 def become(wanted: dict[str, Any], libraries: list[str]) -> None:
-    """Run a module as the real python would; returns or raises as it does."""
+    """Run a module as the real python would, and end: but nothing is taken apart, which costs half a second."""
     os.environ.clear()
     os.environ.update(wanted["environment"])
     os.chdir(wanted["folder"])
@@ -167,7 +184,23 @@ def become(wanted: dict[str, Any], libraries: list[str]) -> None:
     module, *arguments = wanted["arguments"]
     sys.argv = [module, *arguments]
     sys.path[:] = [wanted["folder"], *paths, *libraries]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if any((Path(path) / "sitecustomize.py").exists() for path in paths):
+        importlib.import_module("sitecustomize")
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        sys.excepthook(*sys.exc_info())
+        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 255)
 
 
 if __name__ == "__main__":

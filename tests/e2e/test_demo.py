@@ -1,4 +1,7 @@
-"""The demo itself: its pictures, captions and presets; what its three LoRAs learned, compared as the docs say."""
+"""The demo itself: its pictures, captions and presets; what its three LoRAs learned, compared as the docs say.
+
+The comparison is a costly proof (tests/proofs.py). What CI proves each time is the LoRA of `make repro` (`.ci/run`).
+"""
 
 import csv
 import io
@@ -6,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +41,18 @@ def test_every_preset_takes_every_picture(tmp_path_factory: pytest.TempPathFacto
         assert clone.why()["stages"]["latents"]["encoded"] == len(pictures)
 
 
+def costly(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test as part of the proof, with the hours that three demos take."""
+    return pytest.mark.proof(pytest.mark.timeout(3 * 3600)(test))
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A checkout with an experiment of each family's preset, and what each drew, as data/demo/README.md says it."""
     clone = make_clone(tmp_path_factory.mktemp("compared"), "clone", quick=False, demo=True)
     for family in family_names():
         shutil.copyfile(clone.root / f"presets/tiny-{family}.yaml", clone.root / "params.yaml")
-        clone.run("dvc", "exp", "run", "-n", f"tiny-{family}")
+        clone.run("dvc", "exp", "run", "-n", f"tiny-{family}", limit=3600)
     for family in family_names():
         clone.run("dvc", "get", ".", "data/samples", "--rev", f"tiny-{family}", "-o", f"runs/compared/{family}")
     return clone
@@ -54,12 +63,14 @@ def metrics_of(family: str, compared: Clone) -> dict[str, Any]:
     return metrics
 
 
+@costly
 @pytest.mark.parametrize("family", family_names())
 def test_the_lora_convinces(family: str, compared: Clone) -> None:
     metrics = metrics_of(family, compared)
     assert failures(metrics, strongest(metrics)) == []
 
 
+@costly
 def test_one_table(compared: Clone) -> None:
     """A row a family, in the same columns, though they train for different numbers of steps."""
     shown = compared.run("dvc", "exp", "show", "--csv").stdout
@@ -71,11 +82,14 @@ def test_one_table(compared: Clone) -> None:
             assert float(row[f"fall.{group}.last x 1"]) == metrics["fall"][group]["last x 1"]
 
 
+@costly
 def test_one_picture(compared: Clone) -> None:
     """The front page's picture is what the presets draw, but for the last bits of another processor."""
     folders = [f"{family}=runs/compared/{family}" for family in ("sdxl", "sd35", "flux")]
     command = [sys.executable, str(HERO.with_suffix(".py")), *folders]
-    subprocess.run(command, cwd=compared.root, env=compared.environment() | {"PYTHONPATH": "."}, check=True)
+    subprocess.run(
+        command, cwd=compared.root, env=compared.environment() | {"PYTHONPATH": "."}, check=True, timeout=300
+    )
     made, kept = (np.asarray(Image.open(root / HERO).convert("RGB"), np.float32) for root in (compared.root, ROOT))
     assert made.shape == kept.shape
     assert np.abs(made - kept).mean() < 8

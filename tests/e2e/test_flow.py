@@ -148,5 +148,7 @@ def test_nothing_was_asked_of_the_world_outside(served: Served) -> None:
     assert served.outside.asked == []
     code = "import httpx; httpx.get('https://telemetry.invalid/x', timeout=5)"  # the client that Prefect's own uses
     environment = {**served.environment, "NO_PROXY": "127.0.0.1"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False).returncode
+    assert subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=False, timeout=300
+    ).returncode
     assert served.outside.asked == ["CONNECT telemetry.invalid:443 HTTP/1.1"]

@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 from base64 import b64decode
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from eridiff.flowserver import environment, home
 from tests.e2e.flows import living, make_toys, wait
 from tests.e2e.harness import make_clone, parse
+from tests.processes import begin
 
 pytestmark = pytest.mark.flow
 
@@ -94,9 +94,7 @@ def test_ctrl_c_lets_a_training_save_its_state_and_what_it_says_is_the_last_line
     environment = {**clone.environment(), "XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": ""}
     log = tmp_path / "log"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [*words, "--project", "tick"], cwd=clone.root, env=environment, stdout=file, stderr=file
-        )
+        process = begin([*words, "--project", "tick"], cwd=clone.root, env=environment, stdout=file, stderr=file)
     wait(lambda: "step 3" in log.read_text() or process.poll() is not None, 240, log.read_text)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Clone, make_clone
+from tests.processes import begin
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +20,7 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    made = make_clone(tmp_path_factory.mktemp("killed"), "clone", cold=True)
+    made = make_clone(tmp_path_factory.mktemp("killed"), "clone")
     made.params({"train.steps": STEPS, "train.save_every": 20, "train.ema_decay": 0.9})
     (made.root / "local.yaml").write_text("state_every: 5\n")
     made.repro("latents", "text")
@@ -29,7 +30,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def train_until_a_state(clone: Clone, log: Path, *command: str) -> "subprocess.Popen[bytes]":
     """Start a command that trains, in a session of its own, and wait for a state on disk."""
     with log.open("wb") as file:
-        process = subprocess.Popen(
+        process = begin(
             command,
             cwd=clone.root,
             env={**clone.environment(), "PYTHONPATH": str(clone.root)},
@@ -45,8 +46,9 @@ def train_until_a_state(clone: Clone, log: Path, *command: str) -> "subprocess.P
 
 
 def kill_while_training(clone: Clone, signum: int) -> None:
-    """Start `dvc repro train`, wait for a state on disk, and stop the whole process group."""
-    process = train_until_a_state(clone, clone.store.with_name("killed.log"), "dvc", "repro", "train")
+    """Start `dvc repro train` as a user does, wait for a state on disk, and stop the whole process group."""
+    cold = Clone(clone.root, clone.store, clone.cache, cold=True)
+    process = train_until_a_state(cold, clone.store.with_name("killed.log"), "dvc", "repro", "train")
     os.killpg(process.pid, signum)
     process.wait()
 
@@ -61,7 +63,7 @@ def test_killed_and_resumed_equals_a_straight_run(clone: Clone, tmp_path: Path) 
     assert "train: resuming after step" in ran.output
     resumed, lock = adapters(clone), clone.lock()
     assert sorted(resumed) == [f"{kind}-0000{step}.safetensors" for kind in ("ema", "step") for step in (40, 60)]
-    straight = Clone(clone.root, tmp_path / "store", clone.cache, cold=True)
+    straight = Clone(clone.root, tmp_path / "store", clone.cache)
     again = straight.repro("--force", "--single-item", "train")
     assert "resuming" not in again.output
     assert adapters(clone) == resumed
@@ -70,7 +72,7 @@ def test_killed_and_resumed_equals_a_straight_run(clone: Clone, tmp_path: Path) 
 
 def test_a_training_that_is_told_to_stop_fails(clone: Clone, tmp_path: Path) -> None:
     """A stage ended by a signal exits non-zero: DVC must not commit half a result."""
-    fresh = Clone(clone.root, tmp_path / "store", clone.cache, cold=True)
+    fresh = Clone(clone.root, tmp_path / "store", clone.cache)
     before = clone.lock()
     fresh.params({"train.seed": 1})
     kill_while_training(fresh, signal.SIGTERM)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.dvcrepair import mend
+from tests.processes import begin
 
 pytestmark = pytest.mark.e2e
 DVC_YAML = "stages: {a: {cmd: 'echo ${n} > a.txt', outs: [a.txt], params: [n]}}\n"
@@ -17,7 +18,9 @@ DVC_YAML = "stages: {a: {cmd: 'echo ${n} > a.txt', outs: [a.txt], params: [n]}}\
 
 def run(project: Path, *command: str) -> str:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -45,7 +48,7 @@ def test_the_edits_come_back_and_the_next_runs_go_on(project: Path) -> None:
     (project / "params.yaml").write_text("n: 1\nmine: 5\n")
     before = run(project, "git", "status", "--short", "--branch")
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-S", "n=25"]
-    process = subprocess.Popen(command, cwd=project, start_new_session=True, stdout=subprocess.DEVNULL)
+    process = begin(command, cwd=project, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while (project / ".git/HEAD").read_text().startswith("ref: "):
         assert process.poll() is None and time.monotonic() < deadline

@@ -66,6 +66,7 @@ class Person:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
+            timeout=300,
         )
         assert code is None or done.returncode == code, f"{command}: {done.stdout}"
         return done.stdout

@@ -1,4 +1,7 @@
-"""`eridiff plan` at full size: presets fit the cards that they are for, and what does not fit is changed."""
+"""`eridiff plan` at full size: presets fit the cards that they are for, and what does not fit is changed.
+
+One preset each time, all as a costly proof (tests/proofs.py): a minute each.
+"""
 
 import re
 from pathlib import Path
@@ -16,6 +19,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*gb.yaml"))
+EACH_TIME = "sdxl-12gb"  # the quickest to trace
 MEMORY = {"24gb": 22.5, "12gb": 11.0}  # GiB, as cards have it that check their memory for errors
 
 
@@ -46,7 +50,10 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return folder
 
 
-@pytest.mark.parametrize("project", PRESETS, indirect=True)
+PARAMS = [pytest.param(name, marks=[pytest.mark.proof] * (name != EACH_TIME)) for name in PRESETS]
+
+
+@pytest.mark.parametrize("project", PARAMS, indirect=True)
 def test_presets_fit_the_cards_that_they_are_for(project: Path, request: pytest.FixtureRequest) -> None:
     memory = MEMORY[request.node.callspec.params["project"].split("-")[-1]]
     planner = Planner(project, Card(name="a card", memory=int(memory * GIB), is_here=False))
@@ -54,6 +61,7 @@ def test_presets_fit_the_cards_that_they_are_for(project: Path, request: pytest.
     assert fits == {"latents": True, "text": True, "train": True, "sample": True}
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("project", ["flux-dev-24gb"], indirect=True)
 def test_flux_on_a_card_of_12_is_put_into_four_bits(project: Path) -> None:
     before = (project / "params.yaml").read_text()

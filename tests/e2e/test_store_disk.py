@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 def on_disk(*folders: Path) -> int:
     """Bytes as `du` counts them, each inode once."""
-    done = subprocess.run(["du", "-scB1", *map(str, folders)], check=True, capture_output=True, text=True)
+    done = subprocess.run(["du", "-scB1", *map(str, folders)], check=True, capture_output=True, text=True, timeout=300)
     return int(done.stdout.splitlines()[-1].split()[0])
 
 
@@ -160,7 +160,9 @@ def no_links(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     with image.open("wb") as file:
         file.truncate(128 << 20)
-    done = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False, timeout=300
+    )
     if done.returncode:
         pytest.skip(f"losetup: {done.stderr.strip()}")
     device = done.stdout.strip()
@@ -168,17 +170,17 @@ def no_links(tmp_path: Path) -> Iterator[Path]:
         for make, mount in ((["mkfs.vfat"], ["mount", "-t", "vfat"]), (["mkfs.exfat"], ["mount.exfat-fuse"])):
             try:
                 for command in ([*make, device], [*mount, device, str(place)]):
-                    subprocess.run(command, capture_output=True, text=True, check=True)
+                    subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
             except (FileNotFoundError, subprocess.CalledProcessError) as error:
                 why.append(f"{error} {getattr(error, 'stderr', '')}".strip())
                 continue
             try:
                 yield place
             finally:
-                subprocess.run(["umount", str(place)], check=True)
+                subprocess.run(["umount", str(place)], check=True, timeout=300)
             return
     finally:
-        subprocess.run(["losetup", "-d", device], check=True)
+        subprocess.run(["losetup", "-d", device], check=True, timeout=300)
     pytest.skip("; ".join(why))
 
 

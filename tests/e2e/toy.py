@@ -68,6 +68,7 @@ class Toy:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
+            timeout=300,
         )
         assert done.returncode == code, done.stdout
         return done.stdout

