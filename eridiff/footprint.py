@@ -20,7 +20,7 @@ from eridiff.families import Family
 from eridiff.files import canonical_json, digest_json, write_text
 from eridiff.jsonfiles import load_json
 from eridiff.params_model import Quantised
-from eridiff.params_train import TrainParams
+from eridiff.params_train import OPTIMIZERS, TrainParams
 from eridiff.pointers import ModelSource, Pointer, empty_source
 from eridiff.progress import say
 from eridiff.quantise import RowScaledLinear
@@ -59,7 +59,7 @@ def train_footprints(
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
     run, here = prepare_run(traceable, family, source, facts, META, levels[0]), batch.to(META)
     adapters = sum(tensor.numel() for tensor in run.adapters.values())
-    moments = 2 * (1 if params.optimizer.name == "adamw8bit" else FLOAT_BYTES)
+    moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
     weights = held(run.denoiser, params.quantise) + adapters * (moments + average)
     for level in levels:

@@ -1,6 +1,8 @@
 """The section `train` of params.yaml. Without torch, so that `check` and `why` start fast."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,10 +23,34 @@ class LoraParams(Section):
     """Which modules are adapted: a name from the family's list (`check` names them)."""
 
 
+@dataclass(frozen=True)
+class OptimizerKind:
+    """An optimizer: where its class is, the options that it always gets, and bytes of a number in its two moments.
+
+    Its class takes lr, betas, eps and weight_decay (decoupled).
+    """
+
+    module: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    moment_bytes: int = 4
+
+
+# Name in params -> optimizer. Names only: `check` starts without torch.
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "adamw": OptimizerKind("torch.optim", "AdamW", {"foreach": True}),
+    "adamw8bit": OptimizerKind("bitsandbytes.optim", "AdamW8bit", moment_bytes=1),
+}
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]  # for pydantic and docs/params.md
+
+
 class OptimParams(Section):
     """How the adapters are optimized."""
 
-    name: Literal["adamw", "adamw8bit"] = "adamw"
+    name: OptimizerName = "adamw"
     """AdamW, or bitsandbytes' AdamW with 8-bit moments (different results, less memory)."""
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     """Peak learning rate."""
