@@ -47,7 +47,7 @@ def base_add(
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
 ) -> None:
-    """Make the pointers of a base: what its weights are, wherever they lie."""
+    """Make the pointers of a base: digests of its weights, wherever they are."""
     from eridiff.bases.add import add_base
 
     for path in add_base(name, sources, config, variant):
@@ -100,7 +100,7 @@ def base_verify(
 def inspect(
     path: Annotated[Path, typer.Argument(help="A weight file, one of its shards, a pointer of a base, or a folder.")],
 ) -> None:
-    """Say what a weight file is, from its header alone; or a pointer, and whether its files are here."""
+    """Show what a weight file is, from its header; or a pointer, and whether its files are on this machine."""
     from eridiff.bases.inspect import inspect_path
 
     for line in inspect_path(path):
@@ -167,7 +167,7 @@ def plan(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the changes that make it fit into params.yaml.")] = False,
 ) -> None:
-    """Say what memory and time each stage takes, before it runs, and which params would make it fit."""
+    """Show the memory and time of each stage before it runs, and which params would make it fit."""
     from eridiff.memory.plan import plan_project
 
     for line in plan_project(Path.cwd(), memory, write=write):
@@ -192,7 +192,7 @@ def why(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     rehash: Annotated[bool, typer.Option(help="Read every file again, also those that look unchanged.")] = False,
 ) -> None:
-    """Say what the next `dvc repro` would run, because of what, and what it would encode."""
+    """Show what the next `dvc repro` will do, and why."""
     import contextlib
 
     from eridiff.core.progress import warn

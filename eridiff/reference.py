@@ -17,21 +17,21 @@ from eridiff.machine.local import LocalConfig, checkout_root
 
 PARAMS_HEAD = """# params.yaml
 
-What is trained, and how: everything that can change a byte of a result, and nothing else. Unknown keys are refused,
-with the nearest known name; types are strict (`1` is no string, `"1"` no number; `1e-4` is a number). Every number has
-bounds, every list a length; a text has at most 20,000 letters and no control characters. A file has at most 256 KiB,
-10,000 values (an alias counts as what it stands for) and 32 levels.
-Keys without a default must be written. This page is generated: `python -m eridiff.reference`.
+Every setting that can change a byte of a result, and nothing else. Unknown keys are refused, with the nearest known
+name. Types are strict (`1` is not a string, `"1"` not a number; `1e-4` is a number). Every number has bounds, every
+list a length; a text has at most 20,000 characters and no control characters. A file has at most 256 KiB, 10,000
+values (an alias counts as its content) and 32 levels. Keys without a default are required.
+This page is generated: `python -m eridiff.reference`.
 """
 LOCAL_HEAD = """# local.yaml
 
 Settings of one machine. None of them changes a byte of a result, so no stage reruns when one changes. The file is
-optional, not tracked, and as strict as params.yaml. It is looked for in the current folder and then upward, so the
-checkout's also holds in projects and experiments. Keys that it lacks are taken from `~/.config/eridiff/local.yaml`,
-which holds in every checkout. This page is generated: `python -m eridiff.reference`.
+optional, not tracked, and as strict as params.yaml. It is searched for in the current folder and then upward, so the
+checkout's file also applies in projects and experiments. Missing keys are taken from `~/.config/eridiff/local.yaml`,
+which applies in every checkout. This page is generated: `python -m eridiff.reference`.
 
-Three environment variables win over it: `ERIDIFF_STORE` (the store's folder), `ERIDIFF_DEVICE`, and `ERIDIFF_MODELS`
-(folders searched for bases, joined by `:`).
+Three environment variables take precedence: `ERIDIFF_STORE` (the store's folder), `ERIDIFF_DEVICE`, and
+`ERIDIFF_MODELS` (folders searched for bases, joined by `:`).
 """
 SIGNS = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<", "MinLen": "at least", "MaxLen": "at most"}
 NAMES = {int: "int", float: "number", str: "text", bool: "true / false", NoneType: "null"}

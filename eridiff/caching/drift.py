@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 FIRST = ""  # the first generation, which is in no key
-# Largest difference that passes for rounding, as a part of the largest number of the tensor. docs/why.md has the
+# Largest difference that passes for rounding, as a part of the largest number of the tensor. docs/benchmarks.md has the
 # measurements: what devices, kernels and batch sizes change, with room above it.
 TOLERANCE = {"fp32": 2e-4, "tf32": 5e-3, "fp16": 1e-2, "bf16": 6e-2}
 NUM_VALUES = 128  # numbers of each tensor that are compared

@@ -3,7 +3,7 @@
     read (threads, in order, a bounded number ahead) -> encode (the caller's thread) -> write (threads, bounded)
 
 Threads, not processes: decoding, resizing, digests and writing all release Python's lock, so two threads read as
-many pictures as two processes do (docs/latents.md has the figures), start at once, raise their errors where they
+many pictures as two processes do (docs/benchmarks.md has figures), start at once, raise their errors where they
 are waited for, and die with the process. Nothing here changes a value: only when and where it is computed.
 """
 

@@ -31,9 +31,10 @@ class LocalConfig(Section):
     model_folders: Paths = ()
     """Folders searched for bases by name, after `bases` and the variable ERIDIFF_MODELS (paths joined by ':')."""
     comfyui: str | None = None
-    """ComfyUI's folder, whose models are found. ERIDIFF_COMFYUI wins; default: ~/ComfyUI and the like."""
+    """ComfyUI's folder, which is searched for models. ERIDIFF_COMFYUI takes precedence; default: ~/ComfyUI and
+    similar."""
     allow_pickle: bool = False
-    """Read pickled weights (.ckpt, .pt) too: their tensors alone, no code in them is run."""
+    """Also read pickled weights (.ckpt, .pt): only their tensors, no code in them is run."""
     activations: Activations | None = None
     """What training does with activations until the backward pass: `keep` them; compute those of every other block
     again (`selective`); of every block (`recompute`); and let the blocks' inputs wait in the host's memory (`offload`).
@@ -41,7 +42,7 @@ class LocalConfig(Section):
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
     processes: Annotated[int, Field(ge=1, le=256)] = 1
-    """Processes among which the stages latents and text share what has to be encoded, a CUDA device each."""
+    """Processes for the stages latents and text, one CUDA device each."""
     preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """Draw the preview prompts every N training steps into runs/previews (0: never)."""
     preview_prompts: Annotated[tuple[str, ...], Field(max_length=100)] = ()

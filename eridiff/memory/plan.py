@@ -34,7 +34,7 @@ STAGES = ("latents", "text", "train", "sample")  # those that need a GPU
 Params = dict[str, Any]  # section -> its keys
 Changes = dict[str, dict[str, Any]]  # section -> key -> value
 
-# Share of the rate of one large matrix product that a stage reaches once it runs: measured on an H100 (docs/plan.md).
+# Share of the rate of one large matrix product that a stage reaches once it runs, on an H100 (docs/benchmarks.md).
 EFFICIENCY = {"latents": 0.45, "text": 0.5, "train": 0.28, "sample": 0.4}
 PRODUCT = 4096  # side of that product
 HOST = 1.4  # times what a call takes in the small layers where it is measured: measured there too

@@ -1,4 +1,4 @@
-"""What the stages that encode and draw take on a device, from the models' shapes (training: eridiff/memory/train.py)."""
+"""What the stages that encode and draw take on a device, from the models' shapes. Training: train.py beside it."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -22,7 +22,7 @@ from eridiff.memory.trace import trace
 from eridiff.models.checkpointing import LEVELS, set_activations, waiting
 from eridiff.models.quantise import RowScaledLinear
 from eridiff.params.model import Quantised
-from eridiff.params.train import TrainParams
+from eridiff.params.train import OPTIMIZERS, TrainParams
 from eridiff.training.data import Batch, TrainingSet
 from eridiff.training.train import prepare_run, train_step
 from eridiff.weights.pointers import ModelSource, Pointer, empty_source
@@ -59,7 +59,7 @@ def train_footprints(
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
     run, here = prepare_run(traceable, family, source, facts, META, levels[0]), batch.to(META)
     adapters = sum(tensor.numel() for tensor in run.adapters.values())
-    moments = 2 * (1 if params.optimizer.name == "adamw8bit" else FLOAT_BYTES)
+    moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
     weights = held(run.denoiser, params.quantise) + adapters * (moments + average)
     for level in levels:

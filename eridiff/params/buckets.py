@@ -13,15 +13,16 @@ class BucketParams(Section):
     resolution: Annotated[int, Field(ge=64, le=8192)]
     """Square root of the largest area of a bucket in pixels: 1024 permits 1024x1024, 832x1216..."""
     more_resolutions: Annotated[tuple[Annotated[int, Field(ge=64, le=8192)], ...], Field(max_length=16)] = ()
-    """Further resolutions: every picture is also put into a bucket of each of them, and trained at all."""
+    """Further resolutions: every picture is also put into a bucket of each, and trained at all of them."""
     step: Annotated[int, Field(ge=8, le=8192, multiple_of=8, validate_default=True)] = 64
     """Sides are multiples of this."""
     max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
     """The longest bucket's long side over its short side. Longer pictures are cropped to that shape."""
     upscale: bool = False
-    """Enlarge pictures that are smaller than their bucket; else they are left out and named in the report."""
+    """Enlarge pictures that are smaller than their bucket; otherwise they are left out and named in the report."""
     crop: Literal["center", "top"] = "center"
-    """What is kept of a picture too tall: the middle, or the top (heads). Of one too wide: the middle."""
+    """Which part of a picture that is too tall is kept: the middle, or the top (heads). If it is too wide: the
+    middle."""
 
     @field_validator("step")
     @classmethod

@@ -47,16 +47,16 @@ FolderPath = Annotated[str, AfterValidator(_folder_path)]
 
 
 class CaptionParams(Section):
-    """How captions are cleaned and varied."""
+    """How captions are cleaned, and which variants they get."""
 
     trigger: Words | None = None
-    """Word that must stand in each caption: put in front, with a comma, where it is missing (case counts)."""
+    """Word that every caption must contain: added in front, with a comma, if it is missing (case-sensitive)."""
     class_word: Words | None = None
     """What the pictures show, such as `toy`. A picture without a caption gets `trigger class_word`."""
     prefix: Text = ""
-    """Text in front of each caption, as it stands: write the space or comma at its end."""
+    """Text in front of each caption, used exactly as written: include the space or comma at its end."""
     suffix: Text = ""
-    """Text after each caption, as it stands: write the space or comma at its start."""
+    """Text after each caption, used exactly as written: include the space or comma at its start."""
     rules: Annotated[tuple[RuleName, ...], Field(max_length=100)] = HARMLESS
     """Clean-up rules. They run in this order, whatever their order here: html_tags (removed), html_entities
     (`&amp;` to `&`), unicode (odd spaces, zero-width letters, curly quotes), other_scripts (lines that are
@@ -69,18 +69,18 @@ class CaptionParams(Section):
     breaks (`BREAK` to a comma), weights (`(x:1.3)`, `((x))` to x), escapes (`\\(` to `(`), spaced_tags
     (`1girl long_hair` to `1girl, long_hair`), wide_commas (of Chinese and Japanese, to `, `)."""
     alternatives: bool = False
-    """Take each line of a caption as a caption of its own, among which training draws; else lines are joined."""
+    """Each line of a caption file is a caption of its own, from which training draws; otherwise lines are joined."""
     variants: Annotated[int, Field(ge=1, le=MAX_VARIANTS)] = 1
-    """Versions of each caption, among which training draws. Each is encoded once."""
+    """Variants of each caption, from which training draws. Each is encoded once."""
     shuffle_tags: Annotated[bool, Field(validate_default=True)] = False
-    """Put the comma-separated tags of each version in another order. Needed for more than one version."""
+    """Shuffle the comma-separated tags of each variant. Required for more than one variant."""
     keep_tokens: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Tags at the start that are not shuffled; the trigger counts as one where it stands in front."""
+    """Number of tags at the start that are not shuffled; a trigger in front counts as one."""
     seed: Seed = 0
     """Seed of the orders."""
     regularisation: Annotated[tuple[FolderPath, ...], Field(max_length=1000)] = ()
-    """Folders below data/raw whose pictures show what the LoRA must leave alone: their captions get neither the
-    trigger nor the class word."""
+    """Folders below data/raw with regularisation pictures, which show what the LoRA must not change: their captions get
+    neither the trigger nor the class word."""
 
     @field_validator("shuffle_tags")
     @classmethod

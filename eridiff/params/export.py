@@ -9,7 +9,7 @@ from eridiff.core.config import MAX_STEPS, Section
 
 
 class ExportParams(Section):
-    """What is exported, and what the files say of it."""
+    """What is exported, and the files' metadata."""
 
     checkpoint: Literal["last", "best"] | Annotated[int, Field(ge=0, le=MAX_STEPS)] = "last"
     """Which checkpoint: the last, the one with the lowest loss, or a step."""
@@ -21,7 +21,7 @@ class ExportParams(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "lora"
     """Stem of the files' names: letters, digits, '.', '_' and '-'."""
     title: str | None = None
-    """Title for people; null: the name."""
+    """Title; null: the name."""
     author: str | None = None
     """Who made it."""
     license: str | None = None
@@ -29,7 +29,7 @@ class ExportParams(Section):
     description: str | None = None
     """What it does, in a few words."""
     tags: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
-    """Search words for managers and hubs."""
+    """Keywords for model managers and hubs."""
     date: str | None = None
     """Date in ISO 8601 and in quotes, such as "2024-06-01"; null: none. A clock is never read."""
 

@@ -15,22 +15,22 @@ class LatentParams(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the VAE. In fp16 the VAEs of some bases overflow; that is an error, not a black picture."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Pictures encoded together. Fixed, so that free memory never decides a bit; the last batch is padded."""
+    """Pictures per batch. Fixed, so that free memory never changes results; the last batch is padded."""
     keep: Literal["mean_std", "mean"] = "mean_std"
-    """Keep the posterior's mean and std, drawn afresh each step; or the mean alone, half the size."""
+    """Store the posterior's mean and std, from which each step draws; or only the mean, half the size."""
     flip: bool = False
     """Also cache every picture mirrored; training draws one of the two."""
     crops: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Crops of each picture, among which training draws: the bucket's own, and others moved at random."""
+    """Crops of each picture, from which training draws: the bucket's own, and others at random positions."""
     crop_zoom: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Largest factor by which the other crops are magnified, never beyond the picture's own size. With 1 they only
     move along the side that sticks out of the bucket: a picture of just its shape has one crop."""
     seed: Seed = 0
     """Seed of the other crops."""
     alpha: Literal["white", "black", "grey"] = "white"
-    """What stands behind transparent pixels."""
+    """Background of transparent pixels."""
     resample: Literal["lanczos", "bicubic", "area"] = "lanczos"
-    """Filter by which pictures are made smaller."""
+    """Filter for scaling pictures down."""
     tf32: bool = False
     """Let fp32 products on CUDA use TF32: faster, rounded."""
     channels_last: bool = False
@@ -38,7 +38,8 @@ class LatentParams(Section):
     compile: bool = False
     """Compile the VAE with torch.compile: faster for many pictures, rounded."""
     tile: Annotated[int, Field(ge=64, le=16384, multiple_of=32)] | None = None
-    """Encode pictures larger than this many pixels a side in overlapping tiles: less memory, visible in numbers."""
+    """Encode pictures with a side above this many pixels in overlapping tiles: less memory, slightly different
+    latents."""
 
     @property
     def per_picture(self) -> int:

@@ -15,4 +15,4 @@ class ModelParams(Section):
     base: str
     """The base: a folder of data/bases, made by `eridiff base add`."""
     allow_cpu: bool = False
-    """Run on a CPU where there is no CUDA device. Only the small bases are any use there."""
+    """Run on a CPU if there is no CUDA device. Only useful for small bases."""

@@ -17,7 +17,7 @@ class Prompt(Section):
     prompt: str
     """What to draw. `[trigger]` stands for captions.trigger."""
     negative: str | None = None
-    """What to keep away from, where the family has classifier-free guidance."""
+    """Negative prompt, if the family has classifier-free guidance."""
     group: Annotated[str, Field(min_length=1)] = "all"
     """With measures: prompts of one group share their figures, such as `trained` and `held-out` subjects."""
 
@@ -36,7 +36,7 @@ class DrawParams(Section):
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Number format of the whole pipeline. What overflows in fp16 is an error, not a black picture."""
+    """Number format of the whole pipeline. An overflow in fp16 is an error, not a black picture."""
     quantise: Quantised | None = None
     """As train.quantise. Text encoders are never quantised: they are on the device alone, before the denoiser."""
 
@@ -82,7 +82,7 @@ MAX_PICTURES = 100_000
 
 
 class SampleParams(DrawParams):
-    """Which pictures show what the LoRA learned."""
+    """Which sample pictures are drawn."""
 
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=1000)]
     """Prompts to draw."""

@@ -15,9 +15,9 @@ class TextParams(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the text encoders."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Captions encoded together. Fixed; the last batch is padded with the empty caption."""
+    """Captions per batch. Fixed; the last batch is padded with the empty caption."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Tokens of the T5 encoder, where the family has one; null: the family's default."""
+    """Tokens of the T5 encoder, if the family has one; null: the family's default."""
     tf32: bool = False
     """Let fp32 products on CUDA use TF32: faster, rounded."""
     compile: bool = False

@@ -1,6 +1,8 @@
 """The section `train` of params.yaml. Without torch, so that `check` and `why` start fast."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,11 +23,35 @@ class LoraParams(Section):
     """Which modules are adapted: a name from the family's list (`check` names them)."""
 
 
-class OptimParams(Section):
-    """How the adapters are moved."""
+@dataclass(frozen=True)
+class OptimizerKind:
+    """An optimizer: where its class is, the options that it always gets, and bytes of a number in its two moments.
 
-    name: Literal["adamw", "adamw8bit"] = "adamw"
-    """AdamW; or bitsandbytes' AdamW with 8-bit moments (other numbers, less memory)."""
+    Its class takes lr, betas, eps and weight_decay (decoupled).
+    """
+
+    module: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    moment_bytes: int = 4
+
+
+# Name in params -> optimizer. Names only: `check` starts without torch.
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "adamw": OptimizerKind("torch.optim", "AdamW", {"foreach": True}),
+    "adamw8bit": OptimizerKind("bitsandbytes.optim", "AdamW8bit", moment_bytes=1),
+}
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]  # for pydantic and docs/params.md
+
+
+class OptimParams(Section):
+    """How the adapters are optimized."""
+
+    name: OptimizerName = "adamw"
+    """AdamW, or bitsandbytes' AdamW with 8-bit moments (different results, less memory)."""
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -50,9 +76,10 @@ class DdpmParams(Section):
     min_snr_gamma: Annotated[float, Field(gt=0, le=1e6)] = 5.0
     """gamma of `min_snr`."""
     noise_offset: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Strength of one more normal draw a channel, added to the noise: lets the LoRA move the mean brightness."""
+    """Strength of an additional normal draw per channel, added to the noise: lets the LoRA change the mean
+    brightness."""
     input_perturbation: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Extra noise on the input alone, which the target does not know of."""
+    """Extra noise on the input only, not in the target."""
     timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
     """Smallest timestep drawn."""
     timestep_max: Annotated[int, Field(ge=0, le=999)] = 999
@@ -99,11 +126,11 @@ class TrainParams(Section):
     """How the LoRA is trained."""
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    """Optimizer steps. Not part of the state's key under a constant schedule: more can be added later."""
+    """Optimizer steps. Under a constant schedule training can be extended later: raise this number."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Pictures a micro-batch, all of one bucket."""
+    """Pictures per micro-batch, all of one bucket."""
     accumulation: Annotated[int, Field(ge=1, le=65536)] = 1
-    """Micro-batches a step."""
+    """Micro-batches per step."""
     seed: Seed = 0
     """Seed of every draw: order, noise, timesteps, captions, adapters."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -115,11 +142,11 @@ class TrainParams(Section):
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of samples that are trained with the empty caption."""
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
-    """Embedded guidance, where the family's denoiser takes one; null: 1.0."""
+    """Embedded guidance, if the family's denoiser takes one; null: 1.0."""
     loss: Literal["mse", "huber", "smooth_l1"] = "mse"
     """Loss of each element."""
     huber_delta: Annotated[float, Field(gt=0, le=1e6)] = 0.1
-    """Where huber and smooth_l1 turn from squares to absolute values."""
+    """Error size at which huber and smooth_l1 change from squares to absolute values."""
     save_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 250
     """Steps between two checkpoints; the last step is always one."""
     keep: Annotated[int, Field(ge=1, le=100_000)] = 4
@@ -133,7 +160,7 @@ class TrainParams(Section):
     lora: LoraParams = Field(default_factory=LoraParams)
     """The adapter."""
     optimizer: OptimParams = Field(default_factory=OptimParams)
-    """How the adapters are moved."""
+    """How the adapters are optimized."""
     ddpm: DdpmParams | None = None
     """Options of families that are trained by denoising diffusion."""
     flow: FlowParams | None = None

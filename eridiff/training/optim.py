@@ -1,10 +1,11 @@
 """Optimizers, the learning rate by step, and the moving average of the adapters."""
 
+import importlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eridiff.params.train import OptimParams
+from eridiff.params.train import OPTIMIZERS, OptimParams
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +24,11 @@ def learning_rate(params: OptimParams, step: int, steps: int) -> float:
 
 def make_optimizer(params: OptimParams, tensors: "Iterable[Tensor]") -> "torch.optim.Optimizer":
     """The optimizer by name over the adapters' tensors."""
-    import torch
-
-    common: dict[str, Any] = {"lr": params.lr, "betas": params.betas, "eps": params.eps}
-    if params.name == "adamw8bit":
-        import bitsandbytes as bnb
-
-        optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(tensors, weight_decay=params.weight_decay, **common)
-        return optimizer
-    return torch.optim.AdamW(tensors, weight_decay=params.weight_decay, foreach=True, **common)
+    kind = OPTIMIZERS[params.name]
+    make = getattr(importlib.import_module(kind.module), kind.name)
+    common = {"lr": params.lr, "betas": params.betas, "eps": params.eps, "weight_decay": params.weight_decay}
+    optimizer: torch.optim.Optimizer = make(tensors, **common, **kind.options)
+    return optimizer
 
 
 class MovingAverage:

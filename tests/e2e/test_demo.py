@@ -48,7 +48,7 @@ def costly(test: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A checkout with an experiment of each family's preset, and what each drew, as docs/gallery.md says it."""
+    """A checkout with an experiment of each family's preset, and what each drew, as data/demo/README.md says it."""
     clone = make_clone(tmp_path_factory.mktemp("compared"), "clone", quick=False, demo=True)
     for family in family_names():
         shutil.copyfile(clone.root / f"presets/tiny-{family}.yaml", clone.root / "params.yaml")

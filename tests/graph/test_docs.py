@@ -4,16 +4,21 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from eridiff.caching.drift import TOLERANCE
+from eridiff.check import SECTIONS
+from eridiff.core.config import parse_yaml
 from eridiff.params.buckets import BucketParams
 from eridiff.params.latents import IN_NO_KEY
 from eridiff.params.train import TrainParams
 from eridiff.projects.presets import all_presets
-from eridiff.reference import pages
+from eridiff.reference import nested, pages
 from tests.conftest import ROOT
+from tests.support.pages import FENCE, PAGES, anchors, table_of
 
 
 @pytest.mark.parametrize("name", pages())
@@ -21,10 +26,36 @@ def test_generated_pages_are_current(name: str) -> None:
     assert (ROOT / "docs" / name).read_text("utf-8") == pages()[name], "run `python -m eridiff.reference`"
 
 
-@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name)
-def test_links_lead_somewhere(path) -> None:  # type: ignore[no-untyped-def]
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text("utf-8")):
+        file = path.parent / target if target else path
+        assert file.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{path.name} links to {target}#{anchor}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    named = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs/README.md").read_text("utf-8")))
+    assert named == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_the_front_page_is_short() -> None:
+    """Two screens; the first says what it is, shows one edited caption, how far it is, and how to try it."""
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    first = "\n".join(lines[:25])
+    assert len(lines) <= 100
+    assert (
+        "pictures/recording.svg" in first and "Status: not yet run on real weights" in first and "make repro" in first
+    )
+
+
+def test_the_training_step_is_two_hops_from_the_front_page() -> None:
+    """README -> the stage -> the file of train_step: both are links, and the stage names the file."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (links,) = re.findall(r"\[(stages/train\.py)\]\(.*?\)\s*->\s*\[([\w/]+\.py)\]", readme)
+    stage, step = ((ROOT / name).read_text("utf-8") for name in links)
+    assert f"{links[1]}: train_step" in stage
+    assert "\ndef train_step(" in step
 
 
 def page(name: str) -> str:
@@ -32,18 +63,51 @@ def page(name: str) -> str:
     return " ".join((ROOT / name).read_text("utf-8").split())
 
 
-def test_what_the_readme_says_of_params() -> None:
-    readme = page("README.md")
+def test_what_the_predecessors_page_says_of_params() -> None:
+    table = page("docs/eridiffusion.md")
     precisions = get_args(TrainParams.model_fields["precision"].annotation)
-    (said,) = re.findall(r"`train\.precision`: (.*?);", readme)
+    (said,) = re.findall(r"`train\.precision`: (.*?);", table)
     assert set(re.findall(r"`(\w+)`", said)) == set(precisions)
-    assert "`buckets.more_resolutions`" in readme and "more_resolutions" in BucketParams.model_fields
-    assert "Several areas at once: not yet" not in readme and "tested on CPUs only" not in readme
+    assert "`buckets.more_resolutions`" in table and "more_resolutions" in BucketParams.model_fields
 
 
-def test_what_caches_says_is_in_no_key() -> None:
-    (said,) = re.findall(r"the section `latents`, less (.*?) \|", page("docs/caches.md"))
+def test_what_the_store_says_is_in_no_key() -> None:
+    (said,) = re.findall(r"the section `latents`, less (.*?) \|", page("docs/store.md"))
     assert set(re.findall(r"`(\w+)`", said)) == IN_NO_KEY
+
+
+def test_the_drift_check_s_tolerances() -> None:
+    (said,) = re.findall(r"The tolerance, .*? is (.*?) \(\[how", page("docs/pipeline.md"))
+    assert [float(number) for number in re.findall(r"0\.\d+", said)] == list(TOLERANCE.values())
+    rows = table_of("docs/benchmarks.md", "Rounding of encoders")
+    assert [float(row["tolerance"]) for row in rows] == list(TOLERANCE.values())
+
+
+KEYS = {
+    f"{path}.{field}"
+    for name, model in SECTIONS.items()
+    for path, section in [(name, model), *nested(model, name)]
+    for field in section.model_fields
+}
+FILES = {"csv", "json", "jsonl", "md", "parquet", "png", "py", "safetensors", "tsv", "txt", "yaml"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_within_a_sentence_exist(path: Path) -> None:
+    """`train.optimizer.lr: 2e-4` names a key of params.yaml."""
+    sections = "|".join(SECTIONS)
+    named = set(re.findall(rf"`((?:{sections})\.[a-z0-9_.]+?)(?::[^`]*)?`", FENCE.sub("", path.read_text("utf-8"))))
+    assert {name for name in named if name.rpartition(".")[2] not in FILES} <= KEYS
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_in_blocks_exist(path: Path) -> None:
+    for language, text in FENCE.findall(path.read_text("utf-8")):
+        if language != "yaml" or not re.match(rf"(?:{'|'.join(SECTIONS)}):", text):
+            continue
+        for name, section in parse_yaml(text, path.name).items():
+            for field in section:
+                assert f"{name}.{field}" in KEYS, f"{path.name}: {name}.{field}"
 
 
 def test_projects_lists_every_preset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,18 @@
 """Learning rate, average and optimizers against torch's own and closed forms."""
 
 import math
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from eridiff.core.noise import generator
-from eridiff.params.train import OptimParams
+from eridiff.params.train import OPTIMIZERS, OptimizerKind, OptimParams
 from eridiff.training.optim import MovingAverage, learning_rate, make_optimizer
 from eridiff.training.resume import load_state, save_state
+from tests.conftest import ROOT
 
 
 def torch_rates(params: OptimParams, steps: int) -> list[float]:
@@ -147,3 +149,26 @@ def test_no_state_is_a_beginning(tmp_path: Any) -> None:
     optimizer = make_optimizer(PARAMS, parameters)
     assert load_state(tmp_path, {"adapters": {"0": parameters[0]}}, optimizer) == (0, {})
     assert torch.equal(parameters[0], tensors()[0])
+
+
+def test_a_new_optimizer_is_the_line_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/development.md, A new optimizer: its line, put into the table, is all that it takes."""
+    (line,) = re.findall(
+        r'^    ("\w+": OptimizerKind\(.*\)),$', (ROOT / "docs/development.md").read_text("utf-8"), re.M
+    )
+    ((name, kind),) = eval(f"{{{line}}}", {"OptimizerKind": OptimizerKind}).items()
+    assert name not in OPTIMIZERS
+    monkeypatch.setitem(OPTIMIZERS, name, kind)
+    before = tensors()
+    parameters, optimizer = run(name, 1)
+    assert type(optimizer) is getattr(torch.optim, kind.name)
+    given = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    assert given == {key: getattr(PARAMS, key) for key in given}
+    assert all(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
+
+
+def test_every_optimizer_takes_what_it_is_given() -> None:
+    assert set(get_args(OptimParams.model_fields["name"].annotation)) == set(OPTIMIZERS)
+    for name, kind in OPTIMIZERS.items():
+        optimizer = make_optimizer(PARAMS.model_copy(update={"name": name}), tensors())
+        assert type(optimizer).__name__ == kind.name and optimizer.defaults["lr"] == PARAMS.lr

@@ -63,7 +63,7 @@ def prepare_vae(vae: "nn.Module", params: VaeParams, device: "torch.device") -> 
 class PictureAttention:
     """The attention in a VAE's middle: one head of 512 channels, which fused kernels serve badly.
 
-    With all scores of a picture in memory it takes a third of their time (docs/latents.md), one picture after the other
+    With all scores of a picture in memory it takes a third of their time (docs/benchmarks.md), one picture at a time
     so that memory does not grow with the batch; pictures with more than SCORES_TOKENS tokens take the fused kernel.
     Set by diffusers' set_attn_processor; does what AttnProcessor2_0 does for modules without text, masks or norms of
     queries and keys, as all of an AutoencoderKL's are.
