@@ -19,8 +19,8 @@ from typer.exceptions import TyperException
 from eridiff.cli import app
 from eridiff.formats.tables import write_table
 from eridiff.words import WORDS
-from tests import pages
 from tests.conftest import ROOT
+from tests.support import pages
 from tests.support.pages import FENCE
 
 PAGES = [path for path in pages.PAGES if path.name != "CHANGELOG.md"]  # which names the commands of its versions
