@@ -18,6 +18,7 @@ import torch
 import typer
 
 from eridiff.formats.safetensors import RawTensor, TensorFile, write_tensors
+from eridiff.machine.page_cache import forget
 from eridiff.models.upload import Uploader
 
 ROWS, COLUMNS = 12288, 3072  # of a matrix: 72 MiB in bf16
@@ -46,12 +47,6 @@ def load(path: Path, device: torch.device, threads: int) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def forget(path: Path) -> None:
-    """Take a file out of the system's page cache."""
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main(gib: Annotated[float, typer.Option(help="Size of the file.")] = 8.0) -> None:

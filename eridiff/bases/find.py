@@ -12,6 +12,7 @@ from eridiff.core.progress import warn
 from eridiff.family import Keys, load_family, load_keys
 from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import load_local
+from eridiff.machine.page_cache import worth_reading
 from eridiff.weights.components import Component, describe_folder, describe_part
 from eridiff.weights.files import open_weights
 from eridiff.weights.parts import PartTensors, as_kind, map_part
@@ -27,7 +28,7 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     folders: dict[str, Path] = {}
     parts: dict[str, PartTensors] = {}
     wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
-    with FileDigests(days=load_local().check_days) as digests:
+    with FileDigests(days=load_local().check_days, anew=worth_reading) as digests:
         for pointer, component in wanted:
             place = find_component(pointer, component, digests)
             if isinstance(place, Path):

@@ -46,7 +46,7 @@ def find_base(name: str, *, deep: bool = False) -> Iterator[str]:
         raise BaseError(f"there is no base '{name}'. Known: {', '.join(names) or '(none)'}.")
     family = read_pointer(name, "denoiser").family
     pointers = pointers_of(name, load_family(family).PARTS, family)
-    with FileDigests(anew=deep) as digests:
+    with FileDigests(anew=lambda _: deep) as digests:
         for pointer in pointers.values():
             for component in pointer.components.values():
                 if component.files:

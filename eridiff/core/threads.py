@@ -48,6 +48,12 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Result], *, threads: int
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def on_cores(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """work(item) of each item in order, on up to eight cores: for work that releases Python's lock, such as digests."""
+    threads = min(shared_cores(), 8)
+    return ahead(items, work, threads=threads if threads > 1 else 0, depth=2 * threads)
+
+
 def batches_ahead(
     batches: Sequence[Sequence[Item]],
     allocate: Callable[[Sequence[Item]], Buffer],

@@ -55,11 +55,17 @@ def _record(state: State, digest: str, taken: float) -> Record:
 class FileDigests:
     """Remembered digests in one SQLite file that processes share: a context manager, for one thread."""
 
-    def __init__(self, path: Path | None = None, *, anew: bool = False, days: float | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        anew: Callable[[Path], bool] = lambda _: False,
+        days: float | None = None,
+    ) -> None:
         """Open the cache. path: default `digests.sqlite` in the user's cache folder.
 
-        anew: take every digest anew and remember it in place of what was known. days: for how long digests count; None:
-        for ever.
+        anew: for which files every digest is taken anew and remembered in place of what was known. days: for how long
+        digests count; None: for ever.
         """
         self._anew, self._since = anew, -math.inf if days is None else time.time() - days * DAY_SECONDS
         self._path = path or user_cache() / "digests.sqlite"
@@ -90,7 +96,7 @@ class FileDigests:
     def remember(self, path: Path, what: str, compute: Callable[[], str]) -> str:
         """Some digest of a file, computed only if it is not remembered. what: its name, with its version."""
         state = _state(path, what)
-        known = None if self._anew else self._look_up(state)
+        known = None if self._anew(path) else self._look_up(state)
         if known is not None:
             return known
         digest = compute()

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from eridiff.core.errors import BaseError
 from eridiff.core.files import canonical_json, digest_file, digest_json
 from eridiff.core.json_files import Record, read_json
+from eridiff.core.threads import on_cores
 from eridiff.formats.safetensors import RawTensor, TensorFile, digest_tensors
 from eridiff.machine.filedigests import FileDigests
 from eridiff.weights.files import TensorSource
@@ -199,4 +200,5 @@ def _content_digest(component: str, files: Iterable[Path], canonical: Canonical,
 def _tensor_digests(path: Path) -> str:
     """JSON of tensor name -> digest of its dtype, shape and bytes, as they lie in the file."""
     file = TensorFile(path)
-    return canonical_json({name: digest_tensors({"": file.raw(name)}) for name in file.names})
+    digests = on_cores(file.names, lambda name: digest_tensors({"": file.raw(name)}))
+    return canonical_json(dict(zip(file.names, digests, strict=True)))

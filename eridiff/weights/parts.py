@@ -12,6 +12,7 @@ from pathlib import Path
 from eridiff.core.errors import BaseError
 from eridiff.core.files import canonical_json
 from eridiff.core.progress import track
+from eridiff.core.threads import on_cores
 from eridiff.formats.safetensors import RawTensor, digest_tensors
 from eridiff.machine.filedigests import FileDigests
 from eridiff.weights.files import Found, Weights
@@ -101,12 +102,15 @@ class PartTensors:
     def _digests_of(self, names: list[str]) -> str:
         """JSON of the digests of those tensors that come out of these names of a file."""
         held = set(names)
-        digests = {}
-        for part, (_, old) in track(self.sources.items(), what="digest", total=len(self.sources), unit="tensors"):
-            if self.found.prefix + old in held:
-                scale = self.scale(part)
-                digests[part] = digest_tensors({"": self.raw(part), **({"scale": scale} if scale else {})})
-        return canonical_json(digests)
+        parts = [part for part, (_, old) in self.sources.items() if self.found.prefix + old in held]
+        digests = zip(parts, on_cores(parts, self._digest_of), strict=True)
+        shown = track(digests, what="digest", total=len(parts), unit="tensors")
+        return canonical_json(dict(shown))
+
+    def _digest_of(self, name: str) -> str:
+        """The digest of one tensor, by its canonical name, with its scale."""
+        scale = self.scale(name)
+        return digest_tensors({"": self.raw(name), **({"scale": scale} if scale else {})})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

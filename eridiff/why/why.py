@@ -191,7 +191,7 @@ class _Predictor:
             )
             return dict.fromkeys(record.outs)
         params = self.params["captions"]
-        with FileDigests(anew=self.rehash) as digests:
+        with FileDigests(anew=lambda _: self.rehash) as digests:
             pictures, _ = scan_pictures(self.pictures, digests)
         images, captions = images_rows(pictures), captions_rows(pictures, params)
         outs: Outs = {}

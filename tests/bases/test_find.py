@@ -14,6 +14,7 @@ from eridiff.bases.pointers import pointers_of, read_pointer, write_pointer
 from eridiff.core.errors import BaseError, ConfigError
 from eridiff.family import load_family, pipeline_name
 from eridiff.formats.seals import MARK
+from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import bases_dir
 from eridiff.weights.pointers import PARTS, ModelSource
 from tests.support.bases import FAMILIES
@@ -150,17 +151,24 @@ def test_every_flipped_bit_of_a_pointer_is_found(checkout: Path) -> None:
 
 
 def test_weights_damaged_where_size_time_and_inode_stay_are_found_by_a_deep_look(
-    checkout: Path, capsys: pytest.CaptureFixture[str]
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (weights,) = (bases_dir() / BASE / load_family(FAMILY).DENOISER).glob("*.safetensors")
     os.utime(weights, (weights.stat().st_mtime - 100,) * 2)  # older than the clock's grain: digests are remembered
     assert list(verify_deep(BASE))[-1] == f"{BASE}: every byte is the one that the pointers were made of"
     facts, data = weights.stat(), weights.read_bytes()
+    known = FileDigests().remember(weights, "tensors", lambda: pytest.fail("it is remembered"))
     with open(weights, "r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(bytes([data[-5] ^ 1]))
     os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert find("denoiser").folders  # what is remembered counts
+    with monkeypatch.context() as change:  # ... but where the file comes from the disk and cores are idle
+        change.setattr("eridiff.bases.find.worth_reading", lambda path: path == weights)
+        with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
+            find("denoiser")
+    FileDigests().note(weights, "tensors", known)
+    assert find("denoiser").folders
     (checkout / "local.yaml").write_text("check_days: 0\n")
     with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
         find("denoiser")

@@ -307,7 +307,7 @@ def test_pictures_are_pushed_where_that_was_asked_for(options: tuple[str, ...], 
 def texts_in(folder: Path) -> set[str]:
     """The captions that a project's folder holds now, read afresh, as `captions` would clean them."""
     params = load_section(CaptionParams, "captions", folder / "params.yaml")
-    with FileDigests(folder / "runs/digests.sqlite", anew=True) as digests:
+    with FileDigests(folder / "runs/digests.sqlite", anew=lambda _: True) as digests:
         pictures, _ = scan_pictures(folder / "data/raw", digests)
     return {text for row in captions_rows(pictures, params) for text in row["variants"]} | {""}
 
