@@ -157,7 +157,8 @@ def test_weights_damaged_where_size_time_and_inode_stay_are_found_by_a_deep_look
     os.utime(weights, (weights.stat().st_mtime - 100,) * 2)  # older than the clock's grain: digests are remembered
     assert list(verify_deep(BASE))[-1] == f"{BASE}: every byte is the one that the pointers were made of"
     facts, data = weights.stat(), weights.read_bytes()
-    known = FileDigests().remember(weights, "tensors", lambda: pytest.fail("it is remembered"))
+    with FileDigests() as digests:
+        known = digests.remember(weights, "tensors", lambda: pytest.fail("it is remembered"))
     with open(weights, "r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(bytes([data[-5] ^ 1]))
@@ -167,7 +168,8 @@ def test_weights_damaged_where_size_time_and_inode_stay_are_found_by_a_deep_look
         change.setattr("eridiff.bases.find.worth_reading", lambda path: path == weights)
         with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
             find("denoiser")
-    FileDigests().note(weights, "tensors", known)
+    with FileDigests() as digests:
+        digests.note(weights, "tensors", known)
     assert find("denoiser").folders
     (checkout / "local.yaml").write_text("check_days: 0\n")
     with pytest.raises(BaseError, match=rf"{weights.parent} is not what the pointer of base '{BASE}' names"):
