@@ -331,7 +331,7 @@ def test_imports_go_down(name: str) -> None:
 
 def test_the_check_can_fail(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
-    path.write_text("def f() -> None:\n    from eridiff import train\n    import eridiff.why.why\n")
+    path.write_text("def f() -> None:\n    from eridiff.training.train import train\n    import eridiff.why.why\n")
     assert ours(path) == {"train", "why"}
     path.write_text(
         "if TYPE_CHECKING:\n    import torch\ndef f() -> None:\n    import diffusers\nimport json, peft.utils\n"
