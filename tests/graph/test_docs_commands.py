@@ -206,7 +206,7 @@ RUN_BY = {
     "eridiff why": "test_table::test_one_caption",
     "make flow": "test_flow_once::test_it_runs_once_and_then_nothing_does",
     "make repro": "test_killed",
-    "make serve": "test_flow::test_a_schedule_fires_each_minute",
+    "make serve": "e2e/test_flow::test_a_schedule_fires_each_minute",
     "python -c": "test_docs_commands::test_the_one_line_that_shows_the_captions",
     "python -m eridiff.reference": "test_docs::test_generated_pages_are_current",
 }

@@ -191,9 +191,12 @@ def test_eridiff_never_imports_tests() -> None:
 
 
 def test_only_the_flow_imports_prefect() -> None:
-    """stages/flow.py, and nothing else."""
-    paths = [*FILES.values(), *(ROOT / "stages").glob("*.py")]
-    assert {path.name for path in paths if "prefect" in {n.split(".")[0] for n in imported(path)}} <= {"flow.py"}
+    """stages/flow.py, and nothing else; no other stage imports it, or another."""
+    stages = {path.stem: imported(path) for path in (ROOT / "stages").glob("*.py")}
+    everything = {**{f"eridiff.{name}": imported(path) for name, path in FILES.items()}, **stages}
+    assert [name for name, names in everything.items() if "prefect" in {n.split(".")[0] for n in names}] == ["flow"]
+    for name, names in stages.items():
+        assert name == "flow" or not {other for other in names if other.startswith("stages")}, name
 
 
 @pytest.mark.parametrize("name", FILES)
