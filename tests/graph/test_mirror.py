@@ -73,7 +73,7 @@ ELSEWHERE = {
     "models/lora": "contract/test_parity.py",
     "models/precision": "caching/latents/test_encode.py",
     "models/samplers": "contract/test_parity.py",
-    "models/text_encoders": "contract/test_conditioning.py: by way of every family's encode_text",
+    "models/text_encoders": "contract/test_parity.py: by way of every family's encode_text",
     "params/buckets": "dataset/test_buckets.py",
     "params/captions": "dataset/test_captions.py",
     "params/edit": "projects/test_new.py",
@@ -176,3 +176,9 @@ def test_what_is_tested_elsewhere_is(module: str) -> None:
     place, _, reason = ELSEWHERE[module].partition(": ")
     assert (ROOT / "tests" / place).exists()
     assert reason or module in imports(ROOT / "tests" / place), f"{place} does not import {module}: say how it tests it"
+
+
+def test_every_package_says_in_one_sentence_what_it_is() -> None:
+    for path in (ROOT / "eridiff").rglob("__init__.py"):
+        said = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+        assert said and said.endswith(".") and not re.search(r"[.!?]\s", said), path
