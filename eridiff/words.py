@@ -81,11 +81,13 @@ def environment() -> dict[str, str]:
 
 
 def check() -> None:
-    """Lint, format and types."""
+    """Lint, format, types, and who imports whom."""
     tool = str(VENV / "bin" / "python")
     run([tool, "-m", "ruff", "check", "."], "ruff found faults")
     run([tool, "-m", "ruff", "format", "--check", "."], "`ruff format .` would change files")
     run([tool, "-m", "mypy"], "mypy found faults")
+    linter = [str(VENV / "bin" / "lint-imports"), "--no-cache", "--no-logo"]
+    run(linter, "a contract of imports in pyproject.toml ([tool.importlinter]) is broken")
     run([tool, "-m", "tests.proofs"], "tests/golden/proofs.json cannot be read")  # warns, and fails nothing
     print("check: all well", flush=True)
 

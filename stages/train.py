@@ -1,4 +1,4 @@
-"""train: cached latents and embeddings -> LoRA checkpoints. The step: `train_step` in eridiff/training/train.py."""
+"""train: cached latents and embeddings -> LoRA checkpoints. eridiff/training/train.py: train_step."""
 
 from functools import partial
 from pathlib import Path

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from eridiff.caching.latents.plan import plan_samples
+from eridiff.caching.fill import Resources
+from eridiff.caching.latents.plan import common_parts, plan_samples
 from eridiff.caching.text import plan_captions
 from eridiff.check import check_params
 from eridiff.core.config import validate
@@ -133,11 +134,12 @@ def latents(family: str, folder: Path) -> dict[str, Any]:
     module, base = load_family(family), source(family)
     params = LatentParams(batch_size=2, crops=2, crop_zoom=1.5)
     identity = base.pointers["vae"].components["vae"].identity()
-    number, raw, known = module.VERSIONS.family.vae_encode, SMALL / "raw", PixelDigests(folder)
-    samples = plan_samples(_bucket_rows(), params, identity, number, module.SIDE_MULTIPLE, raw, known)
+    raw, common = SMALL / "raw", common_parts(params, identity, module.VERSIONS.family.vae_encode)
+    samples = plan_samples(_bucket_rows(), params, common, module.SIDE_MULTIPLE, raw, PixelDigests(folder))
     vae = load_vae(module, base, torch.float32)
     cpu, out = torch.device("cpu"), folder / "out"
-    index, _ = cache_latents(samples, params, lambda: (vae, cpu), folder, list, raw, out)
+    resources = Resources(root=folder, load=lambda: (vae, cpu))
+    index, _ = cache_latents(samples, params, raw, resources, out)
     rows = sorted((dict(row) for row in index), key=lambda row: str(row["key"]))
     cache, some = Cache(out), [str(row["key"]) for row in rows[::2]]
     encoded = {key: {name: tensor_facts(tensor) for name, tensor in cache.tensors(key).items()} for key in some}

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.e2e.harness import make_clone
+from tests.support.processes import begin
 
 VICTIMS = ("all", "make", "make repro's own process", "its supervisor", "dvc", "a stage")
 LONGEST = 40.0  # seconds: the latest moment of a kill; what ends before is a run that was let through
@@ -52,7 +53,7 @@ class Victim:
     def start(self) -> "subprocess.Popen[bytes]":
         """`make repro`, in a session of its own."""
         with self.log.open("wb") as file:
-            return subprocess.Popen(
+            return begin(
                 ["make", "-f", str(self.makefile), "repro"],
                 cwd=self.clone.root,
                 env={**self.clone.environment(), "PYTHONPATH": str(self.clone.root)},
@@ -60,6 +61,7 @@ class Victim:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                limit=600,
             )
 
     def finish(self) -> None:

@@ -1,1 +1,1 @@
-"""What every package builds on: errors, files, configuration, progress. No domain, no torch."""
+"""What every package builds on, without domain or torch: errors, files, configuration, progress."""

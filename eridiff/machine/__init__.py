@@ -1,1 +1,1 @@
-"""This machine: where things lie, its GPUs, its processes. Changes no byte of any out."""
+"""This machine: where things lie, its GPUs, its runs; all that changes no byte of any out."""

@@ -1,1 +1,1 @@
-"""The content-addressed store of latents and text embeddings. Knows neither pictures nor models."""
+"""The content-addressed store of latents and text embeddings, which knows neither pictures nor models."""

@@ -1,1 +1,1 @@
-"""Files of model weights: formats, parts and names of tensors. Knows no family."""
+"""Files of model weights, of no family: formats, parts and names of tensors."""

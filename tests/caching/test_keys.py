@@ -55,11 +55,12 @@ def test_pixels_are_in_the_key_only_when_raised(tmp_path: Path, monkeypatch: pyt
     now = code_versions()
     stages = now.stages.model_copy(update={"latents": 9, "text": 9})
     monkeypatch.setattr("eridiff.versions.code_versions", lambda: now.model_copy(update={"stages": stages}))
-    samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
+    params = LatentParams(flip=True)
+    samples = plan_samples([ROW], params, common_parts(params, IDENTITY, 1), 16, tmp_path, pixels)
     assert [sample.key for sample in samples] == LATENT_KEYS
     store = now.store.model_copy(update={"pixels": 2})
     monkeypatch.setattr("eridiff.versions.code_versions", lambda: now.model_copy(update={"store": store}))
-    samples = plan_samples([ROW], LatentParams(flip=True), IDENTITY, 1, 16, tmp_path, pixels)
+    samples = plan_samples([ROW], params, common_parts(params, IDENTITY, 1), 16, tmp_path, pixels)
     assert not {sample.key for sample in samples} & set(LATENT_KEYS)
     assert [sample.parts["pixels_version"] for sample in samples] == [2, 2]
     assert [entry_key(sample.parts) for sample in samples] == [sample.key for sample in samples]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.caching import pipeline as encodepipe
 from eridiff.caching.pipeline import Transfers, reader_threads, readers_in_memory, with_finite, writer_threads
+from eridiff.core import threads
 from eridiff.core.threads import WriteBehind, ahead, batches_ahead
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -164,9 +164,9 @@ def test_threads_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cores encode on their own; a device leaves all cores but one to the readers, of several processes a part."""
     expected = {1: (0, 1), 2: (0, 1), 4: (2, 3), 16: (14, 15), 200: (32, 32)}
     for cores, (on_cpu, on_cuda) in expected.items():
-        monkeypatch.setattr(encodepipe, "available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(threads, "available_cores", lambda cores=cores: cores)
         assert (reader_threads(CPU), reader_threads(CUDA)) == (on_cpu, on_cuda), cores
-    monkeypatch.setattr(encodepipe, "available_cores", lambda: 16)
+    monkeypatch.setattr(threads, "available_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert (reader_threads(CPU), reader_threads(CUDA)) == (2, 3)
     assert (writer_threads(CPU), writer_threads(CUDA)) == (1, 4)

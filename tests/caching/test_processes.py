@@ -245,10 +245,10 @@ def test_every_flipped_bit_of_a_plan_is_found() -> None:
 HELPER = """
 import sys
 from pathlib import Path
-from eridiff.ranks import encode_together, find_ranks
-from eridiff.store import Store
+from eridiff.caching.processes import encode_together, find_ranks
+from eridiff.store.store import Store
 from tests.caching.test_processes import ITEMS, Encoder, form
-ranks = find_ranks("tests.rankhelper", 3)
+ranks = find_ranks("tests.caching.test_processes", 3)
 store = Store(Path(sys.argv[1]), "latents")
 encoder = Encoder(store, 0.02)
 print(encode_together(ranks, store, ITEMS, form, encoder, "latents"), len(encoder.batches))

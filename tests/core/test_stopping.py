@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent.parent
 # Works in steps; each line of standard input is the end of one.
 STEPS = """
 import sys
-from eridiff.errors import run_main
-from eridiff.stopping import Stopped, stop_in_order
+from eridiff.core.errors import run_main
+from eridiff.core.stopping import Stopped, stop_in_order
 def main():
     with stop_in_order(lambda: "stopped at once: dvc repro goes on after step 50 of 60") as asked:
         print("works", flush=True)
@@ -119,7 +119,7 @@ def test_last_words_are_handed_to_who_started_dvc(
 
 LAUNCH = """
 import os, signal, subprocess, sys
-from eridiff.stopping import last_words, say_last
+from eridiff.core.stopping import last_words, say_last
 signals = (signal.SIGINT, signal.SIGTERM)
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 with last_words() as words:
@@ -219,7 +219,7 @@ def test_killed_alone_it_takes_dvc_and_the_stage_with_it(tmp_path: Path, whom: s
     (tmp_path / "dvc/__init__.py").touch()
     (tmp_path / "dvc/__main__.py").write_text(TREE)
     (tmp_path / "Makefile").write_text(f"repro:\n\t@exec {sys.executable} -m eridiff.reproduce\n")
-    process = subprocess.Popen(
+    process = begin(
         ["make", "repro"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
@@ -269,7 +269,7 @@ def test_ctrl_c_has_the_last_line(tmp_path: Path, stage: str, last: str, starter
     (tmp_path / "dvc/__main__.py").write_text(DEAF)
     command = f"exec {sys.executable} -m eridiff.reproduce {stage}"
     (tmp_path / "Makefile").write_text(f"repro:\n\t@{command}\n")
-    process = subprocess.Popen(
+    process = begin(
         ["make", "repro"] if starter else ["sh", "-c", command],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
@@ -291,7 +291,7 @@ def test_ctrl_c_has_the_last_line(tmp_path: Path, stage: str, last: str, starter
 
 def test_a_make_that_has_ended_already_is_noticed() -> None:
     code = (
-        "import os, types\nfrom eridiff import stopping\n"
+        "import os, types\nfrom eridiff.core import stopping\n"
         "stopping._make = lambda: types.SimpleNamespace(pid=os.getppid() + 1)\nstopping.end_with_make()"
     )
     process = processes.start(code)

@@ -12,6 +12,7 @@ import pytest
 from eridiff.caching.drift import TOLERANCE
 from eridiff.check import SECTIONS
 from eridiff.core.config import parse_yaml
+from eridiff.family import family_names
 from eridiff.params.buckets import BucketParams
 from eridiff.params.latents import IN_NO_KEY
 from eridiff.params.train import TrainParams
@@ -56,6 +57,78 @@ def test_the_training_step_is_two_hops_from_the_front_page() -> None:
     stage, step = ((ROOT / name).read_text("utf-8") for name in links)
     assert f"{links[1]}: train_step" in stage
     assert "\ndef train_step(" in step
+
+
+def top_names() -> set[str]:
+    """Packages and top modules of eridiff."""
+    found = {
+        path.stem for path in (ROOT / "eridiff").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    return found - {"__init__", "__main__"}
+
+
+def test_the_map_has_every_package_and_the_contract_s_layers() -> None:
+    text = (ROOT / "docs/development.md").read_text("utf-8")
+    assert re.findall(r"^#+ .*", text, re.M)[:2] == ["# Development", "## Map"]
+    cells = [line.split("|")[1] for line in text[: text.index("\n```")].splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`eridiff/(\w+?)(?:/\w*/?|\.py)?`", " ".join(cells)))
+    assert named == top_names()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (drawn,) = re.findall(r"^```\n(stages\n.*?)^```", text, re.M | re.S)
+    assert drawn.splitlines() == ["stages", *layers[1:]]
+    assert layers[0] == "__main__"
+
+
+def test_the_files_of_a_new_family_are_those_of_every_family() -> None:
+    """And `tests/contract/test_toy_family.py` runs one through every stage."""
+    _, _, section = (ROOT / "docs/development.md").read_text("utf-8").partition("# A new family\n")
+    named = set(re.findall(r"^\| `([\w.]+)` \|", section[: section.index("\n#")], re.M)) | {"__init__.py"}
+    toy = ROOT / "tests/contract/families/toy"
+    for folder in [toy, *(ROOT / "eridiff/families" / name for name in family_names())]:
+        found = {path.name for path in folder.iterdir() if path.is_file()}
+        assert named <= found <= named | {"published.json", "models.py"}, folder
+
+
+# Code that a page may name: not what a run makes (data/, runs/), nor a place for a name (NAME, MODULE).
+CODE = ("eridiff", "stages", "tests", "docs", "benchmarks", "presets")
+SKIPPED = r"[A-Z]{4,}"
+
+
+def missing(text: str) -> set[str]:
+    """Files and modules of ours that a text names and that do not exist; of a bare name, anywhere in the tree."""
+    found = {name for name in re.findall(r"`([\w./-]+)`", text) if not re.search(SKIPPED, name)}
+    paths = {name for name in found if name.split("/")[0] in CODE and "/" in name and not (ROOT / name).exists()}
+    bare = {name for name in found if re.fullmatch(r"\w+\.py", name)}
+    for folder in (ROOT / name for name in (*CODE, "data")):
+        bare -= {path.name for path in folder.rglob("*.py")}
+    dotted = re.findall(rf"(?:-m |`)((?:{'|'.join(CODE)})(?:\.\w+)+)", text)
+    modules = {name for name in dotted if not re.search(SKIPPED, name)}
+    modules = {name for name in modules if not any(_is_code(ROOT.joinpath(*name.split(".")[:n])) for n in (-1, None))}
+    return paths | bare | modules
+
+
+def _is_code(path: Path) -> bool:
+    return path.with_name(f"{path.name}.py").exists() or ((path / "__init__.py").exists() and path.parent != ROOT)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_that_a_page_names_exist(path: Path) -> None:
+    assert missing(path.read_text("utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("`eridiff/families/NAME/keys.py`, `eridiff/family.py`, `keys.py`, `data/lora/x.safetensors`", set()),
+        ("`eridiff/params_SECTION.py`, `eridiff/nothing/`", {"eridiff/nothing/"}),
+        ("`nothing.py` and `python -m tests.nothing FOLDER`", {"nothing.py", "tests.nothing"}),
+        ("`eridiff.dataset.intake.look_through`, `python -m eridiff.reference`", set()),
+        ("`eridiff.intake.look_through`", {"eridiff.intake.look_through"}),
+    ],
+)
+def test_what_does_not_exist_is_found(text: str, found: set[str]) -> None:
+    assert missing(text) == found
 
 
 def page(name: str) -> str:

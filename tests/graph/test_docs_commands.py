@@ -187,14 +187,14 @@ def test_options_of_the_page_exist() -> None:
 # What the docs' blocks call -> the test that runs it: its file's stem and its name.
 RUN_BY = {
     "dvc commit": "test_leaves",
-    "dvc exp run": "test_own_pictures",
+    "dvc exp run": "e2e/test_own_pictures",
     "dvc exp show": "test_demo::test_one_table",
     "dvc repro": "test_table::test_first_run",
     "eridiff base add": "test_table::test_vae",
     "eridiff base find": "test_places",
     "eridiff base list": "test_places",
-    "eridiff import-config": "test_importing::test_the_command_writes_once",
-    "eridiff inspect": "test_lorafiles::test_ones_own_in_every_dialect",
+    "eridiff import-config": "test_import_eridiffusion::test_the_command_writes_once",
+    "eridiff inspect": "test_lora_files::test_ones_own_in_every_dialect",
     "eridiff new": "test_new::test_three_decisions_and_it_runs",
     "eridiff plan": "test_plan::test_flux_on_a_card_of_12_is_put_into_four_bits",
     "eridiff store dedupe": "test_store_disk::test_store_cache_and_project_are_one_inode",
@@ -206,10 +206,9 @@ RUN_BY = {
     "eridiff why": "test_table::test_one_caption",
     "make flow": "test_flow_once::test_it_runs_once_and_then_nothing_does",
     "make repro": "test_killed",
-    "make serve": "test_flow::test_a_schedule_fires_each_minute",
+    "make serve": "e2e/test_flow::test_a_schedule_fires_each_minute",
     "python -c": "test_docs_commands::test_the_one_line_that_shows_the_captions",
     "python -m eridiff.reference": "test_docs::test_generated_pages_are_current",
-    "python -m tests.closure": "test_graph",
 }
 ONLY_SHOW = {"dvc metrics show", "dvc metrics diff"}  # DVC's own: its parser takes them, and they change nothing
 

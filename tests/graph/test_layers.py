@@ -1,7 +1,14 @@
-"""Imports go down only; heavy libraries are imported where they are used; eridiff knows no stage."""
+"""Heavy libraries are imported where they are used; what the contracts of imports in pyproject.toml say can fail.
+
+Who may import whom, `[tool.importlinter]` says; `make check` runs it.
+"""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,245 +18,6 @@ import pytest
 from tests.support import processes
 
 ROOT = Path(__file__).parent.parent.parent
-FAMILY_FILES = ("family", "keys", "workflow")
-
-# From the bottom up, less `eridiff.`; a module imports only from layers below its own, function bodies included.
-# `families` is the protocol, `families/*` the folders. The order is design's: errors progress | config | captions
-# buckets images | tables store | sources precision noise lora | families | latents texts data | train optim
-# checkpoint | sample export why | cli.
-LAYERS = (
-    (
-        "",
-        "captionjson",
-        "captionnames",
-        "companions",
-        "encoders",
-        "filelock",
-        "firstbytes",
-        "flowapi",
-        "flowbusy",
-        "flowpage",
-        "gpus",
-        "icc",
-        "joiners",
-        "leftovers",
-        "lossscale",
-        "measure",
-        "noise",
-        "orientation",
-        "parquetpages",
-        "placement",
-        "prediction",
-        "printable",
-        "signatures",
-        "tiles",
-        "tracing",
-        "trigger",
-        "words",
-    ),
-    (
-        "colour",
-        "colourfilters",
-        "files",
-        "plain",
-        "progress",
-        "slots",
-    ),
-    (
-        "dvcstate",
-        "figures",
-        "jsonfiles",
-        "runlog",
-        "stopping",
-        "supervise",
-        "variants",
-    ),
-    ("errors",),
-    (
-        "captionchoice",
-        "captionfiles",
-        "choices",
-        "config",
-        "dvcgraph",
-        "exprepair",
-        "flowkeys",
-        "images",
-        "schedulers",
-        "schedules",
-    ),
-    (
-        "activations",
-        "captiontables",
-        "dvcrepair",
-        "experiments",
-        "flowgate",
-        "ownouts",
-        "params_buckets",
-        "params_captions",
-        "params_export",
-        "params_latents",
-        "params_model",
-        "picturefolder",
-        "project",
-        "pushing",
-        "stagegraph",
-        "versions",
-    ),
-    (
-        "captionowners",
-        "captionrules",
-        "captionsyntax",
-        "codestate",
-        "filedigests",
-        "flowserver",
-        "intake",
-        "licences",
-        "lockform",
-        "ownpictures",
-        "precision",
-        "presets",
-        "quantise",
-        "runpage",
-        "seals",
-        "stagerun",
-        "tokenizers",
-    ),
-    (
-        "dvcinput",
-        "encodepipe",
-        "pictures",
-        "probe",
-        "projects",
-        "roots",
-        "tables",
-        "tensorfile",
-        "vae",
-    ),
-    (
-        "buckets",
-        "captions",
-        "concept",
-        "entries",
-        "floats",
-        "nonfinite",
-        "pickles",
-        "picturenotes",
-        "reproduce",
-        "runstate",
-        "upgrade",
-        "uploader",
-    ),
-    (
-        "captionreport",
-        "dedupe",
-        "differences",
-        "earlier",
-        "entrytable",
-        "keytables",
-        "pixeldigests",
-        "places",
-        "shardfaults",
-        "shards",
-        "weightfiles",
-    ),
-    (
-        "catalogue",
-        "gate",
-        "marks",
-        "samples",
-        "storegc",
-        "weighttables",
-    ),
-    (
-        "families",
-        "latents",
-        "partfiles",
-        "partkeys",
-        "store",
-    ),
-    (
-        "assemble",
-        "comfygraph",
-        "components",
-        "data",
-        "earlyshards",
-        "headers",
-        "hub",
-        "lorafiles",
-        "metadata",
-        "params_sample",
-        "params_text",
-        "params_train",
-        "predecessor",
-        "probing",
-        "ranks",
-        "storecare",
-        "storesize",
-        "wanted",
-    ),
-    (
-        "caching",
-        "collecting",
-        "families/*",
-        "keptbases",
-        "lora",
-        "objectives",
-        "optim",
-        "pointers",
-        "storerepair",
-    ),
-    (
-        "latentcache",
-        "latentdrift",
-        "load",
-        "pointerfiles",
-        "rates",
-        "sources",
-        "storecommands",
-        "textdrift",
-        "texts",
-    ),
-    (
-        "bases",
-        "cachejob",
-        "check",
-        "comfyfiles",
-        "draw",
-        "newpictures",
-        "pointerlines",
-        "train",
-    ),
-    (
-        "basecheck",
-        "checkpoint",
-        "flowform",
-        "footprint",
-        "inspect",
-        "latentjob",
-        "modelcard",
-        "previews",
-        "reference",
-        "sample",
-        "starting",
-        "textjob",
-    ),
-    (
-        "baselist",
-        "cacheplan",
-        "deployment",
-        "estimates",
-        "export",
-        "importing",
-        "trainjob",
-    ),
-    (
-        "plan",
-        "why",
-    ),
-    ("cli",),
-    ("__main__",),
-)
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 HEAVY = {
     "torch",
@@ -264,8 +32,12 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"noise", "precision", "quantise", "objectives", "runstate", "shards", "data", "train", "checkpoint"}
-WITH_TORCH |= {"basecheck", "activations", "tracing", "footprint", "estimates", "plan", "lossscale", "uploader"}
+WITH_TORCH = {"core.noise", "store.reader", "memory.plan", "memory.stages", "memory.trace", "memory.train"}
+WITH_TORCH |= {f"models.{name}" for name in ("checkpointing", "precision", "quantise", "upload")}
+WITH_TORCH |= {
+    f"training.{name}" for name in ("base_check", "checkpoint", "data", "job", "loss_scale", "objectives", "resume")
+}
+WITH_TORCH |= {"training.train"}
 
 
 def files() -> dict[str, Path]:
@@ -306,68 +78,125 @@ def imported(path: Path, *, inside_functions: bool = True) -> set[str]:
     return names
 
 
-def ours(path: Path) -> set[str]:
-    """Our modules that a file imports, less `eridiff.`."""
-    names = {name for name in imported(path) if name.split(".")[0] == "eridiff"}
-    return {name.removeprefix("eridiff").removeprefix(".") for name in names}
-
-
-def level(name: str) -> int:
-    """The layer of a module; a family's files are one layer."""
-    return LEVEL["families/*" if name.startswith("families.") else name]
-
-
-def test_every_module_has_a_layer() -> None:
-    modules = {"families/*" if name.startswith("families.") else name for name in FILES}
-    assert modules == set(LEVEL)
-    assert sum(map(len, LAYERS)) == len(LEVEL), "a module stands in two layers"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_imports_go_down(name: str) -> None:
-    wrong = {other for other in ours(FILES[name]) if level(other) >= level(name)}
-    assert wrong == set(), f"eridiff.{name} imports from its own layer or above"
-
-
 def test_the_check_can_fail(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
-    path.write_text("def f() -> None:\n    from eridiff import train\n    import eridiff.why.why\n")
-    assert ours(path) == {"train", "why"}
+    path.write_text("def f() -> None:\n    from eridiff.training import train\n    import eridiff.why.why\n")
+    assert imported(path) == {"eridiff.training.train", "eridiff.why.why"}
     path.write_text(
         "if TYPE_CHECKING:\n    import torch\ndef f() -> None:\n    import diffusers\nimport json, peft.utils\n"
     )
     assert imported(path, inside_functions=False) == {"json", "peft.utils"}
 
 
-def test_eridiff_never_imports_stages_nor_tests() -> None:
+def lint(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """What `make check` says of the imports of a checkout."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_contracts_are_kept() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+# Contract -> a module, the import that is written into it, and what the linter says of it.
+PLANTED = {
+    "Imports go down only": [
+        ("store/gc.py", "from eridiff.bases import find", "eridiff.store.gc -> eridiff.bases.find"),
+        (
+            "weights/files.py",
+            "from eridiff.families.sdxl import keys",
+            "eridiff.weights.files -> eridiff.families.sdxl.keys",
+        ),
+        (
+            "core/plain.py",
+            "def late() -> None:\n    import eridiff.machine.gpus",
+            "eridiff.core.plain -> eridiff.machine.gpus",
+        ),
+        (
+            "dvc/state.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from eridiff.params.model import ModelParams",
+            "eridiff.dvc.state -> eridiff.params.model",
+        ),
+        (
+            "training/train.py",
+            "from eridiff.sampling.sample import draw_samples",
+            "eridiff.training.train -> eridiff.sampling.sample",
+        ),
+        ("dataset/folder.py", "import eridiff.models.samplers", "eridiff.dataset.folder -> eridiff.models.samplers"),
+        ("extra/__init__.py", "", "extra"),
+        ("odd.py", "", "odd"),
+    ],
+    "No circle": [
+        ("formats/seals.py", "import eridiff.formats.safetensors", "No cycles are allowed in eridiff.formats.")
+    ],
+    "Families know nothing": [
+        (
+            "families/flux/keys.py",
+            "import eridiff.families.sd35.keys",
+            "eridiff.families.flux.keys -> eridiff.families.sd35.keys",
+        )
+    ],
+    "eridiff knows no stage": [("check.py", "import stages.train", "eridiff.check -> stages.train")],
+    "The stage latents": [
+        (
+            "caching/latents/tiles.py",
+            "import eridiff.caching.text",
+            "eridiff.caching.latents.tiles -> eridiff.caching.text",
+        )
+    ],
+    "The stage text": [
+        (
+            "caching/text_drift.py",
+            "import eridiff.dataset.image.colour",
+            "eridiff.caching.text_drift -> eridiff.dataset.image.colour",
+        )
+    ],
+    "Params hold no machinery": [
+        ("params/edit.py", "import eridiff.machine.local", "eridiff.params.edit -> eridiff.machine.local")
+    ],
+}
+
+
+def test_an_import_that_a_contract_forbids_is_named(tmp_path: Path) -> None:
+    """Late imports and those of type checkers count; a package that stands in no line is a fault."""
+    for name in ("eridiff", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for place, line, _ in (one for some in PLANTED.values() for one in some):
+        path = tmp_path / "eridiff" / place
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{path.read_text('utf-8') if path.exists() else ''}\n{line}\n", "utf-8")
+    done = lint(tmp_path)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1
+    for contract, planted in PLANTED.items():
+        assert re.search(rf"{contract}[^.]*? BROKEN", said), f"{contract}: {done.stdout}"
+        for _, _, arrow in planted:
+            assert arrow in said, f"{arrow} is not named: {done.stdout}"
+
+
+def test_every_folder_of_eridiff_is_a_package_of_the_contract() -> None:
+    """`exhaustive` sees packages alone: a folder without `__init__.py` would be in no line."""
+    for path in (ROOT / "eridiff").rglob("*.py"):
+        assert (path.parent / "__init__.py").exists(), path
+
+
+def test_eridiff_never_imports_tests() -> None:
     for path in FILES.values():
-        assert not {name for name in imported(path) if name.split(".")[0] in ("stages", "tests")}, path
-
-
-def test_families_never_import_each_other() -> None:
-    folders = {name.split(".")[1] for name in FILES if name.startswith("families.")}
-    assert len(folders) >= 3
-    for folder in folders:
-        for file in FAMILY_FILES:
-            names = {name for name in ours(FILES[f"families.{folder}.{file}"]) if name.startswith("families.")}
-            assert names == set(), f"{folder}/{file}.py imports a family's file"
-
-
-def test_train_never_imports_sample() -> None:
-    seen, todo = set(), ["train", "checkpoint", "previews"]
-    while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo += ours(FILES[name]) & set(FILES)
-    assert "draw" in seen  # previews
-    assert not {"sample", "export", "why", "check"} & seen
+        assert not {name for name in imported(path) if name.split(".")[0] == "tests"}, path
 
 
 def test_only_the_flow_imports_prefect() -> None:
-    """stages/flow.py, and nothing else."""
-    paths = [*FILES.values(), *(ROOT / "stages").glob("*.py")]
-    assert {path.name for path in paths if "prefect" in {n.split(".")[0] for n in imported(path)}} <= {"flow.py"}
+    """stages/flow.py, and nothing else; no other stage imports it, or another."""
+    stages = {path.stem: imported(path) for path in (ROOT / "stages").glob("*.py")}
+    everything = {**{f"eridiff.{name}": imported(path) for name, path in FILES.items()}, **stages}
+    assert [name for name, names in everything.items() if "prefect" in {n.split(".")[0] for n in names}] == ["flow"]
+    for name, names in stages.items():
+        assert name == "flow" or not {other for other in names if other.startswith("stages")}, name
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -86,7 +86,7 @@ def test_killed_half_way_it_has_no_name_and_goes(moment: str, tmp_path: Path, mo
     (tmp_path / "raw/0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     script = f"""
 import os, pathlib, signal
-from eridiff import projects
+from eridiff.projects import projects
 projects.{moment} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 projects.make_project("cats", pathlib.Path({str(tmp_path / "raw")!r}), pathlib.Path("params.yaml"))
 """

@@ -30,7 +30,6 @@ def make_job(folder: Path) -> TrainJob:
         data=training.random_set(FAMILY, folder, params),
         latent_facts=source(FAMILY).config("vae"),
         lineage=LINEAGE,
-        code={},
         root=folder / "store",
         state=folder / "store" / "runs" / "key",
     )

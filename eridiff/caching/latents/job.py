@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from eridiff.bases.pointers import pointers_of
 from eridiff.caching.drift import Encoder, Values
 from eridiff.caching.drift_check import entries_lacking, generation_of
 from eridiff.caching.fill import Resources
@@ -121,6 +122,10 @@ class LatentJob:
 def latent_job(
     model: ModelParams, params: LatentParams, rows: Collection[Row], pictures: Path, root: Path, out: Path
 ) -> LatentJob:
-    """The job of a table's rows, with what the store remembers of their pictures."""
+    """The job of a table's rows, with what the store remembers of their pictures.
+
+    Raises: BaseError where the VAE has no pointer here, before anything is read.
+    """
+    pointers_of(model.base, ["vae"], model.family)
     pixels = PixelDigests(root, set(values_of(rows, "file_digest")))
     return LatentJob(model=model, params=params, rows=rows, pictures=pictures, pixels=pixels, root=root, out=out)
