@@ -245,8 +245,8 @@ def test_every_flipped_bit_of_a_plan_is_found() -> None:
 HELPER = """
 import sys
 from pathlib import Path
-from eridiff.ranks import encode_together, find_ranks
-from eridiff.store import Store
+from eridiff.caching.processes import encode_together, find_ranks
+from eridiff.store.store import Store
 from tests.caching.test_processes import ITEMS, Encoder, form
 ranks = find_ranks("tests.rankhelper", 3)
 store = Store(Path(sys.argv[1]), "latents")

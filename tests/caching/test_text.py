@@ -79,10 +79,10 @@ def test_embeddings_equal_the_familys(tmp_path: Path) -> None:
 AGAIN = """
 import pickle, sys
 from pathlib import Path
-from eridiff.families import load_family
-from eridiff.caching import Resources
-from eridiff.params_text import TextParams
-from eridiff.texts import cache_texts, plan_captions
+from eridiff.family import load_family
+from eridiff.caching.fill import Resources
+from eridiff.params.text import TextParams
+from eridiff.caching.text import cache_texts, plan_captions
 folder, name = Path(sys.argv[1]), sys.argv[2]
 rows, params, encoders = pickle.loads((folder / "given.pickle").read_bytes())
 params, family = TextParams(**params), load_family(name)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 WRITE = """
 import sys
 from pathlib import Path
-from eridiff.files import atomic_write
+from eridiff.core.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"half")
     print("writes", flush=True)

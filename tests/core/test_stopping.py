@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent.parent
 # Works in steps; each line of standard input is the end of one.
 STEPS = """
 import sys
-from eridiff.errors import run_main
-from eridiff.stopping import Stopped, stop_in_order
+from eridiff.core.errors import run_main
+from eridiff.core.stopping import Stopped, stop_in_order
 def main():
     with stop_in_order(lambda: "stopped at once: dvc repro goes on after step 50 of 60") as asked:
         print("works", flush=True)
@@ -119,7 +119,7 @@ def test_last_words_are_handed_to_who_started_dvc(
 
 LAUNCH = """
 import os, signal, subprocess, sys
-from eridiff.stopping import last_words, say_last
+from eridiff.core.stopping import last_words, say_last
 signals = (signal.SIGINT, signal.SIGTERM)
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 with last_words() as words:
@@ -291,7 +291,7 @@ def test_ctrl_c_has_the_last_line(tmp_path: Path, stage: str, last: str, starter
 
 def test_a_make_that_has_ended_already_is_noticed() -> None:
     code = (
-        "import os, types\nfrom eridiff import stopping\n"
+        "import os, types\nfrom eridiff.core import stopping\n"
         "stopping._make = lambda: types.SimpleNamespace(pid=os.getppid() + 1)\nstopping.end_with_make()"
     )
     process = processes.start(code)

@@ -68,8 +68,8 @@ def test_the_environment_is_quiet_and_local() -> None:
 
 STEPS = """
 import time
-from eridiff.errors import run_main
-from eridiff.stopping import Stopped, stop_in_order
+from eridiff.core.errors import run_main
+from eridiff.core.stopping import Stopped, stop_in_order
 def main():
     with stop_in_order(str) as asked:
         for step in range(1, 3000):

@@ -14,13 +14,13 @@ LENGTH = 200_000  # bytes of an entry
 STAGE = f"""
 import random
 from pathlib import Path
-from eridiff.caching import fill
-from eridiff.earlier import earlier_shards
-from eridiff.errors import run_main
-from eridiff.project import store_root
-from eridiff.store import Store
-from eridiff.store import entry_key
-from eridiff.tensorfile import RawTensor
+from eridiff.caching.fill import fill
+from eridiff.store.earlier import earlier_shards
+from eridiff.core.errors import run_main
+from eridiff.machine.local import store_root
+from eridiff.store.store import Store
+from eridiff.store.entries import entry_key
+from eridiff.formats.safetensors import RawTensor
 
 def entry(number):
     parts = {{"number": number, "vae": "d" * 64}}

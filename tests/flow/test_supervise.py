@@ -90,7 +90,7 @@ def test_a_starter_killed_with_9_takes_the_command_with_it(tmp_path: Path) -> No
 # Ends what it started with steps and patience of its own; the child does with SIGTERM what the argument says.
 ENDING = """
 import signal, subprocess, sys, time
-from eridiff.supervise import end_descendants
+from eridiff.flow.supervise import end_descendants
 child = 'import signal, time; ' + sys.argv[1] + '; print("ready", flush=True); [time.sleep(0.1) for _ in range(600)]'
 process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
 process.stdout.readline()

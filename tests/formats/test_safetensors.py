@@ -75,7 +75,7 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from eridiff.tensorfile import RawTensor, write_tensors
+from eridiff.formats.safetensors import RawTensor, write_tensors
 kinds = {"F32": 4, "BF16": 2, "F8_E4M3": 1, "I64": 8, "BOOL": 1}
 names = set(kinds)  # in the order of this process's hashes
 tensors = {f"{name}.{i}": RawTensor(name, (i, 3), bytes(kinds[name] * 3 * i)) for name in names for i in (2, 0, 1)}

@@ -91,7 +91,7 @@ def test_rows_and_facts_come_back(tmp_path: Path) -> None:
 
 TABLE = """
 import hashlib, json, sys
-from eridiff.tables import table_bytes
+from eridiff.formats.tables import table_bytes
 columns, rows = json.loads(sys.argv[1])
 facts = {name: len(name) for name in {"alpha", "beta", "gamma"}}
 print(hashlib.sha256(table_bytes(rows, columns, facts)).hexdigest())

@@ -174,7 +174,7 @@ def test_a_damaged_row_is_taken_anew(tmp_path: Path, file: Path, column: str) ->
 
 WRITER = """
 import sys, pathlib
-from eridiff.filedigests import FileDigests
+from eridiff.machine.filedigests import FileDigests
 folder = pathlib.Path(sys.argv[1])
 for _ in range(20):
     with FileDigests(folder / "d.sqlite") as digests:

@@ -253,11 +253,11 @@ LOAD = """
 import json, sys, threading, time
 from pathlib import Path
 import torch
-from eridiff.assemble import assemble
-from eridiff.weightfiles import Weights
-from eridiff.partfiles import FolderTensors
-from eridiff.quantise import Storage
-from eridiff.tensorfile import TensorFile
+from eridiff.models.assemble import assemble
+from eridiff.weights.files import Weights
+from eridiff.weights.parts import FolderTensors
+from eridiff.models.quantise import Storage
+from eridiff.formats.safetensors import TensorFile
 import bitsandbytes
 from diffusers import FluxTransformer2DModel
 

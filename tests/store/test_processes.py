@@ -16,7 +16,7 @@ from tests.support.entries import ENTRIES, KEYS, contents, entry, filled
 FILL = """
 import random, sys
 from pathlib import Path
-from eridiff.store import Store
+from eridiff.store.store import Store
 from tests.support.entries import ENTRIES, KEYS
 root, out, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 order = list(ENTRIES)
@@ -51,7 +51,7 @@ def test_two_processes_fill_one_store(tmp_path: Path) -> None:
 PUT_FOR_EVER = """
 import os, sys
 from pathlib import Path
-from eridiff.store import Store
+from eridiff.store.store import Store
 from tests.support.entries import entry
 store = Store(Path(sys.argv[1]), "latents")
 print("ready", flush=True)

@@ -31,9 +31,9 @@ ROUNDS = """
 import json, os, random, signal, sys, threading, time
 from pathlib import Path
 import pyarrow, pyarrow.parquet
-from eridiff import placement as module
-from eridiff.caching import fill
-from eridiff.store import Store
+from eridiff.store import sharding as module
+from eridiff.caching.fill import fill
+from eridiff.store.store import Store
 from tests.support.entries import ENTRIES, KEYS, contents
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
@@ -259,8 +259,8 @@ MANY_FILES = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-from eridiff.store import Store
-from eridiff.tensorfile import TensorFile
+from eridiff.store.store import Store
+from eridiff.formats.safetensors import TensorFile
 from tests.support.entries import entry
 store, items = Store(Path(sys.argv[1]), "latents"), [entry(number) for number in range(100)]
 for item in items:

@@ -296,7 +296,7 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_named(
 HOLD_AND_TRAIN = """
 import os, sys, time
 from pathlib import Path
-from eridiff.runstate import hold
+from eridiff.training.resume import hold
 from tests.support import training
 from tests.support.bases import FAMILIES
 from tests.training.test_resume import run_training

@@ -209,7 +209,7 @@ import signal
 import sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-from eridiff.errors import run_main
+from eridiff.core.errors import run_main
 from tests.caching.latents.test_encode import MeanVae, cache, LatentParams, make_pictures
 folder = Path(sys.argv[1])
 rows = make_pictures(folder / "raw", 40)

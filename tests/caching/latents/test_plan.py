@@ -154,11 +154,11 @@ def shards(folder: Path) -> dict[str, bytes]:
 AGAIN = """
 import pickle, sys
 from pathlib import Path
-from eridiff.caching import Resources
-from eridiff.latentcache import cache_latents
-from eridiff.latents import common_parts, plan_samples
-from eridiff.params_latents import LatentParams
-from eridiff.pixeldigests import PixelDigests
+from eridiff.caching.fill import Resources
+from eridiff.caching.latents.encode import cache_latents
+from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.params.latents import LatentParams
+from eridiff.store.pixels import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
 params = LatentParams(batch_size=4)
