@@ -5,4 +5,4 @@ ARGS ?=
 
 .PHONY: setup check test repro flow serve
 setup check test repro flow serve:
-	@exec $(PYTHON) -m eridiff $@ --torch $(TORCH) $(ARGS)
+	@ERIDIFF_MAKE=$$PPID exec $(PYTHON) -m eridiff $@ --torch $(TORCH) $(ARGS)

@@ -29,12 +29,12 @@ def reproduce(arguments: Sequence[str]) -> int:
 
     Raises: ConfigError, DataError for what DVC would read without end, and for a dvc.lock of before versions.
     """
+    end_with_make()
     refuse_unbounded(Path())
     for line in mend(Path()):
         warn(line)
     refuse_early(Path())
     adopt_orphans()
-    end_with_make()
     # Of a script's `&`: a terminal's Ctrl-C is not meant for it. What it starts hears one, in a group of its own.
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     with last_words() as words, _passed_on() as asked:

@@ -68,7 +68,8 @@ def setup(torch: str) -> None:
 
 def run(command: list[str], failed: str) -> None:
     """Run one command in the checkout; a failure ends with its exit code and one sentence."""
-    code = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+    settings = {key: value for key, value in environment().items() if key != "ERIDIFF_MAKE"}  # see end_with_make
+    code = subprocess.run(command, cwd=ROOT, env=settings, check=False).returncode
     if code:
         print(f"error: {failed} (exit code {code}).", file=sys.stderr)
         sys.exit(code)

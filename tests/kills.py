@@ -36,7 +36,7 @@ class Victim:
         self.clone = make_clone(folder, "clone", cold=True)
         (self.clone.root / "local.yaml").write_text("state_every: 1\n")
         self.makefile = folder / "Makefile"  # the checkout's own would look whether all is installed first
-        self.makefile.write_text(f"repro:\n\t@exec {sys.executable} -m eridiff.reproduce\n")
+        self.makefile.write_text(f"repro:\n\t@ERIDIFF_MAKE=$$PPID exec {sys.executable} -m eridiff.reproduce\n")
         self.log = folder / "log"
         self.finish()
         self.expected = self.clone.lock()

@@ -17,6 +17,7 @@ from typing import Any
 from eridiff.core.progress import say
 
 LAST_WORDS = "ERIDIFF_LAST_WORDS"  # the file's path
+MAKE = "ERIDIFF_MAKE"  # the process id of the make that starts us
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOTICE = b"stopping after this step; Ctrl-C again stops at once, and loses the steps since the last saved state\n"
 
@@ -112,7 +113,13 @@ def last_words() -> Iterator[LastWords]:
 
 
 def end_with_make() -> None:
-    """Have this process told to stop (SIGTERM) when the make that started it ends before it, as by SIGKILL."""
+    """Have this process told to stop (SIGTERM) when the make that started it ends before it, as by SIGKILL.
+
+    A make that was killed while Python started cannot be seen any more: the Makefile says which it was.
+    """
+    said = os.environ.pop(MAKE, "")  # not of what is started from here
+    if said and said != str(os.getppid()):
+        signal.raise_signal(signal.SIGTERM)
     if (make := _make()) is not None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != make.pid:  # it ended meanwhile

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from eridiff.core.errors import run_main
-from eridiff.core.stopping import NOTICE, STOPPED_WORDS, Stopped, last_words, say_last, stop_in_order
+from eridiff.core.stopping import (
+    MAKE,
+    NOTICE,
+    STOPPED_WORDS,
+    Stopped,
+    end_with_make,
+    last_words,
+    say_last,
+    stop_in_order,
+)
 from eridiff.training.resume import load_state
 from eridiff.training.train import train
 from tests.support import processes, training
@@ -297,6 +306,38 @@ def test_a_make_that_has_ended_already_is_noticed() -> None:
     process = processes.start(code)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
+
+
+# In place of a Python that takes its time to start: it is still at it when make is killed.
+LATE = """
+import os
+from eridiff.core.stopping import end_with_make
+make = os.getppid()
+print("starts", flush=True)
+while os.getppid() == make:
+    os.sched_yield()
+end_with_make()
+print("goes on", flush=True)
+"""
+
+
+def test_a_make_that_was_killed_while_python_started_is_noticed(tmp_path: Path) -> None:
+    recipe = (ROOT / "Makefile").read_text().splitlines()[-1].split("$(PYTHON)")[0]  # a tab, @ and what is before it
+    (tmp_path / "late.py").write_text(LATE)
+    (tmp_path / "Makefile").write_text(f"repro:\n{recipe}{sys.executable} late.py\n")
+    process = begin(
+        ["make", "repro"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "starts\n"
+    process.kill()
+    assert process.communicate(timeout=60)[0] == ""
+
+
+def test_what_make_said_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MAKE, str(os.getppid()))
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    end_with_make()
+    assert MAKE not in os.environ
 
 
 def test_a_make_that_ignores_ctrl_c_is_told_that_it_failed(tmp_path: Path) -> None:
