@@ -16,14 +16,7 @@ from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
 from eridiff.sampling.previews import prepare_previews
 from eridiff.store.dedupe import dedupe_outs
-from eridiff.training.job import train_job
-
-INPUTS = {
-    "captions": Path("data/captions/captions.parquet"),
-    "buckets": Path("data/buckets/buckets.parquet"),
-    "latents": Path("data/latents/index.parquet"),
-    "text": Path("data/text/index.parquet"),
-}
+from eridiff.training.job import INPUTS, train_job
 
 
 def main() -> None:
@@ -33,8 +26,8 @@ def main() -> None:
     job = train_job(model, params, INPUTS, store_root())
     with job.held():
         previews = prepare_previews(local, model, params.precision, job.data.samples[0].bucket, job.device)
-        facts = params, job.family, job.pointer, job.data, job.device, job.root, code_digest()
-        run = job.prepare(choose_activations(local.activations, *facts), fixed=local.activations is not None)
+        activations = choose_activations(local.activations, job, code_digest())
+        run = job.prepare(activations, fixed=local.activations is not None)
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = job.train(run, preview, local.state_every)
         written = job.put_out(table, Path("data/lora"), Path("data/loss.tsv"))
