@@ -18,6 +18,7 @@ from eridiff.core.stopping import stop_in_order
 from eridiff.family import Family, load_family
 from eridiff.formats.tables import read_table
 from eridiff.machine.local import Activations, store_root
+from eridiff.models.checkpointing import LEVELS
 from eridiff.models.precision import choose_device
 from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
@@ -84,7 +85,7 @@ class TrainJob:
             say(check_denoiser(run, self.data))
         return run
 
-    def load(self, activations: Activations, *, fixed: bool) -> Run:
+    def load(self, activations: Activations = LEVELS[0], *, fixed: bool = True) -> Run:
         """The denoiser with its adapters on the device."""
         machine = Machine(device=self.device, activations=activations, fixed=fixed, store=self.root)
         return prepare_run(self.params, self.family, self.source, self.latent_facts, machine)
@@ -135,4 +136,4 @@ def verify_project() -> list[str]:
     job = train_job(model, params, INPUTS, store_root())
     vae = find_source(pointers_of(model.base, ["vae"], model.family).values())
     line = check_vae(vae, job.family, job.data, job.device)
-    return [line, check_denoiser(job.load("keep", fixed=True), job.data)]
+    return [line, check_denoiser(job.load(), job.data)]
