@@ -16,7 +16,14 @@ from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
 from eridiff.sampling.previews import prepare_previews
 from eridiff.store.dedupe import dedupe_outs
-from eridiff.training.job import INPUTS, train_job
+from eridiff.training.job import train_job
+
+INPUTS = {
+    "captions": Path("data/captions/captions.parquet"),
+    "buckets": Path("data/buckets/buckets.parquet"),
+    "latents": Path("data/latents/index.parquet"),
+    "text": Path("data/text/index.parquet"),
+}
 
 
 def main() -> None:

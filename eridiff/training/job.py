@@ -30,7 +30,8 @@ from eridiff.training.resume import hold, states, stopped_at_once
 from eridiff.training.train import Machine, Preview, Run, Table, prepare_run, train
 from eridiff.weights.pointers import ModelSource, Pointer
 
-INPUTS = {
+# Of a project, as the stage names them too: dvc.yaml's deps are read off its source.
+PROJECT = {
     "captions": Path("data/captions/captions.parquet"),
     "buckets": Path("data/buckets/buckets.parquet"),
     "latents": Path("data/latents/index.parquet"),
@@ -131,9 +132,9 @@ def verify_project() -> list[str]:
     Raises: DataError before latents and text are cached; BaseError where a check fails or weights are missing.
     """
     model, params = load_section(ModelParams, "model"), load_section(TrainParams, "train")
-    if missing := [str(path) for path in INPUTS.values() if not path.exists()]:
+    if missing := [str(path) for path in PROJECT.values() if not path.exists()]:
         raise DataError(f"{', '.join(missing)}: not there yet. Run `dvc repro latents text` first.")
-    job = train_job(model, params, INPUTS, store_root())
+    job = train_job(model, params, PROJECT, store_root())
     vae = find_source(pointers_of(model.base, ["vae"], model.family).values())
     line = check_vae(vae, job.family, job.data, job.device)
     return [line, check_denoiser(job.load(), job.data)]

@@ -8,7 +8,7 @@ import pytest
 from eridiff.core.errors import DataError, TrainError
 from eridiff.models.lora import read_checkpoint
 from eridiff.training import job as trainjob
-from eridiff.training.job import INPUTS, verify_project
+from eridiff.training.job import PROJECT, verify_project
 from tests.conftest import ROOT
 from tests.support import training
 from tests.support.bases import FAMILIES
@@ -75,7 +75,7 @@ def test_a_project_is_verified_by_its_own_job(
     monkeypatch.setattr(trainjob, "train_job", lambda *given: job)
     with pytest.raises(DataError, match=r"text/index\.parquet: not there yet\. Run `dvc repro latents text` first"):
         verify_project()
-    for path in INPUTS.values():
+    for path in PROJECT.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert verify_project() == ["base check: vae", "base check: denoiser"]

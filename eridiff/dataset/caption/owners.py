@@ -77,13 +77,12 @@ def find_captions(
     has none. What contradicts itself, cannot be read, or would be lost, is added to `problems`, each kind with all its
     offenders.
     """
-    pictures, everything = by_names([*paths, *copies]), by_names([*paths, *left_out])
+    among = Folder(place=folder, pictures=by_names([*paths, *copies]), everything=by_names([*paths, *left_out]))
     texts = [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]
-    captions, unused, lost = _sidecars(folder, texts, pictures, problems)
+    captions, unused, lost = _sidecars(folder, texts, among.pictures, problems)
     tables = [path for path in files if _suffix(path) in TABLE_SUFFIXES]
     named = [path for path in tables if posixpath.basename(path) in METADATA_NAMES]
     others = [path for path in tables if posixpath.basename(path) not in METADATA_NAMES]
-    among = Folder(place=folder, pictures=pictures, everything=everything)
     found = Found()
     captions += _metadata_captions(among, named, found.inputs, problems)
     served = {copies.get(one.picture, one.picture) for one in captions}
