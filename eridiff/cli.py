@@ -90,7 +90,7 @@ def base_verify(
 ) -> None:
     """Was the base of this project loaded right? Its denoiser and its VAE on cached samples. Or: is no byte damaged?"""
     from eridiff.bases.listing import verify_deep
-    from eridiff.training.base_check import verify_project
+    from eridiff.training.job import verify_project
 
     for line in verify_deep(name) if deep else verify_project():
         say(line)

@@ -4,15 +4,16 @@
 """
 
 import json
-from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from eridiff.check import SECTIONS
 from eridiff.core.config import Section
 from eridiff.core.files import write_text
+from eridiff.core.sections import docstrings, nested
 from eridiff.machine.local import LocalConfig, checkout_root
 
 PARAMS_HEAD = """# params.yaml
@@ -51,32 +52,17 @@ def local_page() -> str:
     return f"{LOCAL_HEAD}\n{_table(LocalConfig)}"
 
 
-def nested(model: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
-    """Sections inside a section: (key path, model)."""
-    for name, field in model.model_fields.items():
-        for kind in _kinds(field.annotation):
-            if isinstance(kind, type) and issubclass(kind, Section):
-                many = "[]" if get_origin(field.annotation) is tuple else ""
-                yield f"{prefix}.{name}{many}", kind
-                yield from nested(kind, f"{prefix}.{name}{many}")
-
-
-def _table(model: type[Section]) -> str:
+def _table(model: type[BaseModel]) -> str:
     rows = ["| key | type | default | |", "|---|---|---|---|"]
+    texts = docstrings(model)
     for name, field in model.model_fields.items():
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = " ".join(texts[name].split()).replace("|", "\\|")
         rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {text} |")
     return "\n".join(rows) + "\n"
 
 
-def _first_line(model: type[Section]) -> str:
+def _first_line(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().splitlines()[0]
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """The plain types and literal values inside an annotation."""
-    inner = [arg for arg in get_args(annotation) if not isinstance(arg, FieldInfo)]
-    return [kind for arg in inner for kind in _kinds(arg)] if inner else [annotation]
 
 
 def _type(field: FieldInfo) -> str:

@@ -14,7 +14,7 @@ from eridiff.models.precision import choose_device, describe_backend
 from eridiff.params.model import ModelParams
 from eridiff.params.sample import SampleParams
 from eridiff.sampling.concept import open_concept
-from eridiff.sampling.sample import draw_samples
+from eridiff.sampling.sample import SampleJob, draw_samples
 
 
 def main() -> None:
@@ -25,10 +25,11 @@ def main() -> None:
     device = choose_device(allow_cpu=model.allow_cpu)
     pointers = pointers_of(model.base, family.PARTS, model.family)
     source = find_source(pointers.values())
+    job = SampleJob(params=params, family=family, source=source, device=device, store=store_root())
     tables = Path("data/captions/captions.parquet"), Path("data/buckets/buckets.parquet")
     concept = open_concept(*tables, Path("data/raw")) if params.measures else []
     out = Path("data/samples")
-    draw_samples(params, family, source, device, Path("data/lora"), out, concept, store_root())
+    draw_samples(job, Path("data/lora"), out, concept)
     record_run("sample", scheduler=params.scheduler, **describe_backend(device, params.precision))
     say(f"sample: {len(list(out.glob('images/*.png')))} pictures, {out}/grid.png")
 

@@ -33,8 +33,8 @@ def main() -> None:
     job = train_job(model, params, INPUTS, store_root())
     with job.held():
         previews = prepare_previews(local, model, params.precision, job.data.samples[0].bucket, job.device)
-        facts = params, job.family, job.pointer, job.data, job.device, job.root, code_digest()
-        run = job.prepare(choose_activations(local.activations, *facts), fixed=local.activations is not None)
+        activations = choose_activations(local.activations, job, code_digest())
+        run = job.prepare(activations, fixed=local.activations is not None)
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = job.train(run, preview, local.state_every)
         written = job.put_out(table, Path("data/lora"), Path("data/loss.tsv"))

@@ -189,7 +189,7 @@ def samples(family: str, folder: Path) -> dict[str, Any]:
     from PIL import Image
 
     from eridiff.params.sample import SampleParams
-    from eridiff.sampling.sample import draw_samples
+    from eridiff.sampling.sample import SampleJob, draw_samples
     from tests.support.adapters import random_adapter
     from tests.support.bases import source
     from tests.support.training import base_denoiser
@@ -204,7 +204,8 @@ def samples(family: str, folder: Path) -> dict[str, Any]:
     write_trained(folder, family, strong)
     given = {"prompts": [{"prompt": "[trigger], a fox"}], "steps": 2, "size": [64, 64], "precision": "fp32"}
     params = validate(SampleParams, {**given, "strengths": [1.0]}, where="golden", prefix="sample")
-    draw_samples(params, module, base, torch.device("cpu"), folder / "lora", folder / "out")
+    job = SampleJob(params=params, family=module, source=base, device=torch.device("cpu"))
+    draw_samples(job, folder / "lora", folder / "out")
     found: dict[str, Any] = {}
     for path in sorted((folder / "out/images").iterdir()):
         with Image.open(path) as image:

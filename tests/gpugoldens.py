@@ -46,7 +46,7 @@ def outs(family: str, folder: Path) -> dict[str, Any]:
 
     from eridiff.caching.latents.vae import encode, prepare_vae
     from eridiff.params.latents import LatentParams
-    from eridiff.training.train import prepare_run, train
+    from eridiff.training.train import Machine, prepare_run, train
     from tests.goldenouts import tensor_facts
     from tests.support.bases import source
     from tests.support.training import params_of, random_set
@@ -55,7 +55,7 @@ def outs(family: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, changes in RUNS.items():
         params, place = params_of(changes), folder / name
-        run = prepare_run(params, module, base, base.config("vae"), cuda, "keep")
+        run = prepare_run(params, module, base, base.config("vae"), Machine(device=cuda))
         found[name] = train(run, random_set(family, place, params), place / "state", 50)[0]["loss"]
     params = LatentParams(batch_size=1, dtype="bf16")
     vae = prepare_vae(load_vae(module, base, torch.bfloat16), params, cuda)

@@ -6,9 +6,10 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from eridiff.check import SECTIONS
-from eridiff.core.config import Section
-from eridiff.reference import nested
+from eridiff.core.sections import nested
 
 LEAVES = Path(__file__).parent / "leaves.txt"
 
@@ -23,7 +24,7 @@ def schema_leaves() -> list[str]:
     return sorted(found)
 
 
-def _fields(path: str, model: type[Section]) -> list[str]:
+def _fields(path: str, model: type[BaseModel]) -> list[str]:
     return [f"{path}.{field}" for field in model.model_fields]
 
 

@@ -16,7 +16,7 @@ from eridiff.params.latents import LatentParams
 from eridiff.params.sample import Prompt, SampleParams
 from eridiff.sampling.draw import draw, embed_prompts
 from eridiff.sampling.sample import load_drawing
-from eridiff.training.train import Table, prepare_run, train
+from eridiff.training.train import Machine, Table, prepare_run, train
 from tests import gpugoldens
 from tests.support.bases import FAMILIES, source
 from tests.support.training import params_of, random_set
@@ -35,7 +35,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def losses(family: str, place: Path, device: torch.device, changes: dict[str, Any]) -> Table:
     params = params_of(changes)
     facts = source(family).config("vae")
-    run = prepare_run(params, load_family(family), source(family), facts, device, "keep")
+    run = prepare_run(params, load_family(family), source(family), facts, Machine(device=device))
     return train(run, random_set(family, place, params), place / "state", 50)[0]
 
 
@@ -124,7 +124,7 @@ def test_memory_that_runs_out_on_cuda(tmp_path: Path) -> None:
     params = params_of({"steps": 2, "batch_size": 4})
     data = random_set(family, tmp_path, params, ((1024, 1024),))
     facts, module = source(family).config("vae"), load_family(family)
-    prepared = prepare_run(params, module, source(family), facts, CUDA, "keep", fixed=False)
+    prepared = prepare_run(params, module, source(family), facts, Machine(device=CUDA, fixed=False))
     again = copy.deepcopy(prepared.adapters)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

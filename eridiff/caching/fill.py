@@ -40,7 +40,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What was encoded before the look-up."""
+    """What was encoded, and how long it took."""
 
     encoded: int = 0
     seconds: float = 0.0
@@ -113,6 +113,13 @@ class ShardChecks:
         return SOUND
 
 
+def _publish(store: Store, keys: Sequence[str] | Keys, out: Path) -> tuple[Mapping[str, str], ShardChecks]:
+    """Put out the shards of the keys; key -> shard, and what was read of shards that were there."""
+    with FileDigests(days=load_local().check_days) as remembered:
+        checks = ShardChecks(remembered)
+        return store.publish(keys, out, checks.check), checks
+
+
 def fill(
     store: Store,
     keys: Sequence[str] | Keys,
@@ -124,35 +131,32 @@ def fill(
 ) -> tuple[Mapping[str, str], CacheCounts]:
     """What both caching stages do: import what the store lacks, encode the rest, publish the shards into `out`.
 
-    earlier() gives the shards of the stage's own last output; encode() puts every key that is missing and says how
-    many it put. Each is called only where a key is missing. Returns key -> shard and the counts.
+    earlier() gives the shards of the stage's own last output; encode() puts what is missing and says how many.
+    Each is called only where a key is missing. Returns key -> shard and the counts.
     """
-    start, encoded, encode_seconds = time.monotonic(), 0, 0.0
+    start, work = time.monotonic(), Work()
     take_away(store.folder)
     for attempt in range(1, ATTEMPTS + 1):
         if store.missing(keys):
             store.adopt(earlier())
         began = time.monotonic()
-        encoded += encode() if store.missing(keys) else 0
-        encode_seconds += time.monotonic() - began
+        encoded = encode() if store.missing(keys) else 0
+        work = Work(encoded=work.encoded + encoded, seconds=work.seconds + time.monotonic() - began)
         try:
-            with FileDigests(days=load_local().check_days) as remembered:
-                checks = ShardChecks(remembered)
-                shards = store.publish(keys, out, checks.check)
+            shards, checks = _publish(store, keys, out)
             break
         except EntryGone:  # `eridiff store gc` or a user took entries meanwhile
             if attempt == ATTEMPTS:
                 raise
             store.look_again()
     pin(store.root, store.kind, Path.cwd(), store.published)
-    seconds = time.monotonic() - start
     counts = CacheCounts(
         what=what,
         samples=len(keys),
-        encoded=encoded,
+        encoded=work.encoded,
         shards_written=store.shards_written,
-        seconds=seconds,
-        encode_seconds=encode_seconds,
+        seconds=time.monotonic() - start,
+        encode_seconds=work.seconds,
         shards_checked=checks.read,
         check_seconds=checks.seconds,
     )

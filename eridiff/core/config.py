@@ -28,7 +28,6 @@ class Section(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         str_max_length=MAX_LETTERS,
     )
 

@@ -1,11 +1,12 @@
 """What is wrong with a section of a configuration file, in sentences: pydantic's problems, explained."""
 
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from eridiff.core.errors import did_you_mean
 from eridiff.core.plain import shown
+from eridiff.core.sections import leaf_types, section_of
 
 
 def explain_all(model: type[BaseModel], error: ValidationError, where: str, prefix: str) -> list[str]:
@@ -33,16 +34,10 @@ def _real_location(model: type[BaseModel], location: tuple[int | str, ...]) -> l
             real.append(str(part))
         elif section is not None and part in section.model_fields:
             real.append(part)
-            section = _section_of(section, part)
+            section = section_of(section, part)
     last = location[-1]
     branch = section is None and not isinstance(last, int)
     return real if branch else [*real, str(last)]
-
-
-def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section that a field holds (by itself, in a list, or optional)."""
-    kinds = _leaf_types(model.model_fields[name].annotation)
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any], location: list[str], path: str) -> str:
@@ -55,7 +50,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any], location: list[str
         return f"'{path}' is missing."
     if problem["type"] == "literal_error":
         names = [part for part in location if not part.isdigit()]
-        kinds = _leaf_types(_section_at(model, names[:-1]).model_fields[names[-1]].annotation)
+        kinds = leaf_types(_section_at(model, names[:-1]).model_fields[names[-1]].annotation)
         choices = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
         return f"'{path}' is {shown(value)}, which is none of its choices.{choices}"
     if problem["type"] == "value_error":  # a rule of ours; one about a whole section names the values itself
@@ -68,11 +63,5 @@ def _section_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     """The (sub)section at a location."""
     for part in location:
         if not part.isdigit():
-            model = _section_of(model, part) or model
+            model = section_of(model, part) or model
     return model
-
-
-def _leaf_types(annotation: Any) -> list[Any]:
-    """All types and literal values inside an annotation such as `tuple[Literal['a', 'b'], ...] | None`."""
-    inner = get_args(annotation)
-    return [leaf for arg in inner for leaf in _leaf_types(arg)] if inner else [annotation]

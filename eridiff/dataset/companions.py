@@ -135,15 +135,6 @@ def find_companions(files: Iterable[str], pictures: Collection[str]) -> dict[str
     return found
 
 
-def masks_of(companions: Mapping[str, Companion]) -> dict[str, str]:
-    """Picture -> its mask; of several the first by path."""
-    masks: dict[str, str] = {}
-    for path, companion in sorted(companions.items()):
-        if companion.kind == "mask" and companion.owner is not None:
-            masks.setdefault(companion.owner, path)
-    return masks
-
-
 def captions_of_left_out(
     files: Iterable[str], pictures: Collection[str], companions: Mapping[str, Companion]
 ) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from eridiff.core.config import parse_yaml, read_yaml
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import read_file, read_text
+from eridiff.core.git import ask_git
 from eridiff.core.plain import shown
 from eridiff.dvc.graph import Graph
 
@@ -112,9 +112,7 @@ def refuse_uncommitted(folder: Path, name: str) -> None:
 
 def _git(folder: Path, *arguments: str) -> str:
     """What git prints; nothing where it fails."""
-    command = ["git", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""
+    return (ask_git(folder, *arguments) or b"").decode("utf-8", "replace")
 
 
 def lock_text(folder: Path, experiment: str | None) -> str:

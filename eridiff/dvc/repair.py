@@ -11,13 +11,13 @@ Mended only where no living process works on them. What is replaced is kept in .
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from eridiff.core.files import MAX_BYTES, read_file, write_text
+from eridiff.core.git import ask_git
 from eridiff.core.json_files import load_json, parse_json
 from eridiff.core.leftovers import lives
 from eridiff.core.locks import try_lock
@@ -204,7 +204,7 @@ def _restore(project: Path, path: Path) -> str:
     """Put a damaged file right; says what it is now."""
     name = path.relative_to(project)
     is_lock = path.name == "dvc.lock"
-    committed = _committed(project, name)
+    committed = ask_git(project, "show", f"HEAD:./{name}")
     if committed is not None and (_is_lock if is_lock else _is_pointer)(committed):
         write_text(path, committed.decode("utf-8"))
         return "It is again as git's last commit has it: `dvc repro` takes what ran since from its run-cache"
@@ -213,15 +213,6 @@ def _restore(project: Path, path: Path) -> str:
         return "It is removed, since git has none: `dvc repro` takes what ran before from its run-cache"
     write_text(path, f"outs:\n- hash: md5\n  path: {json.dumps(path.stem)}\n  push: false\n")
     return f"It is written again for {name.with_suffix('')} as it stands: look at its `push`, which is false"
-
-
-def _committed(project: Path, name: Path) -> bytes | None:
-    """A file of git's last commit; None where there is no git, no commit, or no such file in it."""
-    try:
-        done = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=project, capture_output=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _read(content: bytes) -> Any:

@@ -10,6 +10,7 @@ from pydantic import Field
 from eridiff.check import SECTIONS
 from eridiff.core.config import Section, parse_yaml, read_yaml, validate
 from eridiff.core.errors import ConfigError, did_you_mean
+from eridiff.core.sections import docstrings, nested
 from eridiff.dvc.experiments import changes, refuse_lost
 
 CHECKOUT = "(checkout)"  # no name of a project: those begin with a letter or digit
@@ -78,9 +79,7 @@ def form_schema(root: Path) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     sections: dict[str, Any] = {}
     for position, (name, model) in enumerate(SECTIONS.items()):
-        schema = model.model_json_schema(ref_template="#/definitions/{model}")
-        definitions |= {key: _loose(value) for key, value in schema.pop("$defs", {}).items()}
-        definitions[model.__name__] = _loose(schema)
+        definitions |= {kind: _loose(schema) for kind, schema in _described(model).items()}
         sections[name] = {"$ref": f"#/definitions/{model.__name__}", "title": name, "position": position}
     definitions["Overrides"] = {"type": "object", "properties": sections, "additionalProperties": False}
     kinds: dict[str, dict[str, Any]] = {
@@ -95,6 +94,18 @@ def form_schema(root: Path) -> dict[str, Any]:
         for position, (name, kind) in enumerate(kinds.items())
     }
     return {"title": "Parameters", "type": "object", "properties": fields, "required": [], "definitions": definitions}
+
+
+def _described(model: type[Section]) -> dict[str, Any]:
+    """Name of a section's type -> its JSON schema, each field with its docstring; those inside it, then itself."""
+    schema = model.model_json_schema(ref_template="#/definitions/{model}")
+    schemas = {**schema.pop("$defs", {}), model.__name__: schema}
+    for kind in [model, *(inner for _, inner in nested(model, ""))]:
+        for name, text in docstrings(kind).items():
+            field = schemas[kind.__name__]["properties"][name]
+            if schemas.get(field.get("$ref", "").rpartition("/")[2], {}).get("description") != text:
+                field["description"] = text
+    return schemas
 
 
 def _loose(schema: Any) -> Any:

@@ -257,12 +257,6 @@ def open_sealed(path: Path, way_out: str) -> TensorFile:
     return TensorFile(path)
 
 
-def load_tensors(path: Path) -> dict[str, "torch.Tensor"]:
-    """All tensors of a safetensors file, on the CPU."""
-    file = TensorFile(path)
-    return {name: file.raw(name).torch() for name in file.names}
-
-
 def digest_tensors(tensors: Mapping[str, RawTensor]) -> str:
     """sha256 (hex) over names, dtypes, shapes and bytes: what a set of weights is, whatever file holds it."""
     digest = hashlib.sha256()

@@ -21,7 +21,6 @@ MAX_PAGE_BYTES = 1 << 26  # of a page, unpacked: they are written with 1 MiB and
 MAX_BATCH_BYTES = 1 << 28  # of a batch, were each value the longest of the dictionary
 MAX_UNPACKED_BYTES = 1 << 32  # of all rows
 THRIFT: dict[str, Any] = {"thrift_string_size_limit": 1 << 27, "thrift_container_size_limit": 1 << 20}
-TYPES = {"str": "string", "int": "int64", "float": "float64", "strs": "list<string>"}
 
 
 class TableRows(Collection[Row]):
@@ -95,8 +94,8 @@ def _pieces(rows: Iterable[Row], names: Iterable[str]) -> Iterator[dict[str, lis
 def table_bytes(rows: Iterable[Row], columns: Mapping[str, str], facts: Mapping[str, Any]) -> bytes:
     """Rows as the bytes of a Parquet file, sealed (eridiff/formats/seals.py).
 
-    columns: name -> one of TYPES, in the file's order. facts: plain values about the whole table, kept in the
-    schema. No clock, no library version: `created_by` is the only trace of pyarrow in the file.
+    columns: name -> str, int, float or strs (a list of texts), in the file's order. facts: plain values about the
+    whole table, kept in the schema. No clock, no library version: `created_by` is the only trace of pyarrow.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -23,9 +23,10 @@ from eridiff.models.checkpointing import LEVELS, set_activations, waiting
 from eridiff.models.quantise import RowScaledLinear
 from eridiff.params.model import Quantised
 from eridiff.params.train import OPTIMIZERS, TrainParams
-from eridiff.training.data import Batch, TrainingSet
-from eridiff.training.train import prepare_run, train_step
-from eridiff.weights.pointers import ModelSource, Pointer, empty_source
+from eridiff.training.data import Batch
+from eridiff.training.job import TrainJob
+from eridiff.training.train import Machine, prepare_run, train_step
+from eridiff.weights.pointers import ModelSource, empty_source
 
 GIB = 2**30
 SPARE = GIB // 2  # of a GPU: workspaces of its libraries, and gaps between what is allocated
@@ -57,7 +58,8 @@ def train_footprints(
     """One micro-batch with activations at each level, in order; the adapters' moments stay."""
     traceable = params.model_copy(update={"quantise": params.quantise and "int8"})  # the same expanded weights
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
-    run, here = prepare_run(traceable, family, source, facts, META, levels[0]), batch.to(META)
+    machine = Machine(device=META, activations=levels[0])
+    run, here = prepare_run(traceable, family, source, facts, machine), batch.to(META)
     adapters = sum(tensor.numel() for tensor in run.adapters.values())
     moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
@@ -116,34 +118,26 @@ def held(model: nn.Module, quantise: Quantised | None = None) -> int:
     return int(total)
 
 
-def choose_activations(
-    fixed: Activations | None,
-    params: TrainParams,
-    family: Family,
-    pointer: Pointer,
-    data: TrainingSet,
-    device: torch.device,
-    store: Path,
-    code: str,
-) -> Activations:
+def choose_activations(fixed: Activations | None, job: TrainJob, code: str) -> Activations:
     """What local.yaml fixes; else the first level that fits the memory that a GPU has free.
 
-    store: the store's folder, which remembers what was counted. code: digest of all code that this depends on.
+    The store remembers what was counted. code: digest of all code that this depends on.
     """
+    params, data, device = job.params, job.data, job.device
     if fixed is not None or device.type != "cuda":
         return fixed or LEVELS[0]
     largest = max(range(len(data.samples)), key=lambda place: math.prod(data.samples[place].bucket))
     batch = data.batch([largest] * params.batch_size, 1, 0)
     identity = {
         "params": params.model_dump(include=MEASURED),
-        "base": pointer.identity(),
+        "base": job.pointer.identity(),
         "bucket": data.samples[largest].bucket,
         "text": {name: tensor.shape for name, tensor in batch.text.items()},
         "torch": torch.__version__,
         "code": code,
     }
-    remembered = store / "footprints" / f"{digest_json(identity)}.json"
+    remembered = job.root / "footprints" / f"{digest_json(identity)}.json"
     free = torch.cuda.mem_get_info(device)[0]
-    level, found = first_level(params, family, empty_source([pointer]), batch, free - SPARE, remembered)
+    level, found = first_level(params, job.family, empty_source([job.pointer]), batch, free - SPARE, remembered)
     say(f"train: activations '{level}', about {found.memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free")
     return level

@@ -89,22 +89,25 @@ def plan_rows(params: SampleParams, trigger: str | None) -> list[GridRow]:
 Images = dict[tuple[int, int], "Image.Image"]  # (column, row)
 
 
-def draw_samples(
-    params: SampleParams,
-    family: Family,
-    source: ModelSource,
-    device: "torch.device",
-    checkpoints: Path,
-    out: Path,
-    concept: Sequence[Array] = (),
-    store: Path | None = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleJob:
+    """What is drawn with what. store: as in load_drawing."""
+
+    params: SampleParams
+    family: Family
+    source: ModelSource
+    device: "torch.device"
+    store: Path | None = None
+
+
+def draw_samples(job: SampleJob, checkpoints: Path, out: Path, concept: Sequence[Array] = ()) -> None:
     """Write images/, grid.png and metrics.json into `out`.
 
-    concept: what measures compare with (open_concept). store: as in load_drawing.
+    concept: what measures compare with (open_concept).
     """
     from eridiff.models.precision import fix_threads
 
+    params, family, source, device = job.params, job.family, job.source, job.device
     columns = plan_columns(checkpoints, params)
     trigger = read_checkpoint(next(c.checkpoint for c in columns if c.checkpoint))[1].get("trigger")
     check_draw(params, family, params.prompts, "params.yaml: sample")
@@ -112,7 +115,7 @@ def draw_samples(
     rows = plan_rows(params, trigger)
     fix_threads(device)
     embeds = embed_prompts(family, source, params, [p for row in rows for p in row.prompts], device)
-    pipeline = load_drawing(params, family, source, device, store)
+    pipeline = load_drawing(params, family, source, device, job.store)
     images: Images = {}
     plain: Images = {}
     total = len(columns) * sum(len(row.prompts) for row in rows)

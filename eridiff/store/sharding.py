@@ -39,13 +39,6 @@ class Placement(Mapping[str, str]):
         return len(self.keys_)
 
 
-def split_keys(sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """Prefix -> sorted keys, each group at most SHARD_BYTES unless it is a single entry."""
-    keys = np.array(sorted(sizes), dtype=np.bytes_)
-    lengths = np.array([sizes[key.decode()] for key in keys], np.int64)
-    return {prefix: [key.decode() for key in keys[part]] for prefix, part in split_sorted(keys, lengths)}
-
-
 def split_sorted(keys: Keys, sizes: NDArray[np.int64]) -> Iterator[tuple[str, slice]]:
     """The prefixes by which sorted keys are split, in order, each with its part of them."""
     ends = np.concatenate([[0], np.cumsum(sizes)])  # bytes before each key

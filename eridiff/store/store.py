@@ -13,7 +13,6 @@ temporary name and renamed, never changed: any number of processes may fill one 
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from pathlib import Path
 from threading import RLock
 
 from eridiff.core.errors import StoreError
-from eridiff.core.files import atomic_write, canonical_json, link_or_copy, read_text
+from eridiff.core.files import canonical_json, link_or_copy
 from eridiff.core.progress import warn
 from eridiff.formats.safetensors import RawTensor, TensorFile, write_tensors
 from eridiff.store.catalogue import Catalogue, list_loose, read_store
@@ -33,7 +32,6 @@ from eridiff.store.entries import (
     Parts,
     check_parts,
     checksum,
-    entry_key,
     open_shard,
     read_catalogue,
     read_entry,
@@ -42,22 +40,10 @@ from eridiff.store.entries import (
 )
 from eridiff.store.faults import Check, check_file, check_now, refuse_damaged
 from eridiff.store.index import EntryTable, sorted_keys
+from eridiff.store.marker import check_format
 from eridiff.store.sharding import Keys, Placement, shard_name, split_sorted
 
-__all__ = [
-    "EntryGone",
-    "Location",
-    "Parts",
-    "Store",
-    "checksum",
-    "entry_key",
-    "read_catalogue",
-    "read_entry",
-]
-
-FORMAT = "eridiff-store 1\n"
 SHARDS_AT_A_TIME = 4  # read, checked and written by publish: what it holds in memory
-OWN_NAMES = {"FORMAT", "bases", "footprints", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
 
 
 class EntryGone(StoreError):
@@ -76,7 +62,7 @@ class Store:
         self.written: set[Path] = set()  # shards that this process has written, from entries that it has checked
         self._found: Catalogue | None = None
         self._lock = RLock()
-        _check_format(root)
+        check_format(root)
 
     @property
     def catalogue(self) -> EntryTable:
@@ -323,27 +309,3 @@ def _remove_copy(path: Path) -> None:
     """Remove a loose entry that stands in a shard; where it may not be removed it only takes space."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _check_format(root: Path) -> None:
-    """Make the store's marker, or refuse a folder that is something else."""
-    marker = root / "FORMAT"
-    try:
-        found = read_text(marker) if marker.exists() else None
-        if found is None:
-            foreign = sorted(set(os.listdir(root)) - OWN_NAMES) if root.exists() else []
-            foreign = [name for name in foreign if not name.startswith(".")]
-            if foreign:
-                raise StoreError(
-                    f"{root} is no store: it holds {foreign[0]} and no FORMAT. Choose an empty folder with "
-                    "ERIDIFF_STORE or `store:` in local.yaml."
-                )
-            with atomic_write(marker) as file:
-                file.write(FORMAT.encode())
-    except OSError as error:
-        raise StoreError(
-            f"the store {root} cannot be used: {error.strerror}. Choose another with ERIDIFF_STORE or `store:` "
-            "in local.yaml."
-        ) from None
-    if found is not None and found != FORMAT:
-        raise StoreError(f"{marker} says {found.strip()!r}; this eridiff reads {FORMAT.strip()!r}.")

@@ -22,9 +22,9 @@ from eridiff.store.catalogue import NAME as CATALOGUE
 from eridiff.store.catalogue import UNSEALED as UNSEALED_CATALOGUE
 from eridiff.store.entries import Location, check_parts, open_shard, read_catalogue, read_entry
 from eridiff.store.faults import Fault, check_file, check_loose, check_shard, reason_of
+from eridiff.store.marker import FORMAT, OWN_NAMES
 from eridiff.store.pins import BASES, ROOTS, read_pin
 from eridiff.store.pixels import PixelDigests
-from eridiff.store.store import FORMAT, OWN_NAMES
 
 KINDS = ("latents", "texts")
 

@@ -9,7 +9,6 @@ Legend: B batch, C H W channels and sides of latents, t target, x the denoiser's
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +16,15 @@ from torch import Tensor
 
 from eridiff.bases.find import candidates, find_source
 from eridiff.bases.pointers import pointers_of
-from eridiff.core.config import load_section
-from eridiff.core.errors import BaseError, DataError
+from eridiff.core.errors import BaseError
 from eridiff.core.noise import normal
-from eridiff.family import Family, load_family
-from eridiff.formats.tables import read_table
+from eridiff.family import Family
 from eridiff.models.load import load_vae
-from eridiff.models.precision import DTYPES, choose_device
+from eridiff.models.precision import DTYPES
 from eridiff.params.model import ModelParams
-from eridiff.params.train import TrainParams
-from eridiff.training.data import TrainingSet, open_training_set
+from eridiff.training.data import TrainingSet
 from eridiff.training.objectives import Ddpm
-from eridiff.training.train import Run, prepare_run
+from eridiff.training.train import Run
 from eridiff.weights.nonfinite import blame
 from eridiff.weights.pointers import ModelSource
 
@@ -159,30 +155,3 @@ def find_vae(model: ModelParams) -> ModelSource | None:
     pointer = pointers_of(model.base, ["vae"], model.family)["vae"]
     is_here = all(next(candidates(pointer, component), None) for component in pointer.components.values())
     return find_source([pointer]) if is_here else None
-
-
-def verify_project() -> list[str]:
-    """`eridiff base verify`: both checks on the current folder's project, whatever `train.check_base` says.
-
-    Raises: DataError before latents and text are cached; BaseError where a check fails or weights are missing.
-    """
-    model, params = load_section(ModelParams, "model"), load_section(TrainParams, "train")
-    paths = {
-        name: Path("data") / name / file
-        for name, file in {
-            "captions": "captions.parquet",
-            "buckets": "buckets.parquet",
-            "latents": "index.parquet",
-            "text": "index.parquet",
-        }.items()
-    }
-    if missing := [str(path) for path in paths.values() if not path.exists()]:
-        raise DataError(f"{', '.join(missing)}: not there yet. Run `dvc repro latents text` first.")
-    tables = {name: read_table(path) for name, path in paths.items()}
-    data = open_training_set(tables, Path("data/latents"), Path("data/text"), params)
-    family, device = load_family(model.family), choose_device(allow_cpu=model.allow_cpu)
-    pointers = pointers_of(model.base, ["vae", "denoiser"], model.family)
-    source = find_source(pointers.values())
-    lines = [check_vae(source, family, data, device)]
-    run = prepare_run(params, family, source, tables["latents"][1], device, "keep")
-    return [*lines, check_denoiser(run, data)]

@@ -41,11 +41,13 @@ def make_lineage(
     pointer: Pointer,
     params: TrainParams,
     inputs: Mapping[str, Path],
-    captions: list[Row],
-    caption_facts: Mapping[str, Any],
-    buckets: list[Row],
+    tables: Mapping[str, tuple[list[Row], Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """What a checkpoint says of its origin: facts and digests of what the train stage declares, no clock."""
+    """What a checkpoint says of its origin: facts and digests of what the train stage declares, no clock.
+
+    inputs, tables: captions and buckets among them, as files and as read.
+    """
+    (captions, caption_facts), (buckets, _) = tables["captions"], tables["buckets"]
     configs = {name: component.config for name, component in pointer.components.items()}
     sizes = Counter((row["bucket_w"], row["bucket_h"]) for row in buckets)
     trained = {row["path"] for row in buckets}
@@ -68,15 +70,9 @@ def make_lineage(
 
 
 def put_out(
-    state: Path,
-    params: TrainParams,
-    family: Family,
-    lineage: Mapping[str, Any],
-    table: Table,
-    out: Path,
-    losses: Path,
+    state: Path, params: TrainParams, family: Family, lineage: Mapping[str, Any], table: Table, out: Path
 ) -> list[Path]:
-    """Write the kept checkpoints and the loss table; a checkpoint's loss is the mean since the one before."""
+    """Write the kept checkpoints; a checkpoint's loss is the mean since the one before."""
     groups = ["adapters", *(["average"] if params.ema_decay is not None else [])]
     written = []
     for step in kept_steps(params):
@@ -88,8 +84,12 @@ def put_out(
             tensors = load_adapters(state, group, step)
             save_checkpoint(path, tensors, prefix=family.DENOISER, params=params.lora, lineage=facts)
             written.append(path)
+    return written
+
+
+def write_losses(path: Path, table: Table) -> None:
+    """The table of losses: a row for each step."""
     lines = ["\t".join(["step", *table])]
     rows = zip(*table.values(), strict=True)
     lines += ["\t".join([str(step), *(f"{value:.9g}" for value in row)]) for step, row in enumerate(rows, 1)]
-    write_text(losses, "\n".join(lines) + "\n")
-    return written
+    write_text(path, "\n".join(lines) + "\n")

@@ -10,22 +10,33 @@ import torch
 
 from eridiff.bases.find import find_source
 from eridiff.bases.pointers import pointers_of
+from eridiff.core.config import load_section
+from eridiff.core.errors import DataError
 from eridiff.core.leftovers import take_away
 from eridiff.core.progress import say
 from eridiff.core.stopping import stop_in_order
 from eridiff.family import Family, load_family
 from eridiff.formats.tables import read_table
-from eridiff.machine.local import Activations
+from eridiff.machine.local import Activations, store_root
+from eridiff.models.checkpointing import LEVELS
 from eridiff.models.precision import choose_device
 from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
 from eridiff.store.pins import pin
 from eridiff.training.base_check import check_denoiser, check_vae, find_vae
-from eridiff.training.checkpoint import make_lineage, put_out, train_key
+from eridiff.training.checkpoint import make_lineage, put_out, train_key, write_losses
 from eridiff.training.data import TrainingSet, open_training_set
 from eridiff.training.resume import hold, states, stopped_at_once
-from eridiff.training.train import Preview, Run, Table, prepare_run, train
+from eridiff.training.train import Machine, Preview, Run, Table, prepare_run, train
 from eridiff.weights.pointers import ModelSource, Pointer
+
+# Of a project, as the stage names them too: dvc.yaml's deps are read off its source.
+PROJECT = {
+    "captions": Path("data/captions/captions.parquet"),
+    "buckets": Path("data/buckets/buckets.parquet"),
+    "latents": Path("data/latents/index.parquet"),
+    "text": Path("data/text/index.parquet"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,19 +81,15 @@ class TrainJob:
 
     def prepare(self, activations: Activations, *, fixed: bool) -> Run:
         """The denoiser with its adapters on the device, checked against the data."""
-        run = prepare_run(
-            self.params,
-            self.family,
-            self.source,
-            self.latent_facts,
-            self.device,
-            activations,
-            fixed=fixed,
-            store=self.root,
-        )
+        run = self.load(activations, fixed=fixed)
         if self.checks_base:
             say(check_denoiser(run, self.data))
         return run
+
+    def load(self, activations: Activations = LEVELS[0], *, fixed: bool = True) -> Run:
+        """The denoiser with its adapters on the device."""
+        machine = Machine(device=self.device, activations=activations, fixed=fixed, store=self.root)
+        return prepare_run(self.params, self.family, self.source, self.latent_facts, machine)
 
     def train(self, run: Run, preview: Preview | None, state_every: int) -> tuple[Table, float]:
         """All steps that are left; the table of losses, and the seconds that they took."""
@@ -91,7 +98,9 @@ class TrainJob:
 
     def put_out(self, table: Table, out: Path, losses: Path) -> list[Path]:
         """Write the kept checkpoints into `out`, and the table of losses."""
-        return put_out(self.state, self.params, self.family, self.lineage, table, out, losses)
+        written = put_out(self.state, self.params, self.family, self.lineage, table, out)
+        write_losses(losses, table)
+        return written
 
 
 def train_job(model: ModelParams, params: TrainParams, inputs: Mapping[str, Path], root: Path) -> TrainJob:
@@ -111,7 +120,21 @@ def train_job(model: ModelParams, params: TrainParams, inputs: Mapping[str, Path
         device=device,
         data=open_training_set(tables, inputs["latents"].parent, inputs["text"].parent, params),
         latent_facts=tables["latents"][1],
-        lineage=make_lineage(model.family, pointer, params, inputs, *tables["captions"], tables["buckets"][0]),
+        lineage=make_lineage(model.family, pointer, params, inputs, tables),
         root=root,
         state=root / "runs" / train_key(params, pointer, inputs, family),
     )
+
+
+def verify_project() -> list[str]:
+    """`eridiff base verify`: both checks on the current folder's project, whatever `train.check_base` says.
+
+    Raises: DataError before latents and text are cached; BaseError where a check fails or weights are missing.
+    """
+    model, params = load_section(ModelParams, "model"), load_section(TrainParams, "train")
+    if missing := [str(path) for path in PROJECT.values() if not path.exists()]:
+        raise DataError(f"{', '.join(missing)}: not there yet. Run `dvc repro latents text` first.")
+    job = train_job(model, params, PROJECT, store_root())
+    vae = find_source(pointers_of(model.base, ["vae"], model.family).values())
+    line = check_vae(vae, job.family, job.data, job.device)
+    return [line, check_denoiser(job.load(), job.data)]

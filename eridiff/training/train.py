@@ -88,27 +88,33 @@ def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainPa
     return Flow(scheduler, params.flow or FlowParams())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a training has on this machine: none of it changes a byte of the result beyond rounding.
+
+    fixed: whether activations stay as they are where memory runs out. store: the store's folder, where a quantised
+    base is kept.
+    """
+
+    device: torch.device
+    activations: Activations = LEVELS[0]
+    fixed: bool = True
+    store: Path | None = None
+
+
 def prepare_run(
-    params: TrainParams,
-    family: Family,
-    source: ModelSource,
-    latent_facts: Mapping[str, Any],
-    device: torch.device,
-    activations: Activations,
-    *,
-    fixed: bool = True,
-    store: Path | None = None,
+    params: TrainParams, family: Family, source: ModelSource, latent_facts: Mapping[str, Any], machine: Machine
 ) -> Run:
     """Load the denoiser, add the adapters, move both to the device.
 
-    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says. fixed: whether activations
-    stay as they are where memory runs out. store: the store's folder, where a quantised base is kept.
+    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says.
     """
+    device = machine.device
     fix_threads(device)
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params)
-    storage = Storage(kind=params.quantise, device=device, store=store)
+    storage = Storage(kind=params.quantise, device=device, store=machine.store)
     denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
     dead = family.dead_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
@@ -122,8 +128,8 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
-        activations=activations,
-        fixed=fixed,
+        activations=machine.activations,
+        fixed=machine.fixed,
     )
     set_activations(denoiser, run.activations)
     return run

@@ -31,7 +31,7 @@ from eridiff.store.pixels import PixelDigests
 from eridiff.store.reader import Cache
 from eridiff.training.checkpoint import make_lineage, put_out
 from eridiff.training.data import TrainingSet, join_tables
-from eridiff.training.train import prepare_run, train
+from eridiff.training.train import Machine, prepare_run, train
 from eridiff.weights.pointers import ModelSource
 from tests.contract.test_protocol import assert_whole
 from tests.support.checkouts import make_checkout
@@ -104,7 +104,7 @@ def test_it_goes_through_every_stage(toy: Any, base: ModelSource, tmp_path: Path
         prefix="train",
     )
     data = training_set(buckets, captions, latent_rows, text_rows, tmp_path)
-    run = prepare_run(params, toy, base, base.config("vae"), CPU, "keep")
+    run = prepare_run(params, toy, base, base.config("vae"), Machine(device=CPU))
     assert set(run.adapters) == {
         f"blocks.{i}.{n}.lora_{half}.weight" for i in "01" for n in ("query", "key") for half in "AB"
     }
@@ -113,8 +113,9 @@ def test_it_goes_through_every_stage(toy: Any, base: ModelSource, tmp_path: Path
     assert all(run.adapters[name].abs().max() > 0 for name in run.adapters)
 
     inputs = {"captions": tmp_path / "raw" / "0.png"}
-    lineage = make_lineage("toy", base.pointers["denoiser"], params, inputs, captions, {"trigger": "x"}, buckets)
-    files = put_out(tmp_path / "state", params, toy, lineage, table, tmp_path / "lora", tmp_path / "loss.tsv")
+    tables = {"captions": (captions, {"trigger": "x"}), "buckets": (buckets, {})}
+    lineage = make_lineage("toy", base.pointers["denoiser"], params, inputs, tables)
+    files = put_out(tmp_path / "state", params, toy, lineage, table, tmp_path / "lora")
     assert len(files) == 4
     tensors, lineage, _ = read_checkpoint(files[-1])
     assert {name.split(".")[0] for name in tensors} == {"mixer"}

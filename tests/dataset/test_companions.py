@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from eridiff.dataset.companions import captions_of_left_out, find_companions, masks_of
+from eridiff.dataset.companions import captions_of_left_out, find_companions
 
 
 def kinds(*paths: str) -> dict[str, tuple[str, str | None]]:
@@ -148,9 +148,11 @@ def test_only_pictures_are_companions_by_name() -> None:
     assert find_companions(["X.jpg", "X_mask.txt", "X (1).txt"], ["X.jpg"]) == {}
 
 
-def test_the_mask_of_each_picture() -> None:
+def test_each_mask_has_its_picture() -> None:
     paths = ["a.jpg", "b.jpg", "c.jpg", "a-masklabel.png", "a_mask.png", "masks/b.png", "c (1).jpg", "masks/z.png"]
-    assert masks_of(find_companions(paths, paths)) == {"a.jpg": "a-masklabel.png", "b.jpg": "masks/b.png"}
+    found = find_companions(paths, paths)
+    masks = {path: one.owner for path, one in found.items() if one.kind == "mask" and one.owner}
+    assert masks == {"a-masklabel.png": "a.jpg", "a_mask.png": "a.jpg", "masks/b.png": "b.jpg"}
 
 
 def test_captions_of_what_is_left_out() -> None:

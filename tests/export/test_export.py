@@ -16,12 +16,12 @@ from eridiff.core.config import validate
 from eridiff.core.errors import ConfigError, DataError, ExportError
 from eridiff.export.export import choose_checkpoint, export_checkpoint
 from eridiff.family import load_family, load_keys
-from eridiff.formats.safetensors import load_tensors
 from eridiff.formats.seals import MARK
 from eridiff.params.export import ExportParams
 from eridiff.sampling.sample import Column, with_lora
 from tests.support.adapters import change, random_adapter, write_checkpoint
 from tests.support.exports import KOHYA, ROUNDING, SMALL, WIDE_FLUX, adapter, checkpoint, denoiser, exported, shapes
+from tests.support.tensors import load_tensors
 
 
 def worst_error(model: nn.Module, tensors: dict[str, Tensor], scale: float) -> float:

@@ -14,12 +14,12 @@ from eridiff.formats.safetensors import (
     RawTensor,
     TensorFile,
     digest_tensors,
-    load_tensors,
     raw_tensor,
     raw_tensors,
     write_tensors,
 )
 from tests.support import processes
+from tests.support.tensors import load_tensors
 
 METADATA = {"format": "pt", "eridiff": '{"a":1}', "ключ": "wert ✓", "b": "2", "a": ""}
 

@@ -12,12 +12,13 @@ import pytest
 from eridiff.caching.drift import TOLERANCE
 from eridiff.check import SECTIONS
 from eridiff.core.config import parse_yaml
+from eridiff.core.sections import nested
 from eridiff.family import family_names
 from eridiff.params.buckets import BucketParams
 from eridiff.params.latents import IN_NO_KEY
 from eridiff.params.train import TrainParams
 from eridiff.projects.presets import all_presets
-from eridiff.reference import nested, pages
+from eridiff.reference import pages
 from tests.conftest import ROOT
 from tests.support.pages import FENCE, PAGES, anchors, table_of
 

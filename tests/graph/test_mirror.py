@@ -97,6 +97,7 @@ ELSEWHERE = {
     "store/earlier": "e2e/test_clones.py: it reads a clone's dvc.lock and cache",
     "store/entries": "store/test_store.py",
     "store/faults": "store/test_verify.py",
+    "store/marker": "store/test_store.py: each store that is opened has one",
     "store/pins": "store/test_gc.py",
     "store/repair": "store/test_verify.py",
     "store/sharding": "store/test_index.py",

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.bases.pointers import pointers_of
 from eridiff.check import load_all
 from eridiff.core.errors import ConfigError
 from eridiff.family import load_family
@@ -99,14 +98,12 @@ def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted once for the largest bucket, and anew where the code is another."""
-    family, params, device = FAMILIES[0], training.params_of(), torch.device("cuda")
-    data = training.random_set(family, tmp_path, params, ((64, 64), (128, 128)))
-    pointer = pointers_of(f"tiny-{family}", ["denoiser"], family)["denoiser"]
+    made = training.make_job(FAMILIES[0], tmp_path, training.params_of(), ((64, 64), (128, 128)))
+    job = replace(made, device=torch.device("cuda"), root=tmp_path)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
 
     def choose(code: str, fixed: Any = None) -> Any:
-        module = load_family(family)
-        return footprint.choose_activations(fixed, params, module, pointer, data, device, tmp_path, code)
+        return footprint.choose_activations(fixed, job, code)
 
     free = 1 << 60
     assert choose("one") == choose("one") == "keep"

@@ -226,7 +226,7 @@ def test_samples_of_a_quantised_pipeline(kind: Any, tmp_path: Path) -> None:
     for quantised in (None, kind):
         out = tmp_path / str(quantised)
         chosen = test_sample.params(quantise=quantised)
-        draw_samples(chosen, load_family(test_sample.FAMILY), source(test_sample.FAMILY), CPU, folder, out)
+        draw_samples(test_sample.job_of(chosen), folder, out)
         moved.append(json.loads((out / "metrics.json").read_text())["moved_from_base"]["last x 1"])
     assert 0 < moved[1] == pytest.approx(moved[0], rel=0.3)
     pictures = [(tmp_path / str(quantised) / "images/00-base.png").read_bytes() for quantised in (None, kind)]

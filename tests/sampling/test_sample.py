@@ -23,6 +23,7 @@ from eridiff.sampling.previews import prepare_previews
 from eridiff.sampling.sample import (
     Column,
     GridRow,
+    SampleJob,
     draw_grid,
     draw_samples,
     load_drawing,
@@ -39,6 +40,10 @@ from tests.support.checkouts import SMALL, make_checkout
 
 FAMILY = FAMILIES[0]
 TOKENS = load_family(FAMILY).MAX_TOKENS[-1]
+
+
+def job_of(chosen: SampleParams) -> SampleJob:
+    return SampleJob(params=chosen, family=load_family(FAMILY), source=source(FAMILY), device=training.CPU)
 
 
 def params(**changes: Any) -> SampleParams:
@@ -156,7 +161,7 @@ def test_the_grid() -> None:
 def drawn(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("samples")
     chosen = params(checkpoints=[30, 60], strengths=[0.5, 1.0], seeds=[0, 1])
-    draw_samples(chosen, load_family(FAMILY), source(FAMILY), training.CPU, checkpoints, out)
+    draw_samples(job_of(chosen), checkpoints, out)
     return out
 
 
@@ -219,7 +224,7 @@ def test_measured_samples(checkpoints: Path, tmp_path: Path) -> None:
     """Both pictures of each measured row are the pipeline's; the column that does nothing has the base's figures."""
     chosen = params(prompts=TWO, checkpoints=[30, 60], measures=True)
     concept = [np.random.default_rng(0).random((128, 128, 3), dtype=np.float32)]
-    draw_samples(chosen, load_family(FAMILY), source(FAMILY), training.CPU, checkpoints, tmp_path, concept)
+    draw_samples(job_of(chosen), checkpoints, tmp_path, concept)
     columns = ("base", "step-30-x1", "step-60-x1")
     expected = [f"0{row}-{column}.png" for row in (0, 1, 2) for column in columns]
     expected += [f"0{row}-{column}-without.png" for row in (0, 1) for column in columns]

@@ -11,7 +11,8 @@ from eridiff.caching.latents.plan import INDEX_COLUMNS
 from eridiff.formats.safetensors import raw_tensors
 from eridiff.formats.tables import write_table
 from eridiff.store.entries import entry_key
-from eridiff.store.store import OWN_NAMES, Store
+from eridiff.store.marker import OWN_NAMES
+from eridiff.store.store import Store
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/store.md").read_text("utf-8")

@@ -13,9 +13,9 @@ from eridiff.store import sharding as placement
 from eridiff.store.catalogue import read_store
 from eridiff.store.entries import Location
 from eridiff.store.index import ALONE, Columns, EntryTable, sorted_keys
-from eridiff.store.sharding import Placement, split_keys
+from eridiff.store.sharding import Placement
 from eridiff.store.store import Store
-from tests.support.entries import ENTRIES, KEYS, filled
+from tests.support.entries import ENTRIES, KEYS, filled, split_keys
 
 FOLDER = Path("store/latents")
 FILES = [FOLDER / "shards/one.safetensors", FOLDER / "shards/two.safetensors"]

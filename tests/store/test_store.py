@@ -17,9 +17,8 @@ from eridiff.formats.safetensors import RawTensor, TensorFile
 from eridiff.store import sharding as module
 from eridiff.store.entries import Parts, check_parts, checksum, entry_key, read_catalogue
 from eridiff.store.pixels import PixelDigests
-from eridiff.store.sharding import split_keys
 from eridiff.store.store import Store
-from tests.support.entries import ENTRIES, KEYS, contents, filled
+from tests.support.entries import ENTRIES, KEYS, contents, filled, split_keys
 
 
 def test_put_get_missing(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Entries of a store, made up: what several test files and their processes put."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from eridiff.formats.safetensors import RawTensor
 from eridiff.store.entries import Parts, entry_key
+from eridiff.store.sharding import split_sorted
 from eridiff.store.store import Store
 
 Entry = tuple[str, Parts, dict[str, RawTensor]]
@@ -28,3 +32,10 @@ def filled(root: Path, entries: list[Entry]) -> Store:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*"))}
+
+
+def split_keys(sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    """Prefix -> the keys of one shard, as a store splits them by their sizes."""
+    keys = np.array(sorted(sizes), dtype=np.bytes_)
+    lengths = np.array([sizes[key.decode()] for key in keys], np.int64)
+    return {prefix: [key.decode() for key in keys[part]] for prefix, part in split_sorted(keys, lengths)}

@@ -15,13 +15,15 @@ from eridiff.formats.safetensors import raw_tensors
 from eridiff.machine.local import Activations
 from eridiff.models.load import load_denoiser
 from eridiff.models.quantise import Storage
+from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
 from eridiff.store.entries import entry_key
 from eridiff.store.reader import Cache
 from eridiff.store.store import Store
 from eridiff.training import train
 from eridiff.training.data import Sample, TrainingSet
-from eridiff.training.train import Run, prepare_run
+from eridiff.training.job import TrainJob
+from eridiff.training.train import Machine, Run, prepare_run
 from eridiff.weights.pointers import ModelSource
 from tests.support.bases import source
 
@@ -62,9 +64,7 @@ def start(family: str, params: TrainParams, *, activations: Activations | None =
             load_family(family),
             source(family),
             source(family).config("vae"),
-            CPU,
-            activations or "keep",
-            fixed=activations is not None,
+            Machine(device=CPU, activations=activations or "keep", fixed=activations is not None),
         )
 
 
@@ -115,3 +115,22 @@ def random_set(
     texts.publish(text_keys.values(), folder / "text")
     caches = Cache(folder / "latents"), Cache(folder / "text")
     return TrainingSet(samples, text_keys, *caches, params.seed, params.caption_dropout)
+
+
+def make_job(
+    family: str, folder: Path, params: TrainParams, sizes: tuple[tuple[int, int], ...] = ((128, 128),)
+) -> TrainJob:
+    """The stage's job on `random_set`, with its store in the folder."""
+    return TrainJob(
+        model=ModelParams(family=family, base=f"tiny-{family}", allow_cpu=True),
+        params=params,
+        family=load_family(family),
+        pointer=source(family).pointers["denoiser"],
+        source=source(family),
+        device=CPU,
+        data=random_set(family, folder, params, sizes),
+        latent_facts=source(family).config("vae"),
+        lineage={"family": family},
+        root=folder / "store",
+        state=folder / "store" / "runs" / "key",
+    )

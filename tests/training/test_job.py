@@ -5,34 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.core.errors import TrainError
-from eridiff.family import load_family
+from eridiff.core.errors import DataError, TrainError
 from eridiff.models.lora import read_checkpoint
-from eridiff.params.model import ModelParams
 from eridiff.training import job as trainjob
-from eridiff.training.job import TrainJob
+from eridiff.training.job import PROJECT, verify_project
+from tests.conftest import ROOT
 from tests.support import training
-from tests.support.bases import FAMILIES, source
+from tests.support.bases import FAMILIES
+from tests.support.checkouts import link_bases
 
 FAMILY = FAMILIES[0]
-LINEAGE = {"family": FAMILY}
-
-
-def make_job(folder: Path) -> TrainJob:
-    params = training.params_of({"check_base": True})
-    return TrainJob(
-        model=ModelParams(family=FAMILY, base=f"tiny-{FAMILY}", allow_cpu=True),
-        params=params,
-        family=load_family(FAMILY),
-        pointer=source(FAMILY).pointers["denoiser"],
-        source=source(FAMILY),
-        device=training.CPU,
-        data=training.random_set(FAMILY, folder, params),
-        latent_facts=source(FAMILY).config("vae"),
-        lineage=LINEAGE,
-        root=folder / "store",
-        state=folder / "store" / "runs" / "key",
-    )
+PARAMS = training.params_of({"check_base": True})
 
 
 @pytest.fixture
@@ -52,7 +35,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_training_is_held_checked_once_and_put_out(
     tmp_path: Path, checked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job(tmp_path)
+    job = training.make_job(FAMILY, tmp_path, PARAMS)
     with job.held():
         with pytest.raises(TrainError, match="already running"), replace(job).held():
             raise AssertionError("held twice")
@@ -76,6 +59,24 @@ def test_where_the_vae_is_not_here_the_training_goes_on(
     tmp_path: Path, checked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trainjob, "find_vae", lambda model: None)
-    with make_job(tmp_path).held():
+    with training.make_job(FAMILY, tmp_path, PARAMS).held():
         assert "base check: no VAE on this machine, not checked" in capsys.readouterr().out
     assert checked == []
+
+
+def test_a_project_is_verified_by_its_own_job(
+    tmp_path: Path, checked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both checks, also where the params ask for none; before the caches are there it says what makes them."""
+    job = training.make_job(FAMILY, tmp_path, training.params_of({"check_base": False}))
+    (tmp_path / "params.yaml").write_text((ROOT / "presets" / f"tiny-{FAMILY}.yaml").read_text())
+    link_bases(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trainjob, "train_job", lambda *given: job)
+    with pytest.raises(DataError, match=r"text/index\.parquet: not there yet\. Run `dvc repro latents text` first"):
+        verify_project()
+    for path in PROJECT.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert verify_project() == ["base check: vae", "base check: denoiser"]
+    assert checked == ["vae", "denoiser"]

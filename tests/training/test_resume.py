@@ -17,7 +17,7 @@ from eridiff.family import Family, load_family
 from eridiff.formats.safetensors import TensorFile, write_sealed_tensors, write_tensors
 from eridiff.models.lora import read_checkpoint
 from eridiff.params.train import TrainParams, kept_steps
-from eridiff.training.checkpoint import put_out, train_key
+from eridiff.training.checkpoint import put_out, train_key, write_losses
 from eridiff.training.resume import EARLIER_STATE, checkpoint_path, hold, load_adapters, state_path, states
 from eridiff.training.train import Table, train
 from eridiff.versions import code_versions
@@ -57,7 +57,8 @@ def run_training(
 
 
 def publish(family: str, params: TrainParams, state: Path, table: Table, out: Path) -> dict[str, bytes]:
-    put_out(state, params, load_family(family), LINEAGE, table, out / "lora", out / "loss.tsv")
+    put_out(state, params, load_family(family), LINEAGE, table, out / "lora")
+    write_losses(out / "loss.tsv", table)
     return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 

@@ -10,12 +10,13 @@ import torch
 from eridiff.bases.pointers import read_pointer
 from eridiff.core.errors import BaseError
 from eridiff.family import load_family, load_keys
-from eridiff.formats.safetensors import load_tensors, raw_tensors, write_tensors
+from eridiff.formats.safetensors import raw_tensors, write_tensors
 from eridiff.machine.filedigests import FileDigests
 from eridiff.weights.components import describe_folder, variant_of
 from eridiff.weights.pointers import Pointer, pointer_text
 from tests.support.bases import FAMILIES
 from tests.support.checkouts import SMALL
+from tests.support.tensors import load_tensors
 
 BASE = f"tiny-{FAMILIES[0]}"
 

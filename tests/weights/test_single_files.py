@@ -12,13 +12,14 @@ from eridiff.bases.find import find_source
 from eridiff.bases.pointers import pointers_of, read_pointer
 from eridiff.core.errors import BaseError
 from eridiff.family import family_names, load_family
-from eridiff.formats.safetensors import TensorFile, load_tensors, raw_tensors, write_tensors
+from eridiff.formats.safetensors import TensorFile, raw_tensors, write_tensors
 from eridiff.machine.local import bases_dir
 from eridiff.models.load import load_denoiser, load_text_encoders, load_vae
 from eridiff.models.precision import DTYPES
 from eridiff.weights.pointers import PARTS, ModelSource
 from tests.support.checkouts import SMALL, make_checkout
 from tests.support.originals import CHECKPOINT, small_original, write_arrangement, write_checkpoint, write_split
+from tests.support.tensors import load_tensors
 
 FAMILIES = ("flux", "sd35", "sdxl")
 

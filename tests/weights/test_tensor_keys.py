@@ -10,7 +10,7 @@ from diffusers.loaders import single_file_utils as theirs
 
 from eridiff.core.errors import BaseError
 from eridiff.family import load_keys, published
-from eridiff.formats.safetensors import RawTensor, load_tensors, raw_tensor, raw_tensors, write_tensors
+from eridiff.formats.safetensors import RawTensor, raw_tensor, raw_tensors, write_tensors
 from eridiff.weights.lora_keys import Row, swap_halves
 from eridiff.weights.tensor_keys import (
     conv_or_linear,
@@ -24,6 +24,7 @@ from eridiff.weights.tensor_keys import (
 from tests.support.bases import source
 from tests.support.checkouts import SMALL
 from tests.support.originals import CHECKPOINT, COMPONENTS, canonical_shapes, header, rows_of
+from tests.support.tensors import load_tensors
 
 LAYOUTS = ("original", "diffusers")
 # Tensors in the makers' own files.

@@ -6,7 +6,7 @@ Where several hold a caption of one picture, eridiff/dataset/caption/choice.py s
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eridiff.core.errors import DataError, listing
@@ -30,6 +30,37 @@ NO_COPIES: Mapping[str, str] = {}
 GUESSED = 20  # names for which pictures with other letters are looked for
 
 
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A folder as captions are looked for in it. everything: its pictures, and those that are left out."""
+
+    place: Path
+    pictures: Pictures
+    everything: Pictures
+
+    def owned(self, rows: Sequence[MetadataRow], table: str) -> list[tuple[MetadataRow, str | None]]:
+        """Each row with its picture, None where none is certain; less those of pictures that are left out, which are
+        looked for beside the others: `masks/a.png` is not `a.png`."""
+        owners = match_rows([row.file_name for row in rows], posixpath.dirname(table), self.everything)
+        pairs = zip(rows, owners, strict=True)
+        return [(row, one) for row, one in pairs if one is None or one in self.pictures.paths]
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What tables have given so far.
+
+    inputs: pictures that rows name as what theirs was conditioned on, with that one. wrong: what would be lost. lost:
+    files that seem to hold captions and give none.
+    """
+
+    captions: list[Caption] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    unused: list[Unused] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
 def find_captions(
     folder: Path,
     files: Sequence[str],
@@ -46,26 +77,30 @@ def find_captions(
     has none. What contradicts itself, cannot be read, or would be lost, is added to `problems`, each kind with all its
     offenders.
     """
-    pictures, everything = by_names([*paths, *copies]), by_names([*paths, *left_out])
+    among = Folder(place=folder, pictures=by_names([*paths, *copies]), everything=by_names([*paths, *left_out]))
     texts = [path for path in files if _suffix(path) in SIDECAR_SUFFIXES]
-    captions, unused, lost = _sidecars(folder, texts, pictures, problems)
+    captions, unused, lost = _sidecars(folder, texts, among.pictures, problems)
     tables = [path for path in files if _suffix(path) in TABLE_SUFFIXES]
     named = [path for path in tables if posixpath.basename(path) in METADATA_NAMES]
     others = [path for path in tables if posixpath.basename(path) not in METADATA_NAMES]
-    inputs: dict[str, str] = {}
-    captions += _metadata_captions(folder, named, pictures, everything, inputs, problems)
+    found = Found()
+    captions += _metadata_captions(among, named, found.inputs, problems)
     served = {copies.get(one.picture, one.picture) for one in captions}
-    more, also_unused, also_lost = _other_tables(folder, others, pictures, everything, served, inputs, problems)
-    chosen, passed = one_each(_of_pictures([*captions, *more], copies), folder, problems)
-    lost += also_lost
+    _read_other_tables(among, others, served, found)
+    if found.wrong:
+        problems.append(
+            f"captions that would be lost. Mend these, or move the files out of the folder:{listing(found.wrong)}"
+        )
+    chosen, passed = one_each(_of_pictures([*captions, *found.captions], copies), folder, problems)
+    lost += found.lost
     if paths and lost and not chosen and not problems:
         problems.append(
             f"caption files are in {folder}, and none is a picture's. A caption has its picture's name (cat.txt for "
             f"cat.png), or names it in a row of its own. Rename these, or move them out of the folder:"
             f"{listing(lost[:SHOWN])}\n       Pictures without a caption:{listing(paths[:SHOWN])}"
         )
-    inputs = {path: owner for path, owner in inputs.items() if path not in chosen and path not in copies}
-    return chosen, [*unused, *also_unused, *passed], inputs
+    inputs = {path: owner for path, owner in found.inputs.items() if path not in chosen and path not in copies}
+    return chosen, [*unused, *found.unused, *passed], inputs
 
 
 def _of_pictures(captions: Iterable[Caption], copies: Mapping[str, str]) -> list[Caption]:
@@ -131,15 +166,6 @@ def _orphan(path: str, pictures: Pictures, *, guess: bool) -> str:
     return f"a caption file without a picture of its name{hint}"
 
 
-def _owned(
-    rows: Sequence[MetadataRow], table: str, pictures: Pictures, everything: Pictures
-) -> list[tuple[MetadataRow, str | None]]:
-    """Each row with its picture, None where none is certain; less those of pictures that are left out, which are looked
-    for beside the others: `masks/a.png` is not `a.png`."""
-    owners = match_rows([row.file_name for row in rows], posixpath.dirname(table), everything)
-    return [(row, one) for row, one in zip(rows, owners, strict=True) if one is None or one in pictures.paths]
-
-
 def _inputs(rows: Iterable[tuple[MetadataRow, str | None]], table: str, pictures: Pictures) -> dict[str, str]:
     """Pictures that rows name as what theirs was conditioned on, with that one; none that is a row's own."""
     own = [(row, owner) for row, owner in rows if owner is not None]
@@ -151,14 +177,10 @@ def _inputs(rows: Iterable[tuple[MetadataRow, str | None]], table: str, pictures
 
 
 def _metadata_captions(
-    folder: Path,
-    tables: Sequence[str],
-    pictures: Pictures,
-    everything: Pictures,
-    inputs: dict[str, str],
-    problems: list[str],
+    among: Folder, tables: Sequence[str], inputs: dict[str, str], problems: list[str]
 ) -> list[Caption]:
     """Captions of metadata files; a row's file_name is relative to the folder of its file. inputs: gets _inputs."""
+    folder, pictures = among.place, among.pictures
     captions: list[Caption] = []
     unread: list[str] = []
     missing: list[str] = []
@@ -169,7 +191,7 @@ def _metadata_captions(
             unread.append(str(error))
             continue
         unread += [f"{folder / path}{problem}" for problem in wrong]
-        owned = _owned(rows, path, pictures, everything)
+        owned = among.owned(rows, path)
         inputs |= _inputs(owned, path, pictures)
         taken = {owner for _, owner in owned if owner}
         free = by_names(pictures.paths - taken) if len(taken) < len(owned) else pictures
@@ -199,50 +221,36 @@ def _shown(name: str) -> str:
     return repr(name.encode("utf-8", "backslashreplace").decode() if lone_surrogate(name) else name[:200])
 
 
-def _other_tables(
-    folder: Path,
-    tables: Sequence[str],
-    pictures: Pictures,
-    everything: Pictures,
-    served: set[str],
-    inputs: dict[str, str],
-    problems: list[str],
-) -> tuple[list[Caption], list[Unused], list[str]]:
+def _read_other_tables(among: Folder, tables: Sequence[str], served: set[str], found: Found) -> None:
     """Captions of JSON files of one picture and of tables of any name; what is not used, and what seems lost."""
-    captions: list[Caption] = []
-    unused: list[Unused] = []
-    lost: list[str] = []
-    wrong: list[str] = []
     for path in tables:
-        owners, owners_left_out = _json_owners(path, pictures), _json_owners(path, everything)
-        found: list[Caption] = []
-        reason: str | None
+        owners, owners_left_out = _json_owners(path, among.pictures), _json_owners(path, among.everything)
         if owners_left_out and not owners:
-            unused.append((path, f"left out with its picture: {owners_left_out[0]}"))
+            found.unused.append((path, f"left out with its picture: {owners_left_out[0]}"))
             continue
+        captions: list[Caption] = []
+        reason: str | None
         if len(owners) > 1:
             reason = f"the JSON of one picture, called after several: {' and '.join(sorted(owners))}"
         elif owners:
-            found, reason = _json_caption(folder, path, owners[0])
+            captions, reason = _json_caption(among.place, path, owners[0])
         else:
-            found, reason = _table_captions(folder, path, pictures, everything, served, inputs, wrong)
-            seems = (
-                not found
-                and reason != NEITHER
-                and (reason is None or LIKE_CAPTIONS.search(stem(path)) or LIKE_TEXTS.search(reason))
-            )
-            reason = reason or (None if found else "none of its rows names a picture of the folder")
-            lost += [f"{path}: {reason}"] if seems else []
+            captions, reason = _table_captions(among, path, served, found)
+            seems_lost = not captions and _seems_captions(path, reason)
+            reason = reason or (None if captions else "none of its rows names a picture of the folder")
+            found.lost += [f"{path}: {reason}"] if seems_lost else []
         if reason and not served.issuperset(owners) and reason != NEITHER:
-            wrong.append(f"{folder / path}: {reason}")
+            found.wrong.append(f"{among.place / path}: {reason}")
         elif reason:
-            unused.append((path, reason))
-        captions += found
-    if wrong:
-        problems.append(
-            f"captions that would be lost. Mend these, or move the files out of the folder:{listing(wrong)}"
-        )
-    return captions, unused, lost
+            found.unused.append((path, reason))
+        found.captions += captions
+
+
+def _seems_captions(path: str, reason: str | None) -> bool:
+    """Whether a table that gave none looks as if it held captions. reason: why it gave none, if that is known."""
+    if reason is None:
+        return True
+    return reason != NEITHER and bool(LIKE_CAPTIONS.search(stem(path)) or LIKE_TEXTS.search(reason))
 
 
 def _json_owners(path: str, pictures: Pictures) -> Sequence[str]:
@@ -266,16 +274,9 @@ def _json_caption(folder: Path, path: str, owner: str) -> tuple[list[Caption], s
     return [Caption(picture=owner, text=text, source=path, rank=JSON)], None
 
 
-def _table_captions(
-    folder: Path,
-    path: str,
-    pictures: Pictures,
-    everything: Pictures,
-    served: set[str],
-    inputs: dict[str, str],
-    wrong: list[str],
-) -> tuple[list[Caption], str | None]:
-    """The captions of a table of another name, and what to say of it; rows that seem a picture's are `wrong`."""
+def _table_captions(among: Folder, path: str, served: set[str], found: Found) -> tuple[list[Caption], str | None]:
+    """The captions of a table of another name, and what to say of it; rows that seem a picture's are wrong."""
+    folder, pictures, wrong = among.place, among.pictures, found.wrong
     try:
         rows, mistakes = read_metadata(folder / path, folder)
     except DataError as error:
@@ -284,24 +285,28 @@ def _table_captions(
         return [], NEITHER
     if not rows:
         why = mistakes[0] if mistakes else ""
-        return [], why.removeprefix(": ") if why.startswith(
-            ": holds no"
-        ) else f"holds no captions{':' * bool(why)}{why.removeprefix(':')}"
-    wrong += [f"{folder / path}{mistake}" for mistake in mistakes]
-    owned = _owned(rows, path, pictures, everything)
-    inputs |= _inputs(owned, path, pictures)
-    found = [
+        if why.startswith(": holds no"):
+            return [], why.removeprefix(": ")
+        return [], f"holds no captions{':' * bool(why)}{why.removeprefix(':')}"
+    wrong.extend(f"{folder / path}{mistake}" for mistake in mistakes)
+    owned = among.owned(rows, path)
+    found.inputs |= _inputs(owned, path, pictures)
+    captions = [
         Caption(picture=owner, text=row.text, source=f"{path}{row.place}", rank=TABLE)
         for row, owner in owned
         if owner is not None and row.text is not None
     ]
     strangers = [row for row, owner in owned if owner is None]
     if not strangers:
-        return found, None
-    bare_ones = by_names(pictures.paths - served - {one.picture for one in found})
+        return captions, None
+    bare_ones = by_names(pictures.paths - served - {one.picture for one in captions})
     for row in strangers:
         near = nearest(row.file_name, bare_ones, guess=False)
-        wrong += [f"{folder / path}{row.place}. Did you mean {_shown(near)}?"] if near else []
-    if not found:
+        if near:
+            wrong.append(f"{folder / path}{row.place}. Did you mean {_shown(near)}?")
+    if not captions:
         return [], None
-    return found, f"{len(strangers)} of its {len(rows)} rows name no picture, such as {_shown(strangers[0].file_name)}"
+    return (
+        captions,
+        f"{len(strangers)} of its {len(rows)} rows name no picture, such as {_shown(strangers[0].file_name)}",
+    )
