@@ -42,7 +42,7 @@ def project_place(name: str) -> Path:
     checkout = find_checkout()
     inside = checkout is not None and checkout == find_home() and given.name == str(given)
     folder = checkout / "projects" / given if checkout and inside else Path(os.path.abspath(given))
-    if not NAME.fullmatch(folder.name) or name.endswith(("/.", "/..")):
+    if not NAME.fullmatch(given.name):
         raise ConfigError(f"'{name}' is no name for a project: letters, digits, '.', '_' and '-' only.")
     home = find_home(folder.parent)
     if home and folder.parent.resolve() != home / "projects":
