@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import read_text, write_text
-from eridiff.core.leftovers import take_away, temporary_path
+from eridiff.core.leftovers import take_away, take_away_of, temporary_path
 from eridiff.dataset.intake import copy_files, list_files
 from eridiff.dvc.own_pictures import set_safe_types, unsafe_types
 from eridiff.dvc.pushing import POINTER
@@ -67,7 +67,10 @@ def make_project(
     files = list_files(images)
     if not params.is_file():
         raise ConfigError(f"{params} is missing. Presets lie in {(root or template()) / 'presets'}.")
-    take_away(folder.parent, below=False)
+    if root:
+        take_away(folder.parent, below=False)
+    else:
+        take_away_of(folder)
     begun = temporary_path(folder)
     try:
         if root:

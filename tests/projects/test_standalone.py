@@ -1,5 +1,6 @@
 """Standalone projects: where `eridiff new` makes them, what it writes, and `eridiff upgrade` of one."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from eridiff.bases.add import add_base
 from eridiff.cli import app
 from eridiff.core.config import read_yaml
 from eridiff.core.errors import ConfigError
+from eridiff.core.leftovers import temporary_path
 from eridiff.dvc import project_versions
 from eridiff.dvc.project_versions import refuse_other_versions, writer_of
 from eridiff.machine import code
@@ -27,6 +29,7 @@ from eridiff.versions import STAGES, version_files
 from tests.conftest import ROOT
 from tests.support.checkouts import SMALL, make_checkout
 
+DEAD = 2**22 + 1  # beyond Linux's highest process id
 LEVEL = "all is as this eridiff makes it already\n"
 
 
@@ -106,6 +109,22 @@ def test_what_new_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"runs/", "*.tmp", "local.yaml", "data/bases/*/*/"} <= set((folder / ".gitignore").read_text().splitlines())
     for place in ("dvc.yaml", *version_files()):
         assert (folder / place).read_text().startswith(f"# Written by eridiff {__version__}: ")
+
+
+def test_what_a_killed_one_left_goes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder above is anybody's: only what was to become this very project is taken away there."""
+    dead = Path(f"{temporary_path(tmp_path / 'cats')}".replace(f"-{os.getpid()}-", f"-{DEAD}-"))
+    others = [tmp_path / f".notes.{'x' * 22}.tmp", Path(str(dead).replace(".cats.", ".dogs."))]
+    for path in (dead, *others):
+        path.mkdir()
+        os.utime(path, (0, 0))
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "params.yaml").write_text("x: 1\n")
+    monkeypatch.setattr(projects, "_init_dvc", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    make_project("cats", tmp_path / "raw", tmp_path / "params.yaml")
+    assert not dead.exists() and all(path.exists() for path in others)
 
 
 @pytest.mark.parametrize("configured", [False, True])
