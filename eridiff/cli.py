@@ -140,13 +140,13 @@ def new(
     from eridiff.machine.gpus import find_gpus
     from eridiff.projects.new import offer_presets, settle_base, start_project
     from eridiff.projects.presets import find_preset
-    from eridiff.projects.projects import make_project
+    from eridiff.projects.projects import make_project, run_command
 
     if params is not None:
         if preset or trigger:
             raise ConfigError("--params copies a file as it is: leave --preset and --trigger out, or --params.")
         folder = make_project(name, images, params, push=push_pictures)
-        say(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+        say(f"made {folder}: edit its params.yaml, then run `{run_command(folder)}` there")
     else:
         if preset is None:
             raise ConfigError(offer_presets(find_gpus()))
@@ -155,7 +155,7 @@ def new(
         folder = start_project(name, images, trigger, find_preset(preset), push=push_pictures)
         with chdir(folder):  # whose bases are meant
             say(settle_base(Path("params.yaml")))
-        say(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+        say(f"made {folder}: look through its params.yaml, then run `{run_command(folder)}` there")
     for line in what_stays(folder):
         say(line)
 

@@ -20,7 +20,7 @@ from eridiff.params.captions import CaptionParams
 from eridiff.params.edit import filled
 from eridiff.params.model import ModelParams
 from eridiff.projects.presets import Preset, all_presets, describe_gpus, read_preset
-from eridiff.projects.projects import make_project, project_place
+from eridiff.projects.projects import make_project, project_place, run_command
 from eridiff.weights.files import open_weights
 
 FITS, HERE = "fits", "here"
@@ -30,7 +30,7 @@ README = """# {name}
 Pictures and captions: data/raw. What is trained, and how: params.yaml. Results: data/samples, data/lora, data/export.
 
     eridiff why      # what would run, and because of what
-    dvc repro        # run it
+    {run:<15}  # run it
 
 Started from the preset {preset} on a machine with:
 
@@ -61,7 +61,10 @@ def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: 
     def fill(folder: Path) -> None:
         changes = _own_settings(record, captions, own, folder)
         write_text(folder / "params.yaml", filled(read_text(preset), changes))
-        write_text(folder / "README.md", README.format(name=own, preset=preset.stem, gpus="\n    ".join(gpus)))
+        write_text(
+            folder / "README.md",
+            README.format(name=own, run=run_command(folder), preset=preset.stem, gpus="\n    ".join(gpus)),
+        )
 
     return make_project(name, images, preset, push=push, fill=fill)
 

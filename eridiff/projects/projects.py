@@ -21,6 +21,7 @@ from eridiff.dvc.pushing import POINTER
 from eridiff.machine.code import template
 from eridiff.machine.local import NAME, find_checkout, find_home
 from eridiff.projects.standalone import IGNORED, RULES, shared_cache, write_standalone
+from eridiff.versions import is_standalone
 
 TMP = Path(".dvc/tmp")
 SHARED = ("eridiff/", "stages/", "data/bases")  # paths of dvc.yaml that lie in the checkout
@@ -89,6 +90,11 @@ def make_project(
         shutil.rmtree(begun, ignore_errors=True)
         raise
     return folder
+
+
+def run_command(folder: Path) -> str:
+    """The command that runs a project's pipeline: a standalone one's environment need not be activated."""
+    return f"{'eridiff' if is_standalone(folder) else 'dvc'} repro"
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_project_anywhere_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     images = shutil.copytree(SMALL / "raw", tmp_path / "my pictures")
     settings = ("--images", str(images), "--trigger", "zwxcat", "--preset", "tiny-sdxl")
     made = user.run("new", "~/loras/cats", *settings)
-    assert "base 'tiny-sdxl' is not here yet" in made.stdout
+    assert "base 'tiny-sdxl' is not here yet" in made.stdout and "then run `eridiff repro` there" in made.stdout
     user.place = user.home / "loras/cats"
     assert (user.place / ".git").is_dir() and (user.place / ".dvc").is_dir()
     assert "reflink,copy" in (user.place / ".dvc/config").read_text()

@@ -22,7 +22,7 @@ from eridiff.machine.local import bases_dir, find_home, load_local, places_file,
 from eridiff.projects import projects
 from eridiff.projects.new import offer_presets, settle_base
 from eridiff.projects.presets import presets_dir
-from eridiff.projects.projects import make_project, project_place
+from eridiff.projects.projects import make_project, project_place, run_command
 from eridiff.projects.standalone import shared_cache, standalone_dvc_yaml, write_standalone
 from eridiff.projects.upgrade import find_behind, foresee_upgrade, upgrade
 from eridiff.versions import STAGES, version_files
@@ -78,6 +78,7 @@ def test_no_project_in_a_project(project: Path) -> None:
         with pytest.raises(ConfigError, match=rf"lies inside {project}"):
             project_place(name)
     assert project_place("../dogs") == project.parent / "dogs"
+    assert (run_command(project), run_command(project.parent)) == ("eridiff repro", "dvc repro")
 
 
 def test_its_pipeline_names_its_own_versions() -> None:
