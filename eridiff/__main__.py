@@ -2,9 +2,9 @@
 
 import sys
 
-from eridiff.words import WORDS
+from eridiff.words import WORDS, in_checkout
 
-if len(sys.argv) > 1 and sys.argv[1] in WORDS:
+if len(sys.argv) > 1 and sys.argv[1] in WORDS and in_checkout():
     from eridiff.words import main
 else:
     from eridiff.cli import main

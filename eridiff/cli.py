@@ -1,5 +1,6 @@
 """The command line: `eridiff why`, `eridiff new`, `eridiff base add`, `eridiff inspect`, `eridiff store`."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -15,17 +16,31 @@ from eridiff.store.commands import store_app
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="LoRA training that recomputes only what changed. `python -m eridiff setup | check | test | repro` are the "
-    "four words that run everything.",
+    help="LoRA training that recomputes only what changed. In a checkout, "
+    "`python -m eridiff setup | check | test | repro` are the four words that run everything.",
 )
 base_app = typer.Typer(no_args_is_help=True, help="Bases: pointers to model weights.")
 app.add_typer(base_app, name="base")
 app.add_typer(store_app, name="store")
 
 
+def show_version(asked: bool) -> None:
+    """Print which eridiff this is."""
+    from eridiff import __version__
+
+    if asked:
+        say(f"eridiff {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def before() -> None:
-    """What a killed process left of DVC's files is mended before any command."""
+def before(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show which eridiff this is.")
+    ] = False,
+) -> None:
+    """LoRA training that recomputes only what changed."""
+    # What a killed process left of DVC's files is mended before any command.
     from eridiff.core.progress import warn
     from eridiff.dvc.repair import mend
     from eridiff.machine.local import find_upward
@@ -109,7 +124,7 @@ def inspect(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the project: a folder of projects/.")],
+    name: Annotated[str, typer.Argument(help="Name of a project of this checkout, or the folder of one anywhere.")],
     images: Annotated[Path, typer.Option(help="Folder of pictures, with captions beside them.")],
     trigger: Annotated[str | None, typer.Option(help="Word that will call what is trained, with --preset.")] = None,
     preset: Annotated[str | None, typer.Option(help="Name of a preset, such as those in presets/.")] = None,
@@ -118,26 +133,29 @@ def new(
         bool, typer.Option("--push-pictures", help="Let `dvc push` send the pictures and captions too.")
     ] = False,
 ) -> None:
-    """Make a project of your own pictures: projects/NAME, beside any number of others."""
+    """Make a project of your own pictures: projects/NAME in a checkout, or a folder anywhere, with git and DVC."""
+    from contextlib import chdir
+
     from eridiff.dvc.pushing import what_stays
     from eridiff.machine.gpus import find_gpus
     from eridiff.projects.new import offer_presets, settle_base, start_project
     from eridiff.projects.presets import find_preset
-    from eridiff.projects.projects import make_project
+    from eridiff.projects.projects import make_project, run_command
 
     if params is not None:
         if preset or trigger:
             raise ConfigError("--params copies a file as it is: leave --preset and --trigger out, or --params.")
         folder = make_project(name, images, params, push=push_pictures)
-        say(f"made {folder}: edit its params.yaml, then run `dvc repro` there")
+        say(f"made {folder}: edit its params.yaml, then run `{run_command(folder)}` there")
     else:
         if preset is None:
             raise ConfigError(offer_presets(find_gpus()))
         if trigger is None:
             raise ConfigError("--trigger is missing: the word that will call what is trained, such as zwxcat.")
         folder = start_project(name, images, trigger, find_preset(preset), push=push_pictures)
-        say(settle_base(folder / "params.yaml"))
-        say(f"made {folder}: look through its params.yaml, then run `dvc repro` there")
+        with chdir(folder):  # whose bases are meant
+            say(settle_base(Path("params.yaml")))
+        say(f"made {folder}: look through its params.yaml, then run `{run_command(folder)}` there")
     for line in what_stays(folder):
         say(line)
 
@@ -175,16 +193,33 @@ def plan(
 
 
 @app.command()
-def upgrade() -> None:
+def upgrade(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run again, and why.")] = False,
+) -> None:
     """After an update of eridiff: bring this project, or the checkout's pipeline, up to it. Runs nothing.
 
-    Its dvc.yaml and dvc.lock (code has versions now); its kind of links; pictures that are links into DVC's cache;
-    objects there that an edit altered.
+    It shows first which stages will run again, and why. Then it renews dvc.yaml, dvc.lock (code has versions now) and,
+    outside a checkout, the copies of the versions; the kind of links; pictures that are links into DVC's cache; objects
+    there that an edit altered.
     """
-    from eridiff.projects.upgrade import upgrade
+    from eridiff.projects.upgrade import find_behind, foresee_upgrade, upgrade
 
-    for line in upgrade(Path.cwd()) or ["all is as this eridiff makes it already"]:
+    folder, same = Path.cwd(), ["all is as this eridiff makes it already"]
+    for line in foresee_upgrade(folder):
         say(line)
+    for line in (find_behind(folder) if dry_run else upgrade(folder)) or same:
+        say(line)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def repro(context: typer.Context) -> None:
+    """Run the pipeline of this project: `dvc repro`, with this Python's stages; arguments go to it.
+
+    As `make repro` does: DVC's files are mended before it, and nothing of it is left running after it.
+    """
+    scripts = str(Path(sys.executable).parent)  # of this environment, activated or not: dvc.yaml says `python`
+    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])}
+    os.execve(sys.executable, [sys.executable, "-m", "eridiff.reproduce", *context.args], environment)
 
 
 @app.command()

@@ -29,7 +29,7 @@ LOCAL_HEAD = """# local.yaml
 Settings of one machine. None of them changes a byte of a result, so no stage reruns when one changes. The file is
 optional, not tracked, and as strict as params.yaml. It is searched for in the current folder and then upward, so the
 checkout's file also applies in projects and experiments. Missing keys are taken from `~/.config/eridiff/local.yaml`,
-which applies in every checkout. This page is generated: `python -m eridiff.reference`.
+which applies in every checkout and project. This page is generated: `python -m eridiff.reference`.
 
 Three environment variables take precedence: `ERIDIFF_STORE` (the store's folder), `ERIDIFF_DEVICE`, and
 `ERIDIFF_MODELS` (folders searched for bases, joined by `:`).

@@ -2,6 +2,8 @@
 
 dvc.yaml declares them as params, so a raised number runs its stage, and an edit of code alone runs nothing. A number is
 raised by hand, with a sentence, when a stage's outs move beyond rounding for some input: golden files in tests/ say so.
+A project outside a checkout has copies of these files, since DVC reads params beside dvc.yaml: versions/stages.yaml and
+versions/FAMILY.yaml.
 """
 
 from collections.abc import Mapping
@@ -15,6 +17,8 @@ from eridiff.core.config import Section, read_yaml, validate
 FIRST = 1  # the number of every version at first, and of all results from before there were any
 NAME = "versions.yaml"
 HERE = Path(__file__).parent
+COPIES = "versions"  # the folder of the copies in a standalone project
+STAGES = f"{COPIES}/stages.yaml"
 Version = Annotated[int, Field(ge=FIRST, le=100_000)]
 
 
@@ -125,6 +129,17 @@ def family_versions(folder: Path) -> FamilyVersions:
     """
     path = folder / NAME
     return validate(FamilyVersions, read_yaml(path), where=str(path), prefix="")
+
+
+def version_files() -> dict[str, Path]:
+    """Every file of versions, by the place of its copy in a standalone project."""
+    families = sorted((HERE / "families").glob(f"*/{NAME}"))
+    return {STAGES: HERE / NAME, **{f"{COPIES}/{path.parent.name}.yaml": path for path in families}}
+
+
+def is_standalone(folder: Path) -> bool:
+    """Whether a folder is a project outside any checkout: it has copies of the versions."""
+    return (folder / STAGES).exists()
 
 
 def describe_change(file: Versions, name: str, before: object, now: object, family: str) -> str:

@@ -31,6 +31,11 @@ def refuse_platform() -> None:
         sys.exit(f"error: eridiff needs Python 3.11 or later; this is {sys.version.split()[0]}. Install python3.11.")
 
 
+def in_checkout() -> bool:
+    """Whether this is a checkout's code: an installed package has no such words, but `eridiff repro`."""
+    return (ROOT / "pyproject.toml").exists() and not (ROOT / "eridiff" / "template").exists()
+
+
 def choose_torch(wanted: str) -> str:
     """`cpu` or `cuda`; `auto` is cuda where the NVIDIA driver's tool is found."""
     if wanted == "auto":

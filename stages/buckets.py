@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from eridiff.core.config import load_section
-from eridiff.core.errors import run_main
 from eridiff.core.files import write_text
 from eridiff.core.progress import say
 from eridiff.dataset.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
+from eridiff.dvc.project_versions import run_stage
 from eridiff.formats.tables import read_table, write_table
 from eridiff.params.buckets import BucketParams
 
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from eridiff.core.config import load_section
-from eridiff.core.errors import run_main
 from eridiff.core.progress import say, warn
 from eridiff.dataset.caption_report import report
 from eridiff.dataset.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, images_rows
 from eridiff.dataset.picture_notes import image_facts, notes
 from eridiff.dataset.pictures import scan_pictures
 from eridiff.dvc.own_pictures import describe_unsafe
+from eridiff.dvc.project_versions import run_stage
 from eridiff.formats.tables import write_table
 from eridiff.machine.filedigests import FileDigests
 from eridiff.params.captions import CaptionParams
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

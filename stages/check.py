@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from eridiff.check import check_params
-from eridiff.core.errors import run_main
 from eridiff.core.files import write_text
 from eridiff.core.progress import warn
+from eridiff.dvc.project_versions import run_stage
 from eridiff.params.choices import choices_text, differing_choices
 
 
@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from eridiff.core.config import load_section
-from eridiff.core.errors import run_main
 from eridiff.core.progress import say
+from eridiff.dvc.project_versions import run_stage
 from eridiff.dvc.pushing import STAY, pushes_pictures
 from eridiff.export.export import export_checkpoint
 from eridiff.params.choices import EXPORT_EMA, read_choice
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

@@ -6,8 +6,8 @@ from eridiff.caching.latents.job import latent_job
 from eridiff.caching.latents.plan import INDEX_COLUMNS
 from eridiff.caching.processes import find_ranks
 from eridiff.core.config import load_section
-from eridiff.core.errors import run_main
 from eridiff.core.progress import say
+from eridiff.dvc.project_versions import run_stage
 from eridiff.formats.tables import TableRows, write_table
 from eridiff.machine.local import load_local, store_root
 from eridiff.machine.runlog import record_run
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

@@ -5,8 +5,8 @@ from pathlib import Path
 from eridiff.bases.find import find_source
 from eridiff.bases.pointers import pointers_of
 from eridiff.core.config import load_section
-from eridiff.core.errors import run_main
 from eridiff.core.progress import say
+from eridiff.dvc.project_versions import run_stage
 from eridiff.family import load_family
 from eridiff.machine.local import store_root
 from eridiff.machine.runlog import record_run
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

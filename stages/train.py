@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from eridiff.core.config import load_section
-from eridiff.core.errors import run_main
 from eridiff.core.progress import say
 from eridiff.dvc.outs import read_outs
+from eridiff.dvc.project_versions import run_stage
 from eridiff.machine.code import code_digest
 from eridiff.machine.local import load_local, store_root
 from eridiff.machine.runlog import record_run
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_stage(main)

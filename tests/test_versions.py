@@ -9,6 +9,7 @@ import pytest
 from eridiff.core.config import validate
 from eridiff.core.errors import ConfigError
 from eridiff.family import family_names, load_family
+from eridiff.machine import code
 from eridiff.machine.code import changed_code, code_digest, describe_changed
 from eridiff.versions import CodeVersions, FamilyVersions, code_versions, describe_change, family_versions
 from eridiff.why.differences import changed_params
@@ -116,5 +117,25 @@ def test_edited_code_is_told_by_git(tmp_path: Path) -> None:
     assert (describe_changed(["a"]) or "").startswith("a differs from")
 
 
-def test_the_digest_of_the_code_is_a_digest() -> None:
-    assert len(code_digest()) == 64
+def test_the_digest_of_the_code_is_of_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (code.ROOT / "eridiff" / "machine" / "code.py").samefile(code.__file__)
+    before = code_digest()
+    (tmp_path / "eridiff" / "core").mkdir(parents=True)
+    for source in (code.ROOT / "eridiff").rglob("*.py"):
+        place = tmp_path / source.relative_to(code.ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(source)
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    assert code_digest() == before
+    (tmp_path / "eridiff/core/new.py").write_text("")
+    assert code_digest() != before
+
+
+def test_an_installed_package_is_nobodys_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its environment may lie in a repository of the user's, which does not have it."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True, timeout=60)
+    (tmp_path / "eridiff/template").mkdir(parents=True)
+    (tmp_path / "eridiff/a.py").write_text("")
+    assert changed_code(tmp_path) == ["eridiff/a.py"] and code.template() == code.ROOT
+    monkeypatch.setattr(code, "TEMPLATE", tmp_path / "eridiff/template")
+    assert changed_code(tmp_path) == [] and code.template() == tmp_path / "eridiff/template"

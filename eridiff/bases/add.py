@@ -30,7 +30,7 @@ from eridiff.core.progress import say
 from eridiff.family import family_names, load_family, load_keys, pipeline_name
 from eridiff.formats.safetensors import TensorFile
 from eridiff.machine.filedigests import FileDigests
-from eridiff.machine.local import NAME, bases_dir, checkout_root
+from eridiff.machine.local import NAME, bases_dir, places_file
 from eridiff.weights.components import (
     Component,
     describe_folder,
@@ -212,10 +212,10 @@ def _locate(source: str | Path) -> Path:
 
 
 def _remember(name: str, paths: Iterable[Path]) -> None:
-    """Note the places under `bases` in the checkout's local.yaml, keeping what stands there."""
+    """Note the places under `bases` in local.yaml, keeping what stands there."""
     from ruamel.yaml import YAML
 
-    path = checkout_root() / "local.yaml"
+    path = places_file()
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 1 << 16
     record = (yaml.load(read_text(path)) if path.exists() and read_yaml(path) else None) or {}

@@ -65,16 +65,25 @@ def take_away(folder: Path, *, below: bool = True) -> list[Path]:
 
     What cannot be removed stays: nothing reads it, and whatever else cannot be written there will say so.
     """
-    gone = []
-    for path in _candidates(folder, below):
-        if is_left(path):
-            with suppress(OSError):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-                gone.append(path)
-    return gone
+    return [path for path in _candidates(folder, below) if is_left(path) and _remove(path)]
+
+
+def take_away_of(path: Path) -> list[Path]:
+    """Remove what killed processes left of what was to become one path, in a folder that may be anybody's."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    left = [one for one in beside if OURS.fullmatch(one.name) and one.name.startswith(f".{path.name}.")]
+    return [one for one in left if is_left(one) and _remove(one)]
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or folder; whether it could be."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return True
+    return False
 
 
 def _candidates(folder: Path, below: bool) -> Iterator[Path]:

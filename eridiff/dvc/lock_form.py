@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eridiff.core.config import read_yaml
+from eridiff.core.config import parse_yaml, read_yaml
 from eridiff.core.errors import ConfigError
+from eridiff.dvc.project_versions import refuse_other_versions
 from eridiff.versions import FIRST, NAME
 
 CODE = re.compile(r"(\.\./\.\./)?(eridiff|stages)/.*\.py")
@@ -27,9 +28,9 @@ def lists_code(path: Path) -> bool:
 
 
 def refuse_early(project: Path) -> None:
-    """Refuse to run a project whose dvc.yaml or dvc.lock is of that form: every stage would run again.
+    """Refuse to run a project whose dvc.yaml or dvc.lock is of that form, since every stage would run again.
 
-    Raises: ConfigError that names the command.
+    Or a standalone one whose versions are another eridiff's. Raises: ConfigError that names the command.
     """
     for name in ("dvc.yaml", "dvc.lock"):
         if lists_code(project / name):
@@ -37,14 +38,15 @@ def refuse_early(project: Path) -> None:
                 f"{name} is from before code had versions: it lists files of eridiff's code. Run `eridiff upgrade` in "
                 f"{project.resolve()} first. It changes no result and runs nothing; without it every stage would run."
             )
+    refuse_other_versions(project)
 
 
-def with_versions(lock: Path, pipeline: Path) -> tuple[str, list[str]]:
-    """A lock of that form in today's, and the stages that it is about. pipeline: the dvc.yaml of today.
+def with_versions(lock: Path, pipeline: str) -> tuple[str, list[str]]:
+    """A lock of that form in today's, and the stages that it is about. pipeline: the text of today's dvc.yaml.
 
     Its results are of the first version of everything, whatever the numbers are now.
     """
-    record, named = read_yaml(lock), _stages(pipeline)
+    record, named = read_yaml(lock), stages_of(parse_yaml(pipeline, "dvc.yaml"), "dvc.yaml")
     changed = []
     for stage, entry in record["stages"].items():
         files = _code(_deps(entry))
@@ -72,12 +74,19 @@ def _versions(stage: Mapping[str, Any], files: list[str]) -> dict[str, dict[str,
 
 
 def _stages(path: Path) -> dict[str, Any]:
-    record = read_yaml(path)
+    return stages_of(read_yaml(path), str(path))
+
+
+def stages_of(record: Any, where: str) -> dict[str, Any]:
+    """The stages of a dvc.yaml or dvc.lock; {} where it has none.
+
+    Raises: ConfigError where they are not what DVC writes.
+    """
     stages = record.get("stages") if isinstance(record, Mapping) else None
     if stages is None:
         return {}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-        raise ConfigError(f"{path}: `stages` is not what DVC writes.")
+        raise ConfigError(f"{where}: `stages` is not what DVC writes.")
     return stages
 
 

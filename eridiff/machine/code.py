@@ -1,4 +1,4 @@
-"""Which code this is: its digest, and what of it git calls changed. No result depends on either."""
+"""Which code this is: its digest, what of it git calls changed, and where its presets and pipeline lie."""
 
 import subprocess
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 from eridiff.core.files import digest_file, digest_json
 from eridiff.versions import NAME
 
-ROOT = Path(__file__).parent.parent  # of the checkout, or where the package is installed
+ROOT = Path(__file__).parent.parent.parent  # of the checkout, or where the package is installed
 FOLDERS = ("eridiff", "stages")
+TEMPLATE = ROOT / "eridiff" / "template"  # of an installed package alone: setup.py puts it into the wheel
 
 
 def code_digest() -> str:
@@ -16,8 +17,18 @@ def code_digest() -> str:
     return digest_json({path.relative_to(ROOT).as_posix(): digest_file(path) for path in files})
 
 
+def template() -> Path:
+    """The folder with dvc.yaml, presets/, .dvcignore and .dvc that projects are made from: the checkout, or a copy."""
+    return TEMPLATE if TEMPLATE.is_dir() else ROOT
+
+
 def changed_code(root: Path = ROOT) -> list[str]:
-    """Files of eridiff/ and stages/ that differ from git's HEAD, or that it does not have; [] where there is no git."""
+    """Files of eridiff/ and stages/ that differ from git's HEAD, or that it does not have; [] where there is no git.
+
+    An installed package is nobody's checkout, though its environment may lie in one of git's.
+    """
+    if TEMPLATE.is_dir():
+        return []
     command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *FOLDERS]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, check=False)

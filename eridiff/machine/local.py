@@ -9,8 +9,11 @@ from pydantic import Field
 
 from eridiff.core.config import MAX_STEPS, Section, read_yaml, validate
 from eridiff.core.errors import ConfigError
+from eridiff.versions import STAGES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a project or a base: a folder, and part of paths
+
+CODE = "eridiff/families"  # of a checkout
 
 Paths = Annotated[tuple[str, ...], Field(max_length=1000)]
 
@@ -68,27 +71,46 @@ def find_upward(name: str, start: Path | None = None) -> Path | None:
     return None
 
 
+def find_checkout(start: Path | None = None) -> Path | None:
+    """The checkout at or above a folder (default: the current one); None where there is none."""
+    return find_upward(CODE, start)
+
+
 def checkout_root(start: Path | None = None) -> Path:
     """The checkout's top folder, found upward from the current one: a project lies in projects/NAME.
 
     Raises: ConfigError where no folder above is a checkout.
     """
-    folder = find_upward("eridiff/families", start)
+    folder = find_checkout(start)
     if folder is None:
         raise ConfigError(f"{start or Path.cwd()} is not inside an eridiff checkout: run this from the checkout.")
     return folder
 
 
+def find_home(start: Path | None = None) -> Path | None:
+    """The folder whose data/bases holds for a folder: the nearest standalone project or checkout; None outside."""
+    found = [folder for name in (CODE, STAGES) if (folder := find_upward(name, start))]
+    return max(found, key=lambda folder: len(folder.parts), default=None)
+
+
 def bases_dir() -> Path:
-    """The folder of base pointers, shared by the checkout's own pipeline and every project."""
-    return checkout_root() / "data" / "bases"
+    """The folder of base pointers: of a standalone project its own, else shared by the checkout and its projects.
+
+    Raises: ConfigError outside both.
+    """
+    home = find_home()
+    if home is None:
+        raise ConfigError(
+            f"{Path.cwd()} is not inside an eridiff checkout or project: run this there. `eridiff new` makes a project."
+        )
+    return home / "data" / "bases"
 
 
 def load_local() -> LocalConfig:
     """Read the nearest local.yaml at or above the current folder, over the user's own; all defaults without either.
 
     Upward, so that the checkout's file also holds in projects and in `dvc exp` workspaces, which lie
-    inside the checkout and see no untracked file. The user's holds in every checkout.
+    inside the checkout and see no untracked file. The user's holds in every checkout and project.
     """
     folder = find_upward("local.yaml")
     nearest = folder / "local.yaml" if folder else None
@@ -109,8 +131,20 @@ def store_root() -> Path:
     return user_cache() / "store"
 
 
+def places_file() -> Path:
+    """The local.yaml in which `eridiff base add` notes where weights lie: the checkout's.
+
+    Of a standalone project the user's own, so that the next project finds them too; its own where it has one, whose
+    `bases` stand in place of the user's.
+    """
+    checkout, home = find_checkout(), find_home()
+    if home is None or home == checkout:
+        return checkout_root() / "local.yaml"
+    return home / "local.yaml" if (home / "local.yaml").exists() else user_config()
+
+
 def user_config() -> Path:
-    """This user's local.yaml, which counts in every checkout: ~/.config/eridiff/local.yaml."""
+    """This user's local.yaml, which counts in every checkout and project: ~/.config/eridiff/local.yaml."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "eridiff" / "local.yaml"
 
 

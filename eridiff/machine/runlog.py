@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from eridiff import __version__
 from eridiff.core.files import write_text
 
 LIBRARIES = (
@@ -28,7 +29,7 @@ def record_run(stage: str, **facts: Any) -> None:
         "stage": stage,
         "python": platform.python_version(),
         "platform": sys.platform,
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {"eridiff": __version__, **{name: _version(name) for name in LIBRARIES}},
         **facts,
     }
     write_text(Path("runs") / f"{stage}.json", json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")

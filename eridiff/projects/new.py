@@ -15,11 +15,12 @@ from eridiff.core.files import read_text, write_text
 from eridiff.core.progress import say
 from eridiff.family import load_family, published
 from eridiff.machine.gpus import Gpu, find_gpus
+from eridiff.machine.local import find_home
 from eridiff.params.captions import CaptionParams
 from eridiff.params.edit import filled
 from eridiff.params.model import ModelParams
 from eridiff.projects.presets import Preset, all_presets, describe_gpus, read_preset
-from eridiff.projects.projects import make_project
+from eridiff.projects.projects import make_project, project_place, run_command
 from eridiff.weights.files import open_weights
 
 FITS, HERE = "fits", "here"
@@ -29,7 +30,7 @@ README = """# {name}
 Pictures and captions: data/raw. What is trained, and how: params.yaml. Results: data/samples, data/lora, data/export.
 
     eridiff why      # what would run, and because of what
-    dvc repro        # run it
+    {run:<15}  # run it
 
 Started from the preset {preset} on a machine with:
 
@@ -38,7 +39,7 @@ Started from the preset {preset} on a machine with:
 
 
 def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: bool = False) -> Path:
-    """Make projects/NAME from a preset, with the trigger and the export's name filled in; returns its folder.
+    """Make a project from a preset, with the trigger and the export's name filled in; returns its folder.
 
     Says first which GPUs there are, and whether the preset is meant for their memory. The preset's class word, its
     licence, its subjects to draw and measure and its folders of regularisation pictures that are not there are taken
@@ -55,10 +56,15 @@ def start_project(name: str, images: Path, trigger: str, preset: Path, *, push: 
     for line in gpus:
         say(line)
 
+    own = project_place(name).name
+
     def fill(folder: Path) -> None:
-        changes = _own_settings(record, captions, name, folder)
+        changes = _own_settings(record, captions, own, folder)
         write_text(folder / "params.yaml", filled(read_text(preset), changes))
-        write_text(folder / "README.md", README.format(name=name, preset=preset.stem, gpus="\n    ".join(gpus)))
+        write_text(
+            folder / "README.md",
+            README.format(name=own, run=run_command(folder), preset=preset.stem, gpus="\n    ".join(gpus)),
+        )
 
     return make_project(name, images, preset, push=push, fill=fill)
 
@@ -111,33 +117,43 @@ def _fit(preset: Preset, gpus: Sequence[Gpu]) -> str:
 def _base_state(preset: Preset) -> str:
     """Whether a preset's base is on this machine."""
     model = preset.model
-    if has_pointers(model.base):
+    if find_home() and has_pointers(model.base):
         missing = missing_components(model.base, model.family)
         return f"{', '.join(missing)} not on this machine" if missing else HERE
-    found = find_published(model.family, model.base)
-    return f"found in {found}" if found else "not on this machine"
+    found = _find_base(model)
+    return f"found in {found[0]}" if found else "not on this machine"
 
 
 def settle_base(params: Path) -> str:
     """Make the pointers of a params file's base where there are none and its files are found; a line that says what is.
 
     Where they are not found, wanted pointers are written, so that what needs no weights runs.
-    The base of a preset is called as its makers' model, whose usual files are looked for.
+    The base of a preset is called as its makers' model, whose usual files are looked for where local.yaml names none.
     """
     model = load_section(ModelParams, "model", params)
     if has_pointers(model.base):
         return f"base: {model.base}"
-    source = find_published(model.family, model.base)
-    if source is None:
+    sources = _find_base(model)
+    if not sources:
         write_wanted(model.base, model.family)
         return f"{how_to_add(model.base, model.family)} Captions, buckets and `eridiff plan` run without it"
-    say(f"base: {model.base} from {source}")
+    said = ", ".join(map(str, sources))
+    say(f"base: {model.base} from {said}")
     try:
-        add_base(model.base, [source])
+        add_base(model.base, sources)
     except BaseError as error:
         write_wanted(model.base, model.family)
-        return f"base: '{model.base}' could not be added from {source}: {error}"
+        return f"base: '{model.base}' could not be added from {said}: {error}"
     return f"base: {model.base}"
+
+
+def _find_base(model: ModelParams) -> list[Path]:
+    """The folder or files of a base: those that local.yaml names, if all are there, else its makers'; [] for none."""
+    named = Places(model.base).named
+    if named and all(path.exists() for path in named):
+        return named
+    found = find_published(model.family, model.base)
+    return [] if found is None else [found]
 
 
 def find_published(family: str, variant: str) -> Path | None:

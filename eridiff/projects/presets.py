@@ -8,8 +8,9 @@ from pathlib import Path
 from eridiff.core.config import load_section
 from eridiff.core.errors import ConfigError, did_you_mean
 from eridiff.core.files import read_text
+from eridiff.machine.code import template
 from eridiff.machine.gpus import Gpu
-from eridiff.machine.local import checkout_root
+from eridiff.machine.local import find_checkout, find_home
 from eridiff.params.model import ModelParams
 
 # In a preset's first comment. No param, since memory changes no result: a preset differs in what follows from it.
@@ -36,9 +37,15 @@ def read_preset(path: Path) -> Preset:
     return Preset(name=path.stem, model=model, gigabytes=int(found[1]) if found else None)
 
 
+def presets_dir() -> Path:
+    """The folder of presets: in a checkout its own, elsewhere those that come with this eridiff."""
+    checkout = find_checkout()
+    return (checkout if checkout and checkout == find_home() else template()) / "presets"
+
+
 def all_presets() -> list[Preset]:
     """Every preset, by name."""
-    return [read_preset(path) for path in sorted((checkout_root() / "presets").glob("*.yaml"))]
+    return [read_preset(path) for path in sorted(presets_dir().glob("*.yaml"))]
 
 
 def find_preset(name: str) -> Path:
@@ -46,7 +53,7 @@ def find_preset(name: str) -> Path:
 
     Raises: ConfigError for an unknown name, with those that exist.
     """
-    folder = checkout_root() / "presets"
+    folder = presets_dir()
     lines = read_text(folder / "aliases.txt").splitlines() if (folder / "aliases.txt").exists() else []
     aliases = dict(line.split() for line in lines if line and not line.startswith("#"))
     path = folder / f"{aliases.get(name, name)}.yaml"

@@ -1,5 +1,6 @@
 """`eridiff upgrade`: what an update of eridiff asks of a project, or of the checkout's own pipeline, in one command."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from eridiff.dvc.own_pictures import (
     unsafe_types,
 )
 from eridiff.dvc.repair import TMP, dvc_processes, held
-from eridiff.machine.local import checkout_root
+from eridiff.dvc.reruns import foresee_reruns
+from eridiff.machine.code import template
+from eridiff.machine.local import checkout_root, find_checkout
 from eridiff.projects.projects import project_dvc_yaml
+from eridiff.projects.standalone import PIPELINE, outdated_files, standalone_files
+from eridiff.versions import is_standalone
 
 
 def find_behind(folder: Path) -> list[str]:
@@ -26,9 +31,11 @@ def find_behind(folder: Path) -> list[str]:
     found = []
     if lists_code(folder / "dvc.lock"):
         found.append("its dvc.lock lists files of code, which have versions now")
-    if not _is_project(folder):
+    if is_standalone(folder):
+        found += [f"this eridiff writes its {place} otherwise" for place in outdated_files(folder)]
+    elif not _is_project(folder):
         return found
-    if read_text(folder / "dvc.yaml") != _renewed(folder):
+    elif read_text(folder / "dvc.yaml") != _renewed(folder):
         found.append("its dvc.yaml is not the checkout's, which has changed")
     if _not_ignored(folder):
         found.append("its .dvcignore lacks lines of the checkout's, so DVC reads files that are not whole yet")
@@ -37,33 +44,59 @@ def find_behind(folder: Path) -> list[str]:
     return found
 
 
+def foresee_upgrade(folder: Path) -> list[str]:
+    """Which stages will run again after `upgrade`, and why; [] where it changes nothing that DVC compares.
+
+    Raises: ConfigError where the folder is neither project nor checkout.
+    """
+    files, lock = _todays_files(folder), folder / "dvc.lock"
+    if not _differing(folder, files) and not lists_code(lock):
+        return []
+    text = with_versions(lock, files[PIPELINE])[0] if lists_code(lock) else read_text(lock) if lock.exists() else ""
+    return foresee_reruns(folder, files[PIPELINE], text)
+
+
 def upgrade(folder: Path) -> list[str]:
     """Bring a project, or the checkout's pipeline, up to today's form; returns what was done. Nothing runs by it.
 
     Raises: ConfigError where the folder is neither, or DVC works in it.
     """
+    done = _upgrade_dvc_files(folder, _todays_files(folder))
+    return done + _upgrade_rest(folder) if _is_project(folder) or is_standalone(folder) else done
+
+
+def _todays_files(folder: Path) -> dict[str, str]:
+    """The files that this eridiff writes in a folder, by their places in it: dvc.yaml, and standalone the versions."""
+    if is_standalone(folder):
+        return standalone_files()
     if _is_project(folder):
-        return _upgrade_dvc_files(folder, _renewed(folder)) + _upgrade_rest(folder)
+        return {PIPELINE: _renewed(folder)}
     if folder.resolve() != checkout_root(folder) or not (folder / "dvc.yaml").exists():
         root = checkout_root(folder)
         raise ConfigError(f"{folder} is no project: run this in a folder of {root / 'projects'}, or in {root}.")
-    return _upgrade_dvc_files(folder, read_text(folder / "dvc.yaml"))
+    return {PIPELINE: read_text(folder / PIPELINE)}
 
 
-def _upgrade_dvc_files(folder: Path, pipeline: str) -> list[str]:
-    """dvc.yaml as it is today, and dvc.lock in today's form; both whole or as before, and not while DVC works."""
-    path, lock = folder / "dvc.yaml", folder / "dvc.lock"
-    if read_text(path) == pipeline and not lists_code(lock):
+def _differing(folder: Path, files: Mapping[str, str]) -> list[str]:
+    if is_standalone(folder):
+        return outdated_files(folder)
+    return [place for place, text in files.items() if read_text(folder / place) != text]
+
+
+def _upgrade_dvc_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """These files as they are today, and dvc.lock in today's form; each whole or as before, and not while DVC works."""
+    lock, source = folder / "dvc.lock", "this eridiff's" if is_standalone(folder) else "the checkout's"
+    if not _differing(folder, files) and not lists_code(lock):
         return []
     with _dvc_lock(folder) as free:
         if not free or dvc_processes(folder):  # while a stage runs, DVC lets its lock go, and writes dvc.lock after it
             raise ConfigError(f"DVC works in {folder}: wait for it or stop it, then run this again.")
         done = []
-        if read_text(path) != pipeline:
-            write_text(path, pipeline)
-            done.append("dvc.yaml is the checkout's now")
+        for place in _differing(folder, files):
+            write_text(folder / place, files[place])
+            done.append(f"{place} is {source} now")
         if lists_code(lock):
-            text, stages = with_versions(lock, path)
+            text, stages = with_versions(lock, files[PIPELINE])
             write_text(lock, text)
             done.append(f"dvc.lock has versions in place of files of code now: {', '.join(stages)}")
     return [*done, "`eridiff why` says what runs now"]
@@ -102,12 +135,15 @@ def _upgrade_rest(folder: Path) -> list[str]:
 
 
 def _is_project(folder: Path) -> bool:
-    return folder.resolve().parent == checkout_root(folder) / "projects" and (folder / "dvc.yaml").exists()
+    """Whether it is a project of a checkout."""
+    root = find_checkout(folder)
+    return root is not None and folder.resolve().parent == root / "projects" and (folder / "dvc.yaml").exists()
 
 
 def _not_ignored(folder: Path) -> list[str]:
     """What the checkout's .dvcignore leaves out and the project's does not, which may have lines of its own."""
-    paths = (checkout_root(folder) / ".dvcignore", folder / ".dvcignore")
+    source = template() if is_standalone(folder) else checkout_root(folder)
+    paths = (source / ".dvcignore", folder / ".dvcignore")
     ours, its = (read_text(path).splitlines() if path.exists() else [] for path in paths)
     return [line for line in ours if line.strip() and not line.startswith("#") and line not in its]
 
