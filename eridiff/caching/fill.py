@@ -139,8 +139,7 @@ def fill(
     for attempt in range(1, ATTEMPTS + 1):
         if store.missing(keys):
             store.adopt(earlier())
-        began = time.monotonic()
-        encoded = encode() if store.missing(keys) else 0
+        began, encoded = time.monotonic(), encode() if store.missing(keys) else 0
         work = Work(encoded=work.encoded + encoded, seconds=work.seconds + time.monotonic() - began)
         try:
             shards, checks = _publish(store, keys, out)

@@ -14,7 +14,8 @@ from eridiff.dataset.caption.choice import COPY, FILE, FOLDER, FULL_NAME, JSON, 
 from eridiff.dataset.caption.files import MAX_TABLE_BYTES, METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
 from eridiff.dataset.caption.json_values import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.dataset.caption.names import Pictures, bare, by_names, eye, in_caption_folder, match_rows, nearest, stem
-from eridiff.dataset.caption.tables import ALBUM, MetadataRow, read_metadata
+from eridiff.dataset.caption.rows import MetadataRow
+from eridiff.dataset.caption.tables import ALBUM, read_metadata
 
 NOT_CAPTIONS = re.compile(
     r"(?:readme|licen[cs]e|copying|notice|credits?|authors?|attributions?|changelog|urls?|sources?|links?|prompts?|"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from eridiff.core.errors import DataError
 from eridiff.dataset.caption.files import read_text
-from eridiff.dataset.caption.tables import MetadataRow, read_metadata
+from eridiff.dataset.caption.rows import MetadataRow
+from eridiff.dataset.caption.tables import read_metadata
 from tests.support import processes
 
 
@@ -204,7 +205,7 @@ def test_a_json_of_brackets_is_not_unpacked(tmp_path: Path) -> None:
 def test_files_of_short_lines_are_read_within_bounds(
     tmp_path: Path, name: str, start: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eridiff.dataset.caption.tables.MAX_ROWS", 5_000)
+    monkeypatch.setattr("eridiff.dataset.caption.rows.MAX_ROWS", 5_000)
     rows, problems = found(tmp_path / name, start + line * 50_000)
     assert len(rows) <= 5_001 and len(problems) <= 1_002
     assert line == "\n" or problems[-1] == ": more than 5,000 rows or 1,000 mistakes, and no more are read"
