@@ -51,7 +51,8 @@ class Clone:
         if not self.cold:
             scripts = f"{start().folder}{os.pathsep}{scripts}"
             scripts = f"{start().dvc}{os.pathsep}{scripts}" if waited else scripts
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_", "HF_"))}
+        left_out = ("ERIDIFF_", "PYTEST_", "DVC_", "GIT_", "HF_", "PYTHONDONTWRITEBYTECODE")  # clones are ours to write
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
         return {
             **keep,
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",

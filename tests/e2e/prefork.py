@@ -48,8 +48,13 @@ code = server.recv(1)
 os._exit(code[0] if code else 255)
 """
 # Everything heavy that a stage may import; lazy modules are loaded by their members' names.
-LIBRARIES = ("numpy", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFont", "pyarrow.parquet", "pydantic", "ruamel.yaml")
+LIBRARIES = ("numpy", "numpy.ma", "numpy.typing", "pyarrow.parquet", "pyarrow.compute", "ruamel.yaml", "configobj")
+LIBRARIES += ("PIL.ImageCms", "PIL.ImageDraw", "PIL.ImageFont", "PIL.ImageSequence", "PIL.BmpImagePlugin")
+LIBRARIES += ("PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin", "PIL.PngImagePlugin")
+LIBRARIES += ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin", "PIL.AvifImagePlugin", "zoneinfo")
+LIBRARIES += ("pydantic.main", "pydantic.json_schema", "pydantic.type_adapter", "pydantic.plugin._loader")
 LIBRARIES += ("typer", "filelock", "einops", "torch", "torch.utils.checkpoint", "accelerate", "bitsandbytes", "peft")
+LIBRARIES += ("peft.tuners.lora.bnb", "platformdirs.unix", "scmrepo.git", "dvc_render.vega_templates")
 LIBRARIES += ("dvc.repo", "dvc.cli", "dvc.commands.repro", "dvc.commands.status", "networkx")
 MEMBERS = {
     "transformers": "CLIPTextModel CLIPTextModelWithProjection CLIPTokenizer T5EncoderModel T5TokenizerFast",
@@ -80,7 +85,8 @@ def start() -> Prefork:
         shim.chmod(0o755)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "DVC_NO_ANALYTICS": "1"}
     environment |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
-    environment.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):  # clones are compiled once: each child else compiled them
+        environment.pop(name, None)
     command = [sys.executable, __file__, str(place)]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -111,7 +117,10 @@ def serve(place: str) -> dict[str, Any]:
         for member in members.split():
             getattr(module, member)
     importlib.import_module("dvc.cli.parser").get_main_parser()  # imports all commands
+    # Its table of 1,100 patterns is built at the first load of a text encoder.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("clip")
     inspect.getmodule(serve)  # looks through all modules once: pydantic asks for each class, in each child
+    inspect.getmodule = _module_of  # type: ignore[assignment]
     gc.collect()
     gc.freeze()
     door = socket.socket(socket.AF_UNIX)
@@ -139,6 +148,14 @@ def serve(place: str) -> dict[str, Any]:
             run.asker.close()
             os.close(run.pidfd)
             runs.remove(run)
+
+
+def _module_of(item: Any, file: str | None = None, *, found: Any = inspect.getmodule) -> Any:
+    """inspect.getmodule; but frames of the import system have none, and it looks through thousands of modules for them.
+
+    pydantic asks for the module of every frame above a class, once a class: half of what a light stage costs here.
+    """
+    return None if inspect.isframe(item) and item.f_code.co_filename.startswith("<") else found(item, file)
 
 
 def _signalled(run: Run) -> None:

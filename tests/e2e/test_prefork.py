@@ -33,3 +33,30 @@ def test_it_ends_as_the_real_python_does(name: str, tmp_path: Path) -> None:
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode  # as a shell says it
         found.append((code, done.stdout, done.stderr.splitlines()[-1:]))
     assert found[0] == found[1]
+
+
+def test_a_child_keeps_what_it_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the tests' own python keeps nothing: else each stage of a clone compiles eridiff."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "part.py").write_text("")
+    (tmp_path / "whole.py").write_text("import part")
+    subprocess.run([str(start().folder / "python"), "-m", "whole"], cwd=tmp_path, check=True, timeout=300)
+    assert "part" in {path.name.split(".")[0] for path in (tmp_path / "__pycache__").iterdir()}
+
+
+def test_frames_of_the_import_system_have_no_module(tmp_path: Path) -> None:
+    """A child answers so without looking; the real inspect looks, and finds none."""
+    (tmp_path / "inner.py").write_text(
+        "import inspect, sys\n"
+        "frame, found = sys._getframe(), []\n"
+        "while frame:\n"
+        "    found.append((frame.f_code.co_filename.startswith('<'), str(inspect.getmodule(frame))))\n"
+        "    frame = frame.f_back\n"
+        "frozen = {name for inside, name in found if inside}\n"
+        "print(frozen, inspect.getmodule(inspect.getsource).__name__, found[0][1].split()[1])\n"
+    )
+    (tmp_path / "outer.py").write_text("import inner")
+    for python in (sys.executable, str(start().folder / "python")):
+        command = [python, "-m", "outer"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+        assert done.stdout == "{'None'} inspect 'inner'\n"

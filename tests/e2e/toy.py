@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from tests.e2e.prefork import start
+
 ROOT = Path(__file__).parent.parent.parent
 LENGTH = 200_000  # bytes of an entry
 STAGE = f"""
@@ -41,7 +43,7 @@ def main():
 
 run_main(main)
 """
-DVC_YAML = "stages: {latents: {cmd: python stage.py, deps: [numbers.txt], outs: [data/latents]}}\n"
+DVC_YAML = "stages: {latents: {cmd: python -m stage, deps: [numbers.txt], outs: [data/latents]}}\n"
 
 
 @dataclass
@@ -50,12 +52,15 @@ class Toy:
 
     folder: Path
     store: Path
-    shim: Path = ROOT  # a folder whose sitecustomize.py every process of it imports
+    shim: Path = ROOT  # a folder whose sitecustomize.py every process of it imports; each is a python of its own then
 
     def run(self, *command: str, code: int = 0) -> str:
+        scripts = [Path(sys.executable).parent]
+        if self.shim is ROOT:  # else children of one process (tests/e2e/prefork.py)
+            scripts = [start().dvc, start().folder, *scripts]
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("ERIDIFF_", "PYTEST_", "DVC_", "GIT_"))},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([*map(str, scripts), os.environ["PATH"]]),
             "PYTHONPATH": f"{self.shim}{os.pathsep}{ROOT}",
             "ERIDIFF_STORE": str(self.store),
             "DVC_NO_ANALYTICS": "1",
@@ -74,7 +79,7 @@ class Toy:
         return done.stdout
 
     def eridiff(self, *arguments: str, code: int = 0) -> str:
-        return self.run(sys.executable, "-m", "eridiff", "store", *arguments, code=code)
+        return self.run("python", "-m", "eridiff", "store", *arguments, code=code)
 
     def numbers(self, *numbers: int) -> None:
         (self.folder / "numbers.txt").write_text(" ".join(map(str, numbers)))
