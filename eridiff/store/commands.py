@@ -158,7 +158,7 @@ def _show(plan: Plan) -> None:
     for project, size in sorted(by_project.items()):
         say(f"  of {project}: {_bytes(size)} freed")
     if any(item.frees < item.size for item in plan.garbage if item.what == "shard"):
-        say("  the rest stands in DVC's cache too: `dvc gc` in the project frees it")
+        say("  the rest stands in DVC's cache too: `dvc gc` in the project frees it (docs/store.md: name the others)")
     say(f"{_count(len({pin.project for pin in plan.pins}), 'project')} keep what they need")
     if not plan.garbage:
         say("nothing to remove")
