@@ -28,7 +28,7 @@ from benchmarks.fullsize import make_encoders, make_vae, write_pictures
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents.encode import cache_latents, help_latents
 from eridiff.caching.latents.new_pictures import NewPictures
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.processes import Ranks, find_ranks
 from eridiff.caching.text import cache_texts, help_texts
 from eridiff.models.precision import DTYPES
@@ -104,7 +104,7 @@ def vae_encode(bench: Bench, rows: list[dict[str, Any]], values: dict[str, Any])
         resources = Resources(root=root, load=lambda: (vae, bench.device), ranks=ranks)
         with ranks:
             pixels = PixelDigests(root, {row["file_digest"] for row in rows})
-            new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1)
+            new, common = NewPictures(rows, params, 8, raw, pixels), common_key_fields(params, IDENTITY, 1)
             work = new.encode(common, resources)
             ranks.wait_for(ranks.plan_path)
             pixels.look_again()

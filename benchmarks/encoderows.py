@@ -13,7 +13,7 @@ from benchmarks.fullsize import make_encoders, make_prompts, make_vae
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_latents, encode_batches
 from eridiff.caching.latents.new_pictures import NewPictures
-from eridiff.caching.latents.plan import batch_by_bucket, common_parts, plan_samples
+from eridiff.caching.latents.plan import batch_by_bucket, common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Samples
 from eridiff.caching.latents.vae import encode, prepare_vae
 from eridiff.caching.text import Caption, CaptionEncoder, batch_by_key, cache_texts, plan_captions, prepare_encoders
@@ -55,7 +55,7 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
         root = fresh(bench, "store")
         with rate(bench, len(rows), found, "end to end"):
             pixels = PixelDigests(root, {row["file_digest"] for row in rows})
-            new, common = NewPictures(rows, params, 8, raw, pixels), common_parts(params, IDENTITY, 1)
+            new, common = NewPictures(rows, params, 8, raw, pixels), common_key_fields(params, IDENTITY, 1)
             work = new.encode(common, Resources(root=root, load=lambda: (vae, bench.device)))
             samples = plan_pictures(bench, rows, params, root)
             _, counts = cache_latents(samples, params, raw, Resources(root=root, load=nothing_to_load), out)
@@ -67,7 +67,9 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
 
 def plan_pictures(bench: Bench, rows: list[dict[str, Any]], params: LatentParams, root: Any) -> Samples:
     """The samples; a picture whose pixels the store does not remember is read."""
-    return plan_samples(rows, params, common_parts(params, IDENTITY, 1), 8, bench.folder / "raw", PixelDigests(root))
+    return plan_samples(
+        rows, params, common_key_fields(params, IDENTITY, 1), 8, bench.folder / "raw", PixelDigests(root)
+    )
 
 
 def warm_vae(bench: Bench, vae: Any, params: LatentParams, found: Row) -> Any:

@@ -24,7 +24,7 @@ from torch import nn
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents import encode as latentcache
 from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_latents, encode_batches
-from eridiff.caching.latents.plan import batch_by_bucket, common_parts, plan_samples
+from eridiff.caching.latents.plan import batch_by_bucket, common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Sample
 from eridiff.params.latents import LatentParams
 from eridiff.store.pixels import PixelDigests
@@ -59,7 +59,7 @@ def make_samples(count: int, folder: Path, params: LatentParams) -> list[Sample]
         {**size, "path": f"{n}.png", "file_digest": f"{n:064x}", "original_w": 64, "original_h": 64}
         for n in range(count)
     ]
-    return plan_samples(rows, params, common_parts(params, {"content": "c", "config": "d"}, 1), 8, folder, pixels)
+    return plan_samples(rows, params, common_key_fields(params, {"content": "c", "config": "d"}, 1), 8, folder, pixels)
 
 
 def no_pictures(reader: Any, buffer: torch.Tensor, place: int, sample: Sample) -> None:

@@ -74,7 +74,7 @@ class Card:
 
 def write_base(folder: Path, family_name: str, variant: str, share: Path | None) -> None:
     """A base in diffusers' layout with random weights; parts that another folder has already are linked."""
-    family, configs = load_family(family_name), published(family_name).variants[variant]
+    family, configs = load_family(family_name), published(family_name).models[variant]
     write_text(folder / "model_index.json", json.dumps({"_class_name": pipeline_name(family_name)}))
     for component in (name for names in family.PARTS.values() for name in names):
         target = folder / component

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eridiff.caching.fill import fill
-from eridiff.caching.latents.plan import INDEX_COLUMNS, common_parts, index_rows, plan_samples
+from eridiff.caching.latents.plan import INDEX_COLUMNS, common_key_fields, index_rows, plan_samples
 from eridiff.caching.latents.samples import Sample, Samples
 from eridiff.formats.safetensors import RawTensor
 from eridiff.formats.tables import Row, TableRows, write_table
@@ -64,7 +64,7 @@ def plan(folder: Path, count: int) -> Samples:
     rows = TableRows(table)
     pixels = PixelDigests(folder / "store", {row["file_digest"] for row in TableRows(table, ["file_digest"])})
     pixels.learn({digest: digest for digest in (f"{number:064x}" for number in range(count))})
-    common = common_parts(LatentParams(), {"content": "c" * 64, "config": "d" * 64}, 1)
+    common = common_key_fields(LatentParams(), {"content": "c" * 64, "config": "d" * 64}, 1)
     return plan_samples(rows, LatentParams(), common, 8, folder, pixels)
 
 

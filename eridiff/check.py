@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.bases.licences import read_licences
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.bases.wanted import how_to_add, is_awaited
 from eridiff.core.config import Section, read_yaml, validate
 from eridiff.core.errors import ConfigError, EridiffError, did_you_mean
@@ -108,8 +108,8 @@ def _check_warmup(sections: Mapping[str, Any], family: Family) -> None:
 
 def _check_targets(sections: Mapping[str, Any], family: Family) -> None:
     targets = sections["train"].lora.targets
-    if targets not in family.TARGETS:
-        raise ConfigError(f"params.yaml: train.lora.targets is '{targets}'.{did_you_mean(targets, family.TARGETS)}")
+    if targets not in family.TARGET_SETS:
+        raise ConfigError(f"params.yaml: train.lora.targets is '{targets}'.{did_you_mean(targets, family.TARGET_SETS)}")
 
 
 def _check_text(sections: Mapping[str, Any], family: Family) -> None:

@@ -44,14 +44,14 @@ class Family(Protocol):
     DENOISER: str  # component that is trained, and the prefix of its LoRA keys
     SIDE_MULTIPLE: int  # sides of pictures must be multiples of this many pixels
     PATCH: int  # latent pixels a side of one image token
-    TARGETS: Mapping[str, str]  # preset name -> regular expression over full module names
+    TARGET_SETS: Mapping[str, str]  # target set -> regular expression over full module names
     SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]]  # name in params -> (diffusers class, config changes)
     MAX_TOKENS: tuple[int, ...]  # choices of text.max_tokens; the first is the default
     GUIDANCE: bool  # whether the denoiser may take an embedded guidance value
     NEGATIVE: bool  # whether the pipeline takes a negative prompt
     VERSIONS: FamilyVersions  # what its code means to each stage: versions.yaml beside it
 
-    def dead_modules(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+    def unused_modules(self, config: Mapping[str, Any]) -> Mapping[str, str]:
         """Full names of a denoiser's modules that never get a gradient -> reason; from the denoiser's config."""
 
     def embed_prompt(
@@ -141,12 +141,12 @@ def load_workflow(name: str) -> "Workflow":
 class Published:
     """What a family's makers published (its published.json)."""
 
-    variants: Mapping[str, Mapping[str, Any]]  # variant -> component -> config
+    models: Mapping[str, Mapping[str, Any]]  # model -> component -> config
     tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
     files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
-    comfyui: Mapping[str, Mapping[str, str]]  # variant -> component -> the makers' file that holds it in ComfyUI
-    hub: Mapping[str, str]  # variant -> repository on the hub
-    gigabytes: Mapping[str, Mapping[str, float]]  # variant -> part -> size of its weights in 16 bits
+    comfyui: Mapping[str, Mapping[str, str]]  # model -> component -> the makers' file that holds it in ComfyUI
+    hub: Mapping[str, str]  # model -> repository on the hub
+    gigabytes: Mapping[str, Mapping[str, float]]  # model -> part -> size of its weights in 16 bits
     predecessor: Sequence[str]  # names of the family in configurations of this project's predecessor
 
 
@@ -155,7 +155,7 @@ def published(name: str) -> Published:
     path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
     record = json.loads(path.read_text("utf-8")) if path.exists() else {"common": {}}
     return Published(
-        variants={variant: record["common"] | own for variant, own in record.get("variants", {}).items()},
+        models={variant: record["common"] | own for model, own in record.get("variants", {}).items()},
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
         comfyui=record.get("comfyui", {}),

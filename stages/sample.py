@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.core.config import load_section
 from eridiff.core.progress import say
 from eridiff.dvc.project_versions import run_stage

@@ -10,7 +10,7 @@ from eridiff.dvc.project_versions import run_stage
 from eridiff.machine.code import code_digest
 from eridiff.machine.local import load_local, store_root
 from eridiff.machine.runlog import record_run
-from eridiff.memory.train import choose_activations
+from eridiff.memory.train import choose_checkpointing
 from eridiff.models.precision import describe_backend
 from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
@@ -33,13 +33,15 @@ def main() -> None:
     job = train_job(model, params, INPUTS, store_root())
     with job.held():
         previews = prepare_previews(local, model, params.precision, job.data.samples[0].bucket, job.device)
-        activations = choose_activations(local.activations, job, code_digest())
-        run = job.prepare(activations, fixed=local.activations is not None)
+        activations = choose_checkpointing(local.activation_checkpointing, job, code_digest())
+        run = job.prepare(activations, fixed=local.activation_checkpointing is not None)
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = job.train(run, preview, local.state_every)
         written = job.put_out(table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(job.device, params.precision)
-    record_run("train", seconds=seconds, activations=run.activations, state=job.state, **backend)
+    record_run(
+        "train", seconds=seconds, activation_checkpointing=run.activation_checkpointing, state=job.state, **backend
+    )
     say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")
 
 

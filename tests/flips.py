@@ -28,8 +28,8 @@ import typer
 from torch import Tensor
 
 from eridiff.bases.find import find_component
-from eridiff.bases.pointers import read_pointer, write_pointer
-from eridiff.caching.drift import Encoder, ProbeMemory
+from eridiff.bases.pointer_files import read_pointer, write_pointer
+from eridiff.caching.drift_records import DriftRecords, Encoder
 from eridiff.core.errors import EridiffError
 from eridiff.core.files import digest_file
 from eridiff.formats.safetensors import RawTensor, digest_tensors, write_tensors
@@ -98,7 +98,7 @@ class Ground:
         store.publish(KEYS[:6], Path("data/latents"))
         pin(self.root, "latents", Path(), store.published)
         PixelDigests(self.root).learn({f"{n:064x}": f"{n + 1:064x}" for n in range(4)})
-        ProbeMemory(self.root, ENCODER).learn(VALUES, VERSIONS)
+        DriftRecords(self.root, ENCODER).learn(VALUES, VERSIONS)
         write_tensors(self.root / "bases/key.safetensors", RAW, {"digest": digest_tensors(RAW)})
         assert Store(self.root, "latents").catalogue  # which writes the catalogue
 
@@ -140,7 +140,7 @@ class Ground:
         os.replace(first[1], run / "aside")
         before = self._resumed()
         os.replace(run / "aside", first[1])
-        memory = lambda: ProbeMemory(root, ENCODER)  # noqa: E731
+        memory = lambda: DriftRecords(root, ENCODER)  # noqa: E731
         table, lora = Path("data/captions/captions.parquet"), Path("data/lora/step-000002.safetensors")
         adapters = [load_adapters(run, "adapters", step) for step in (1, 2)]
         assert not torch.equal(adapters[0]["a.lora_A.weight"], adapters[1]["a.lora_A.weight"])
@@ -162,7 +162,7 @@ class Ground:
                 in_store=True,
             ),
             Kind(
-                name="probe",
+                name="drift check",
                 files="store/probes/*/*",
                 read=lambda: (memory().at(VERSIONS), {k: r.values for k, r in memory().references.items()}),
                 in_store=True,

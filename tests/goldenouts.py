@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eridiff.caching.fill import Resources
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.text import plan_captions
 from eridiff.check import check_params
 from eridiff.core.config import validate
@@ -134,7 +134,7 @@ def latents(family: str, folder: Path) -> dict[str, Any]:
     module, base = load_family(family), source(family)
     params = LatentParams(batch_size=2, crops=2, crop_zoom=1.5)
     identity = base.pointers["vae"].components["vae"].identity()
-    raw, common = SMALL / "raw", common_parts(params, identity, module.VERSIONS.family.vae_encode)
+    raw, common = SMALL / "raw", common_key_fields(params, identity, module.VERSIONS.family.vae_encode)
     samples = plan_samples(_bucket_rows(), params, common, module.SIDE_MULTIPLE, raw, PixelDigests(folder))
     vae = load_vae(module, base, torch.float32)
     cpu, out = torch.device("cpu"), folder / "out"

@@ -20,7 +20,7 @@ from eridiff.bases.licences import (
 )
 from eridiff.bases.marks import find_marks, refuse_normalised, settle_scheduler
 from eridiff.bases.places import Places
-from eridiff.bases.pointers import pointers_of, write_pointer
+from eridiff.bases.pointer_files import pointers_of, write_pointer
 from eridiff.bases.recognise import find_parts
 from eridiff.core.config import read_yaml
 from eridiff.core.errors import BaseError, DataError
@@ -65,7 +65,7 @@ def detect_family(folder: Path) -> str:
 def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[Pointer]:
     """The pointers of base NAME to what a model folder holds.
 
-    Raises: BaseError where the folder is no base of a family, or lacks a component.
+    Raises: BaseError where the folder is no base of a family, or is missing a component.
     """
     family = detect_family(folder)
     canonical = load_keys(family).canonical
@@ -187,7 +187,7 @@ def licences_of_files(collected: Collected) -> tuple[Licence, ...]:
 
 
 def _licences(parts: Iterable[Found], stated: Licence | None) -> tuple[Licence, ...]:
-    makers = (published_licence(part.family, part.look.variant) for part in parts if part.kind == "denoiser")
+    makers = (published_licence(part.family, part.look.model) for part in parts if part.kind == "denoiser")
     return tuple(licence for licence in (stated, *makers) if licence)
 
 

@@ -13,9 +13,9 @@ from eridiff.core.errors import BaseError, DataError
 from eridiff.core.progress import say, warn
 from eridiff.family import load_family, load_keys, published
 from eridiff.machine.local import bases_dir
+from eridiff.weights.component_tensors import ComponentTensors, as_kind, map_part
 from eridiff.weights.components import read_config
 from eridiff.weights.files import Found, open_weights
-from eridiff.weights.parts import PartTensors, as_kind, map_part
 
 DECISIVE = ("prediction_type", "rescale_betas_zero_snr")  # keys of a scheduler's config that change the objective
 T5_URL = "https://github.com/comfyanonymous/ComfyUI/tree/master/comfy/text_encoders/t5_tokenizer"
@@ -26,7 +26,7 @@ class Collected:
     """A base out of files: each component's tensors, config or folder."""
 
     family: str
-    parts: Mapping[str, PartTensors]  # component -> its tensors
+    parts: Mapping[str, ComponentTensors]  # component -> its tensors
     configs: Mapping[str, dict[str, Any]]
     tokenizers: Mapping[str, Path]
     folder: Path | None  # of --config
@@ -101,13 +101,13 @@ def _configs(denoiser: Found, folder: Path | None) -> dict[str, dict[str, Any]]:
     keys, family = load_keys(denoiser.family), load_family(denoiser.family)
     names = [c for components in family.PARTS.values() for c in components]
     if folder is None:
-        if not denoiser.look.variant:
+        if not denoiser.look.model:
             raise BaseError(
                 f"{denoiser.weights.paths[0]}: {denoiser.look.what}, which nobody published. Name a folder in "
                 "diffusers' layout with its configs: --config FOLDER."
             )
         configs = {
-            name: dict(config) for name, config in published(denoiser.family).variants[denoiser.look.variant].items()
+            name: dict(config) for name, config in published(denoiser.family).models[denoiser.look.model].items()
         }
     else:
         paths = {
@@ -115,7 +115,7 @@ def _configs(denoiser: Found, folder: Path | None) -> dict[str, dict[str, Any]]:
         }
         wanted = {name: path for name, path in paths.items() if name in keys.COMPONENTS or name == "scheduler"}
         if missing := [str(path) for path in wanted.values() if not path.exists()]:
-            raise BaseError(f"--config {folder} lacks {', '.join(missing)}: it is no base of {denoiser.family}.")
+            raise BaseError(f"--config {folder} is missing {', '.join(missing)}: it is no base of {denoiser.family}.")
         configs = {name: read_config(path) for name, path in wanted.items()}
     return configs
 
@@ -212,7 +212,7 @@ def _where_t5(component: str, places: Places) -> str:
     )
 
 
-def _tell_unread(given: Sequence[Found], parts: Mapping[str, PartTensors]) -> None:
+def _tell_unread(given: Sequence[Found], parts: Mapping[str, ComponentTensors]) -> None:
     """Say what of the given files is not used."""
     used = {id(tensors.found.weights): tensors for tensors in parts.values()}
     for part in given:

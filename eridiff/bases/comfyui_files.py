@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.core.errors import BaseError
 from eridiff.family import load_family, load_keys, published
 
@@ -59,8 +59,8 @@ def _own_files(base: str, family: str) -> dict[str, str]:
 def _makers_files(family: str, denoiser_config: Mapping[str, Any]) -> Mapping[str, str]:
     """The published files of the model whose denoiser has this config."""
     known, denoiser = published(family), load_family(family).DENOISER
-    for variant, files in known.comfyui.items():
-        config = known.variants[variant][denoiser]
+    for model, files in known.comfyui.items():
+        config = known.models[model][denoiser]
         if all(denoiser_config.get(key) == value for key, value in config.items()):
             return files
     return {}

@@ -13,9 +13,9 @@ from eridiff.family import Keys, load_family, load_keys
 from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import load_local
 from eridiff.machine.page_cache import worth_reading
+from eridiff.weights.component_tensors import ComponentTensors, as_kind, map_part
 from eridiff.weights.components import Component, describe_folder, describe_part
 from eridiff.weights.files import open_weights
-from eridiff.weights.parts import PartTensors, as_kind, map_part
 from eridiff.weights.pointers import ModelSource, Pointer
 
 
@@ -26,7 +26,7 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     """
     found = {pointer.part: pointer for pointer in pointers}
     folders: dict[str, Path] = {}
-    parts: dict[str, PartTensors] = {}
+    parts: dict[str, ComponentTensors] = {}
     wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
     with FileDigests(days=load_local().check_days, anew=worth_reading) as digests:
         for pointer, component in wanted:
@@ -39,7 +39,7 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     return ModelSource(pointers=found, folders=folders, parts=parts)
 
 
-def _tell_unheeded(pointer: Pointer, component: Component, place: PartTensors) -> None:
+def _tell_unheeded(pointer: Pointer, component: Component, place: ComponentTensors) -> None:
     """Say where a denoiser's file marks an objective that its pointer does not have: `base add` was older."""
     family = load_family(pointer.family)
     if component.name != family.DENOISER:
@@ -53,7 +53,7 @@ def _tell_unheeded(pointer: Pointer, component: Component, place: PartTensors) -
         )
 
 
-def find_component(pointer: Pointer, component: Component, digests: FileDigests) -> Path | PartTensors:
+def find_component(pointer: Pointer, component: Component, digests: FileDigests) -> Path | ComponentTensors:
     """The folder of a component, or its tensors in files, checked against the pointer.
 
     The first place counts that has files of the right names and sizes; then what local.yaml names, whatever its names
@@ -77,7 +77,7 @@ def find_component(pointer: Pointer, component: Component, digests: FileDigests)
     )
 
 
-def candidates(pointer: Pointer, component: Component) -> Iterator[Path | PartTensors]:
+def candidates(pointer: Pointer, component: Component) -> Iterator[Path | ComponentTensors]:
     """Places where a component may lie, the likeliest first; their content is not looked at."""
     places, keys = Places(pointer.base), load_keys(pointer.family)
     folders = (folder / component.name for folder in places.model_folders())
@@ -103,7 +103,7 @@ def _has_files(folder: Path, files: Mapping[str, int]) -> bool:
     )
 
 
-def read_part(path: Path, keys: Keys, component: Component) -> PartTensors | None:
+def read_part(path: Path, keys: Keys, component: Component) -> ComponentTensors | None:
     """A component's tensors in a file, by the config that is meant; None where the file does not have them all."""
     part = keys.COMPONENTS[component.name]
     try:
@@ -118,14 +118,14 @@ def read_part(path: Path, keys: Keys, component: Component) -> PartTensors | Non
     return None
 
 
-def _describe(place: Path | PartTensors, keys: Keys, meant: Component, digests: FileDigests) -> Component:
+def _describe(place: Path | ComponentTensors, keys: Keys, meant: Component, digests: FileDigests) -> Component:
     """What lies at a place."""
-    if isinstance(place, PartTensors):
+    if isinstance(place, ComponentTensors):
         return describe_part(place, meant.config, digests)
     return describe_folder(place, keys.canonical, digests, meant.variant, meant.name)
 
 
-def _difference(place: Path | PartTensors, here: Component, meant: Component, base: str) -> str:
+def _difference(place: Path | ComponentTensors, here: Component, meant: Component, base: str) -> str:
     """Why a place is not what the pointer names; empty where it is."""
     if here.digest != meant.digest:
         wrong = f"its content has digest {here.digest[:12]}, the pointer says {meant.digest[:12]}"
@@ -135,7 +135,7 @@ def _difference(place: Path | PartTensors, here: Component, meant: Component, ba
     else:
         return ""
     name = str(place)
-    if isinstance(place, PartTensors):
+    if isinstance(place, ComponentTensors):
         name = f"{meant.name} ({place.found.look.what}) in {place.found.weights.paths[0]}"
     return (
         f"{name} is not what the pointer of base '{base}' names: {wrong}. Put the right files there, or make new "

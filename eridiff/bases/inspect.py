@@ -6,13 +6,13 @@ from pathlib import Path
 from eridiff.bases.lora_files import describe_lora, is_lora
 from eridiff.bases.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.bases.places import MODEL_SUFFIXES, model_files
-from eridiff.bases.pointer_lines import describe_pointer, is_pointer, pointer_files, refuse_other_json
+from eridiff.bases.pointer_report import describe_pointer, is_pointer, pointer_files, refuse_other_json
 from eridiff.bases.recognise import find_parts
 from eridiff.core.errors import BaseError, DataError
 from eridiff.family import family_names, load_family, load_keys, published
+from eridiff.weights.component_tensors import ComponentTensors, map_part, shorten
 from eridiff.weights.components import read_config
 from eridiff.weights.files import Found, Weights, open_weights
-from eridiff.weights.parts import PartTensors, map_part, shorten
 
 GIB, MIB = 2**30, 2**20
 
@@ -97,10 +97,10 @@ def differences(part: Found) -> Iterator[str]:
     if part.look.refusal:
         return
     if part.family:
-        if not part.look.variant:
+        if not part.look.model:
             yield "sizes of no published model: give its configs, `eridiff base add NAME FILE --config FOLDER`"
             return
-        yield from _compare(as_variant(part, part.look.variant))
+        yield from _compare(as_published(part, part.look.model))
         return
     places = fitting(part)
     yield f"fits {', '.join(places)}" if places else "fits no published model"
@@ -110,7 +110,7 @@ def fitting(part: Found) -> list[str]:
     """The families' components that a shared part is: those that miss nothing and leave the least unread."""
     unread: dict[str, int] = {}
     for family in family_names():
-        keys, configs = load_keys(family), published(family).variants
+        keys, configs = load_keys(family), published(family).models
         for component, kind in keys.COMPONENTS.items():
             if kind.kind == part.kind and configs:
                 config = next(iter(configs.values()))[component]
@@ -120,15 +120,15 @@ def fitting(part: Found) -> list[str]:
     return [place for place, count in unread.items() if count == min(unread.values())]
 
 
-def as_variant(part: Found, variant: str) -> PartTensors:
+def as_published(part: Found, model: str) -> ComponentTensors:
     """A denoiser read as the published model that its shapes show."""
     keys = load_keys(part.family)
     component = next(name for name, kind in keys.COMPONENTS.items() if kind.kind == "denoiser")
-    config = published(part.family).variants[variant][component]
+    config = published(part.family).models[model][component]
     return map_part(part, keys.COMPONENTS[component], component, config, keys.canonical, whole=False)
 
 
-def _compare(tensors: PartTensors) -> Iterator[str]:
+def _compare(tensors: ComponentTensors) -> Iterator[str]:
     if tensors.missing:
         yield f"missing: {len(tensors.missing)} tensors: {shorten(tensors.missing)}"
     if tensors.extra:

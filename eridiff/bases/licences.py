@@ -17,8 +17,8 @@ from eridiff.core.config import Section, validate
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import open_file
 from eridiff.core.json_files import read_json
-from eridiff.core.plain import MAX_TEXT
 from eridiff.core.printable import UNSAFE_BUT_LINES
+from eridiff.core.value_limits import MAX_TEXT
 from eridiff.machine.local import bases_dir
 
 FILE = "license.json"
@@ -132,18 +132,18 @@ def tagged_licence(metadata: Mapping[str, str], file: str) -> Licence | None:
     return Licence(name=name, url=name if name.startswith("http") else None, source=f"the metadata of {file}")
 
 
-def published_licence(family: str, variant: str) -> Licence | None:
+def published_licence(family: str, model: str) -> Licence | None:
     """The licence of a published model, from the family's published.json.
 
     Read here and not by `eridiff.families.published`: that module is code of every stage, which an edit would start.
     """
     package = importlib.import_module(f"eridiff.families.{family}")
     path = Path(str(package.__file__)).with_name("published.json")
-    record = json.loads(path.read_text("utf-8")).get("licenses", {}).get(variant) if path.exists() else None
+    record = json.loads(path.read_text("utf-8")).get("licenses", {}).get(model) if path.exists() else None
     if record is None:
         return None
-    source = f"the makers of {variant}, whose form the base has"
-    return validate(Licence, {**record, "source": source}, where=str(path), prefix=f"licenses.{variant}")
+    source = f"the makers of {model}, whose form the base has"
+    return validate(Licence, {**record, "source": source}, where=str(path), prefix=f"licenses.{model}")
 
 
 def unknown(base: str) -> str:

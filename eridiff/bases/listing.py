@@ -7,7 +7,7 @@ from eridiff.bases.add import base_names, missing_components
 from eridiff.bases.find import candidates, find_component
 from eridiff.bases.inspect import describe
 from eridiff.bases.places import Places, model_files
-from eridiff.bases.pointers import pointers_of, read_pointer
+from eridiff.bases.pointer_files import pointers_of, read_pointer
 from eridiff.bases.wanted import has_pointers, how_to_add, makers_family, want_base
 from eridiff.core.config import load_section
 from eridiff.core.errors import BaseError, EridiffError
@@ -15,8 +15,8 @@ from eridiff.family import load_family
 from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import bases_dir
 from eridiff.params.model import ModelParams
+from eridiff.weights.component_tensors import ComponentTensors
 from eridiff.weights.files import open_weights
-from eridiff.weights.parts import PartTensors
 from eridiff.weights.pointers import PARTS
 
 
@@ -51,7 +51,9 @@ def find_base(name: str, *, deep: bool = False) -> Iterator[str]:
             for component in pointer.components.values():
                 if component.files:
                     place = find_component(pointer, component, digests)
-                    where = ", ".join(map(str, place.found.weights.paths)) if isinstance(place, PartTensors) else place
+                    where = (
+                        ", ".join(map(str, place.found.weights.paths)) if isinstance(place, ComponentTensors) else place
+                    )
                     yield f"{component.name}: {where}"
 
 
@@ -73,7 +75,7 @@ def place_base(name: str) -> Iterator[str]:
     yield from (f"  {', '.join(components)}: {where}" for where, components in places.items())
 
 
-def _where(place: Path | PartTensors | None) -> str:
+def _where(place: Path | ComponentTensors | None) -> str:
     """A component's folder less its own name, or its files."""
     if place is None:
         return "not on this machine"

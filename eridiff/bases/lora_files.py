@@ -14,8 +14,8 @@ from typing import Any
 from eridiff.core.json_files import parse_json
 from eridiff.family import family_names, load_family, load_keys, published
 from eridiff.formats.floats import to_float32
+from eridiff.weights.component_tensors import shorten
 from eridiff.weights.files import Weights
-from eridiff.weights.parts import shorten
 
 # Endings of tensor names: (what, its role, regular expression).
 ENDINGS = (
@@ -177,10 +177,10 @@ def _alpha(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> str:
 
 
 @cache
-def known_modules(family: str, variant: str) -> frozenset[str]:
+def known_modules(family: str, model: str) -> frozenset[str]:
     """Names of a published denoiser's modules, the makers' and diffusers', with underscores for dots."""
     keys, component = load_keys(family), load_family(family).DENOISER
-    config = published(family).variants[variant][component]
+    config = published(family).models[model][component]
     rows = [*keys.COMPONENTS[component].rows("original", config)]
     names = {name.rpartition(".")[0] for row in rows for name in (row.target, *row.parts)}
     tables = [row for dialect in keys.DIALECTS for row in dialect.table(config)]
@@ -189,8 +189,8 @@ def known_modules(family: str, variant: str) -> frozenset[str]:
 
 
 def all_models() -> list[tuple[str, str]]:
-    """(family, variant) of every published model."""
-    return [(family, variant) for family in family_names() for variant in published(family).variants]
+    """(family, model) of every published model."""
+    return [(family, model) for family in family_names() for model in published(family).models]
 
 
 def fitting_models(
@@ -207,8 +207,8 @@ def _claimed(metadata: Mapping[str, str], lineage: Mapping[str, Any]) -> list[tu
     """The models that a file says it is of; all where it says nothing that is known. Families share some names."""
     said = metadata.get("modelspec.architecture", "").split("/")[0]
 
-    def is_meant(family: str, variant: str) -> bool:
-        config = published(family).variants[variant][load_family(family).DENOISER]
+    def is_meant(family: str, model: str) -> bool:
+        config = published(family).models[model][load_family(family).DENOISER]
         return load_keys(family).architecture(config) == said
 
     models = all_models()
@@ -218,7 +218,7 @@ def _claimed(metadata: Mapping[str, str], lineage: Mapping[str, Any]) -> list[tu
 
 def _base_line(modules: Mapping[str, Module], metadata: Mapping[str, str], lineage: Mapping[str, Any]) -> str:
     fitting, share = fitting_models(modules, _claimed(metadata, lineage))
-    models = " or ".join(f"{family} ({variant})" for family, variant in fitting)
+    models = " or ".join(f"{family} ({variant})" for family, model in fitting)
     if share >= KNOWN_SHARE:
         of = "all" if share == 1 else f"{share:.1%}"
         names = f"{of} of the denoiser's modules are those of {models}"

@@ -20,7 +20,7 @@ KEY = "wanted"  # of a pointer: what is known of the base, instead of its compon
 
 def makers_family(base: str) -> str | None:
     """The family whose makers published a model of this name; None where nobody did."""
-    return next((name for name in family_names() if base in published(name).variants), None)
+    return next((name for name in family_names() if base in published(name).models), None)
 
 
 def wanted_family(path: Path) -> str | None:
@@ -64,7 +64,7 @@ def want_base(base: str) -> list[Path]:
     """
     family = makers_family(base)
     if family is None:
-        known = [name for one in family_names() for name in published(one).variants]
+        known = [name for one in family_names() for name in published(one).models]
         raise BaseError(f"'{base}' is no published model.{did_you_mean(base, known)}")
     return write_wanted(base, family)
 

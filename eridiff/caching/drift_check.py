@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.caching.drift import (
-    FIRST,
+from eridiff.caching.drift_records import (
+    NO_DRIFT,
     Difference,
+    DriftRecords,
     Encoder,
-    ProbeMemory,
     Reference,
     Values,
     compare,
@@ -19,12 +19,12 @@ from eridiff.caching.drift import (
 from eridiff.core.errors import BaseError, ConfigError
 from eridiff.core.progress import say
 from eridiff.formats.tables import read_facts
-from eridiff.store.index import sorted_keys
+from eridiff.store.entry_table import sorted_keys
 from eridiff.store.sharding import Keys
 from eridiff.store.store import Store
 
 
-def entries_lacking(root: Path, kind: str, keys: Iterable[str] | Keys, earlier: Callable[[], Iterable[Path]]) -> bool:
+def any_missing(root: Path, kind: str, keys: Iterable[str] | Keys, earlier: Callable[[], Iterable[Path]]) -> bool:
     """Whether something has to be encoded: neither the store nor the stage's own last output has all keys."""
     store, wanted = Store(root, kind), sorted_keys(keys)
     if store.missing(wanted):
@@ -37,95 +37,93 @@ def index_reference(index: Path | None) -> Reference | None:
     return reference_of(read_facts(index)) if index else None
 
 
-def generation_of(reference: Reference | None) -> str:
+def drift_id_of(reference: Reference | None) -> str:
     """What enters the keys."""
-    return reference.generation if reference else FIRST
+    return reference.drift_id if reference else NO_DRIFT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probing:
+class DriftCheck:
     """How one stage probes its encoder.
 
-    take: the probe itself, which loads the encoder. lacks: whether the store lacks entries under a generation's keys.
+    take: the probe itself, which loads the encoder. incomplete: whether the store lacks entries under a drift_id's keys.
     earlier: the reference that the stage's own last output carries. tell: hears what a probe found, and
     whether it is the same as before but for rounding.
     """
 
     encoder: Encoder
     root: Path
-    take: Callable[[], Values]
-    lacks: Callable[[str], bool]
+    measure: Callable[[], Values]
+    incomplete: Callable[[str], bool]
     earlier: Callable[[], Reference | None]
-    tell: Callable[[str, bool], None] = lambda text, same: say(text)
+    report: Callable[[str, bool], None] = lambda text, same: say(text)
 
     def own(self, reference: Reference | None) -> Reference | None:
         """A reference, if it is this encoder's: the stage's last output may be another's."""
         return reference if reference and reference.encoder == self.encoder.digest else None
 
 
-def settle(probing: Probing) -> Reference | None:
-    """The generation of an encoder with the libraries of this machine; probes it where that is not known.
+def check_drift(check: DriftCheck) -> Reference | None:
+    """The drift_id of an encoder with the libraries of this machine; probes it where that is not known.
 
     The encoder is loaded only after an upgrade, or where something has to be encoded. None: nothing is known, and
     nothing has to be encoded.
     """
-    memory, versions = ProbeMemory(probing.root, probing.encoder), library_versions()
-    generation = memory.at(versions)
-    if generation is None:
-        generation = _unknown(probing, memory)
-    return memory.references.get(generation)
+    memory, versions = DriftRecords(check.root, check.encoder), library_versions()
+    drift_id = memory.at(versions)
+    if drift_id is None:
+        drift_id = _unknown(check, memory)
+    return memory.references.get(drift_id)
 
 
-def _unknown(probing: Probing, memory: ProbeMemory) -> str:
-    """The generation with versions that the store knows nothing of."""
-    if not memory.references and (earlier := probing.own(probing.earlier())):
+def _unknown(check: DriftCheck, memory: DriftRecords) -> str:
+    """The drift_id with versions that the store knows nothing of."""
+    if not memory.references and (earlier := check.own(check.earlier())):
         memory.adopt(earlier)
     last = memory.last
-    assumed = last[0] if last else next(iter(memory.references), FIRST)
-    if last is None and not probing.lacks(assumed):
+    assumed = last[0] if last else next(iter(memory.references), NO_DRIFT)
+    if last is None and not check.incomplete(assumed):
         return assumed
     versions = library_versions()
     if last:
-        say(f"{probing.encoder.stage}: {name_upgrade(last[1], versions)}: probing {probing.encoder.name} once")
+        say(f"{check.encoder.stage}: {name_upgrade(last[1], versions)}: probing {check.encoder.name} once")
     try:
-        values = probing.take()
+        values = check.measure()
     except (BaseError, ConfigError) as error:  # no weights here, or no device: only what has to be encoded needs them
-        if probing.lacks(assumed):
+        if check.incomplete(assumed):
             raise
-        probing.tell(f"{probing.encoder.stage}: not probed, the entries that are there are taken: {error}", True)
+        check.report(f"{check.encoder.stage}: not probed, the entries that are there are taken: {error}", True)
         return assumed
     verdict = memory.learn(values, versions)
     if verdict.difference:
-        same = verdict.generation == assumed
+        same = verdict.drift_id == assumed
         told = describe_same if same else describe
-        probing.tell(
-            f"{probing.encoder.stage}: {told(probing.encoder.name, verdict.upgrade, verdict.difference)}", same
-        )
-    return verdict.generation
+        check.report(f"{check.encoder.stage}: {told(check.encoder.name, verdict.upgrade, verdict.difference)}", same)
+    return verdict.drift_id
 
 
-def foresee(probing: Probing) -> Reference | None:
-    """`settle` for `eridiff why`: the same, but the very first probe of an encoder is left to its stage.
+def check_known_drift(check: DriftCheck) -> Reference | None:
+    """`check_drift` for `eridiff why`: the same, but the very first probe of an encoder is left to its stage.
 
     Raises: BaseError, ConfigError where the encoder cannot be probed here although something has to be encoded.
     """
-    memory = ProbeMemory(probing.root, probing.encoder)
-    return settle(probing) if memory.references or probing.own(probing.earlier()) else None
+    memory = DriftRecords(check.root, check.encoder)
+    return check_drift(check) if memory.references or check.own(check.earlier()) else None
 
 
-def compare_with_output(probing: Probing, now: Reference | None, output: Reference | None) -> str | None:
+def compare_with_output(check: DriftCheck, now: Reference | None, output: Reference | None) -> str | None:
     """How an encoder's numbers differ from those that a stage's last output was made with; None where they do not.
 
-    An output without a reference was made with the first generation; one of another encoder is no comparison.
+    An output without a reference was made with the first drift_id; one of another encoder is no comparison.
     """
-    before = generation_of(output)
-    if now is None or now.generation == before or (output and not probing.own(output)):
+    before = drift_id_of(output)
+    if now is None or now.drift_id == before or (output and not check.own(output)):
         return None
-    memory = ProbeMemory(probing.root, probing.encoder)
-    reference = output or memory.references.get(FIRST)
+    memory = DriftRecords(check.root, check.encoder)
+    reference = output or memory.references.get(NO_DRIFT)
     upgrade = name_upgrade(memory.versions_of(before), library_versions())
-    difference = compare(reference.values, now.values, probing.encoder.precision) if reference else None
-    return describe(probing.encoder.name, upgrade, difference)
+    difference = compare(reference.values, now.values, check.encoder.precision) if reference else None
+    return describe(check.encoder.name, upgrade, difference)
 
 
 def describe(name: str, upgrade: str, difference: Difference | None) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eridiff.caching.pipeline import writer_threads
 from eridiff.core.errors import StoreError
 from eridiff.formats.safetensors import RawTensor
-from eridiff.store.entries import Parts
+from eridiff.store.entries import KeyFields
 from eridiff.store.sharding import Keys, split_sorted
 from eridiff.store.store import Store
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Puts(Protocol):
     """What takes entries: a store, or this beside one."""
 
-    def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+    def put(self, key: str, key_fields: KeyFields, tensors: Mapping[str, RawTensor]) -> None:
         """Add one entry, atomically."""
 
 
@@ -62,9 +62,9 @@ class EarlyShards:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+    def put(self, key: str, key_fields: KeyFields, tensors: Mapping[str, RawTensor]) -> None:
         """`Store.put`; the last entry of a shard has it written."""
-        self.store.put(key, parts, tensors)
+        self.store.put(key, key_fields, tensors)
         with self._lock:
             place = int(np.searchsorted(self.keys, np.bytes_(key.encode())))
             if not self._groups:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
-from eridiff.caching.drift import Encoder, Reference, Values
-from eridiff.caching.drift_check import Probing, index_reference, settle
+from eridiff.bases.pointer_files import pointers_of
+from eridiff.caching.drift_check import DriftCheck, check_drift, index_reference
+from eridiff.caching.drift_records import Encoder, Reference, Values
 from eridiff.caching.fill import CacheCounts, Resources
 from eridiff.caching.processes import Ranks
 from eridiff.caching.savings import TimedLoad, count_saving
 from eridiff.family import Family, load_family
 from eridiff.formats.tables import Row
 from eridiff.params.model import ModelParams
-from eridiff.store.earlier import earlier_index, earlier_shards
+from eridiff.store.last_output import earlier_index, earlier_shards
 from eridiff.weights.pointers import Pointer
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ class CachingJob(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What the index says of the whole, less the probe's."""
 
-    def probe(self) -> Values:
+    def drift_values(self) -> Values:
         """Numbers of the encoder, which is loaded for it."""
 
-    def lacks(self, generation: str) -> bool:
+    def incomplete(self, drift_id: str) -> bool:
         """Whether something has to be encoded: neither the store nor the last output has all keys."""
 
 
@@ -105,16 +105,16 @@ def earlier_of(job: CachingJob) -> list[Path]:
     return earlier_shards(job.stage, str(job.out))
 
 
-def settle_for(job: CachingJob) -> Reference | None:
-    """The generation of a stage's encoder when it runs (eridiff/caching/drift_check.py)."""
-    probing = Probing(
+def check_drift_of(job: CachingJob) -> Reference | None:
+    """The drift_id of a stage's encoder when it runs (eridiff/caching/drift_check.py)."""
+    check = DriftCheck(
         encoder=job.encoder,
         root=job.root,
-        take=job.probe,
-        lacks=job.lacks,
+        measure=job.drift_values,
+        incomplete=job.incomplete,
         earlier=lambda: index_reference(earlier_index(job.stage, str(job.out))),
     )
-    return settle(probing)
+    return check_drift(check)
 
 
 def resources_of(job: CachingJob, ranks: Ranks, workers: int | None = None) -> Resources:

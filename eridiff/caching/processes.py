@@ -33,7 +33,7 @@ from eridiff.store.sharding import Keys
 from eridiff.store.store import Store
 
 STALLED_SECONDS = 600.0  # with nothing new in the store, after which process 0 encodes the rest itself
-AGAIN = "Run `dvc repro` again: it is written anew."
+AGAIN = "Run `dvc repro` again: it is written again."
 POLL_SECONDS = 0.1
 ENDING_SECONDS = 10.0  # that the others have to end by themselves
 OLD_SECONDS = 24 * 3600.0  # after which the plan of another launch is removed

@@ -21,8 +21,8 @@ from eridiff.family import Family, TextEncoders
 from eridiff.formats.safetensors import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile, raw_tensors
 from eridiff.formats.tables import ColumnRows, Row
 from eridiff.params.text import TextParams, choose_max_tokens
-from eridiff.store.entries import Parts, entry_key
-from eridiff.store.index import sorted_keys
+from eridiff.store.entries import KeyFields, entry_key
+from eridiff.store.entry_table import sorted_keys
 from eridiff.store.store import Store
 from eridiff.weights.nonfinite import blame
 
@@ -39,10 +39,10 @@ class Caption:
 
     text: str
     key: str
-    common: Parts  # of the key's parts those that all captions share
+    common: KeyFields  # of the key's fields those that all captions share
 
     @property
-    def parts(self) -> Parts:
+    def key_fields(self) -> KeyFields:
         """Everything that the value depends on."""
         return {**self.common, "text": self.text}
 
@@ -57,21 +57,21 @@ def plan_captions(
     params: TextParams,
     family: Family,
     encoders: Mapping[str, Mapping[str, str]],
-    generation: str = "",
+    drift_id: str = "",
 ) -> list[Caption]:
     """The distinct captions with their keys.
 
-    encoders: component -> digests of the text encoders and tokenizers. generation: of their numbers
-    (eridiff/caching/drift.py); the first is in no key.
+    encoders: component -> digests of the text encoders and tokenizers. drift_id: of their numbers
+    (eridiff/caching/drift_records.py); the first is in no key.
     """
     max_tokens = choose_max_tokens(params, family)
     shared = params.model_dump(exclude=set() if params.compile else {"compile"})  # keys from before it was there
-    common: Parts = {
+    common: KeyFields = {
         "encoders": {name: dict(digests) for name, digests in encoders.items()},
         "params": {**shared, "max_tokens": max_tokens},
         "version": family.VERSIONS.family.text_encode,
     }
-    common |= {"probe": generation} if generation else {}
+    common |= {"probe": drift_id} if drift_id else {}
     return [Caption(text=text, key=entry_key({**common, "text": text}), common=common) for text in distinct_texts(rows)]
 
 
@@ -162,7 +162,7 @@ def put_caption(
         raise DataError(f"caption {caption.text!r}: the text encoders gave numbers that are not finite. {why()}")
     tensors = raw_tensors(embeddings)
     tensors["tokens_lost"] = RawTensor("I32", (), lost.to_bytes(4, "little"))
-    store.put(caption.key, caption.parts, tensors)
+    store.put(caption.key, caption.key_fields, tensors)
 
 
 def cache_texts(

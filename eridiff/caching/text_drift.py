@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from eridiff.caching.drift import Encoder, Values, name_precision, some_values
+from eridiff.caching.drift_records import Encoder, Values, name_precision, some_values
 from eridiff.family import Family, TextEncoders
 from eridiff.params.text import TextParams, choose_max_tokens
 from eridiff.weights.nonfinite import blame
@@ -34,7 +34,7 @@ def text_encoder(pointer: Pointer, params: TextParams, family: Family) -> Encode
     )
 
 
-def probe_text(params: TextParams, family: Family, encoders: TextEncoders, device: "torch.device") -> Values:
+def text_drift_values(params: TextParams, family: Family, encoders: TextEncoders, device: "torch.device") -> Values:
     """Some numbers of the embeddings of fixed captions.
 
     Raises: DataError where they are not finite.

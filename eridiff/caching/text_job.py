@@ -6,12 +6,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eridiff.caching.drift import Encoder, Values
-from eridiff.caching.drift_check import entries_lacking, generation_of
-from eridiff.caching.job import EncoderPart, Filled, count_saved, earlier_of, facts_of, resources_of, settle_for
+from eridiff.caching.drift_check import any_missing, drift_id_of
+from eridiff.caching.drift_records import Encoder, Values
+from eridiff.caching.job import EncoderPart, Filled, check_drift_of, count_saved, earlier_of, facts_of, resources_of
 from eridiff.caching.processes import Ranks
 from eridiff.caching.text import Caption, cache_texts, help_texts, plan_captions, report_lost
-from eridiff.caching.text_drift import probe_text, text_encoder
+from eridiff.caching.text_drift import text_drift_values, text_encoder
 from eridiff.core.progress import say
 from eridiff.formats.tables import Row
 from eridiff.params.model import ModelParams
@@ -52,28 +52,28 @@ class TextJob:
 
     @cached_property
     def plan(self) -> Callable[[str], list[Caption]]:
-        """plan(generation): the distinct captions with their keys."""
+        """plan(drift_id): the distinct captions with their keys."""
         part = self.part
         return cache(
-            lambda generation: plan_captions(self.rows, self.params, part.family, part.pointer.identity(), generation)
+            lambda drift_id: plan_captions(self.rows, self.params, part.family, part.pointer.identity(), drift_id)
         )
 
-    def probe(self) -> Values:
+    def drift_values(self) -> Values:
         """Numbers of the text encoders, which are loaded for it."""
-        return probe_text(self.params, self.part.family, *self.part.load())
+        return text_drift_values(self.params, self.part.family, *self.part.load())
 
-    def lacks(self, generation: str) -> bool:
+    def incomplete(self, drift_id: str) -> bool:
         """Whether something has to be encoded."""
-        keys = (caption.key for caption in self.plan(generation))
-        return entries_lacking(self.root, self.kind, keys, lambda: earlier_of(self))
+        keys = (caption.key for caption in self.plan(drift_id))
+        return any_missing(self.root, self.kind, keys, lambda: earlier_of(self))
 
     def fill(self, ranks: Ranks) -> Filled | None:
         """As the first process, all of the stage; as another, a share of what has to be encoded, and None.
 
         Shards are put out, the index is returned.
         """
-        family, resources, reference = self.part.family, resources_of(self, ranks), settle_for(self)
-        captions, before = self.plan(generation_of(reference)), self.part.load.seconds
+        family, resources, reference = self.part.family, resources_of(self, ranks), check_drift_of(self)
+        captions, before = self.plan(drift_id_of(reference)), self.part.load.seconds
         if ranks.index:
             say(f"text{ranks.label}: {help_texts(captions, self.params, family, resources)} encoded")
             return None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eridiff.core.config_errors import explain_all
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import open_file
-from eridiff.core.plain import MAX_DEPTH, MAX_LETTERS, MAX_VALUES, find_fault
+from eridiff.core.value_limits import MAX_DEPTH, MAX_LETTERS, MAX_VALUES, find_fault
 
 MAX_YAML_BYTES = 1 << 18  # of one file; the largest preset has 4,000, the demo's dvc.lock 30,000
 MAX_MESSAGE = 600  # letters of the parser's own words
@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse a YAML text as DVC does, within bounds of size, depth and number (eridiff/core/plain.py).
+    """Parse a YAML text as DVC does, within bounds of size, depth and number (eridiff/core/value_limits.py).
 
     Raises: ConfigError that begins with `where`.
     """

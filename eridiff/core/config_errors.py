@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from eridiff.core.errors import did_you_mean
-from eridiff.core.plain import shown
 from eridiff.core.sections import leaf_types, section_of
+from eridiff.core.value_limits import shown
 
 
 def explain_all(model: type[BaseModel], error: ValidationError, where: str, prefix: str) -> list[str]:

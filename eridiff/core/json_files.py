@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eridiff.core.files import read_file
-from eridiff.core.plain import MAX_LETTERS, find_fault, shown
+from eridiff.core.value_limits import MAX_LETTERS, find_fault, shown
 
 MAX_JSON_BYTES = 1 << 22  # of one file; a pointer of a base has 10,000
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a file.
 
     Raises: ValueError, in words, where it is no JSON in UTF-8, no object, holds a key twice or is out of the bounds of
-    eridiff/core/plain.py, or where it is no file (a pipe is not waited for); FileNotFoundError.
+    eridiff/core/value_limits.py, or where it is no file (a pipe is not waited for); FileNotFoundError.
     """
     try:
         value = parse_json(read_file(path, MAX_JSON_BYTES).decode("utf-8"), object_pairs_hook=_once)

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from eridiff.core.errors import DataError, all_of, listing
 from eridiff.core.progress import track
-from eridiff.dataset.caption.choice import Caption
 from eridiff.dataset.caption.owners import find_captions
+from eridiff.dataset.caption.precedence import Caption
 from eridiff.dataset.companions import Companion, captions_of_left_out, find_companions
 from eridiff.dataset.folder import Ignored as Ignored
 from eridiff.dataset.folder import find_pictures, real_files, walk, why_unused

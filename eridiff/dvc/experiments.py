@@ -12,7 +12,7 @@ from eridiff.core.config import parse_yaml, read_yaml
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import read_file, read_text
 from eridiff.core.git import ask_git
-from eridiff.core.plain import shown
+from eridiff.core.value_limits import shown
 from eridiff.dvc.graph import Graph
 
 TRACKED = (".dvc/config", "dvc.yaml", "params.yaml", "data/raw.dvc")  # what an experiment's copy needs, where it is

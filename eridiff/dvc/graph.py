@@ -113,7 +113,7 @@ class Graph:
                     yield dep.def_path, true[0], [f"{dep.def_path}/{name}" if name else dep.def_path for name in files]
 
     def index_of(self, digest: str | None) -> Path | None:
-        """The index in a caching stage's out, in DVC's cache; None where the cache lacks it."""
+        """The index in a caching stage's out, in DVC's cache; None where the cache is missing it."""
         if digest is None or not self.object_path(digest).exists():
             return None
         md5 = self.listing(digest).get("index.parquet")

@@ -33,7 +33,7 @@ class Trained:
     """A checkpoint as the export sees it."""
 
     factors: Mapping[str, Factors]  # diffusers module -> its adapter
-    dead: frozenset[str]  # modules that never get a gradient
+    unused: frozenset[str]  # modules that never get a gradient
     lineage: Mapping[str, Any]
     keys: Keys
     licences: tuple[Licence, ...]  # of the base
@@ -57,7 +57,7 @@ def export_checkpoint(folder: Path, params: ExportParams, out: Path) -> None:
             file = fresh / dialect.file_name(params.name)
             write_file(file, dialect, trained, params)
             config = trained.lineage["denoiser_config"]
-            error = check_file(TensorFile(file), dialect, config, trained.factors, trained.dead, params.dtype)
+            error = check_file(TensorFile(file), dialect, config, trained.factors, trained.unused, params.dtype)
             say(
                 f"export: {file.name}: {len(trained.factors)} modules of {path.name} in {params.dtype}, "
                 f"largest error of a weight change {error:.1e}"
@@ -127,8 +127,8 @@ def read_trained(path: Path) -> Trained:
     alpha = float(adapter["lora_alpha"])
     names = sorted({module for module in modules.values() if module})
     factors = {module: _factors(path, tensors, f"{prefix}{module}", alpha) for module in names}
-    dead = frozenset(family.dead_modules(lineage["denoiser_config"]))
-    still = [module for module, adapter in factors.items() if not adapter.moved() and module not in dead]
+    unused = frozenset(family.unused_modules(lineage["denoiser_config"]))
+    still = [module for module, adapter in factors.items() if not adapter.moved() and module not in unused]
     if still:
         more = f" and {len(still) - 5} more" if len(still) > 5 else ""
         raise ExportError(
@@ -136,7 +136,9 @@ def read_trained(path: Path) -> Trained:
             "steps, or choose targets (train.lora.targets) that get a gradient."
         )
     licences = read_licences(lineage["base"])
-    return Trained(factors=factors, dead=dead, lineage=lineage, keys=load_keys(lineage["family"]), licences=licences)
+    return Trained(
+        factors=factors, unused=unused, lineage=lineage, keys=load_keys(lineage["family"]), licences=licences
+    )
 
 
 def _factors(path: Path, tensors: Mapping[str, RawTensor], name: str, alpha: float) -> Factors:

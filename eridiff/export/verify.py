@@ -24,12 +24,12 @@ def check_file(
     dialect: Dialect,
     config: Config,
     trained: Mapping[str, Factors],
-    dead: Collection[str],
+    unused: Collection[str],
     dtype: str,
 ) -> float:
     """Compare a file with the trained adapter; returns the largest relative error of a weight change.
 
-    `dead` are the modules whose change may be zero, where training left it zero.
+    `unused` are the modules whose change may be zero, where training left it zero.
     Raises: ExportError that names the file and the key or module, for any key that no reader knows, any
     module that is missing, and any difference beyond the rounding of `dtype`.
     """
@@ -38,7 +38,7 @@ def check_file(
     extra = sorted(written.keys() - trained.keys())
     if extra:
         raise ExportError(f"{name} changes modules that were not trained: {_list(extra)}.")
-    still = {module for module in dead if module in trained and not trained[module].moved()}
+    still = {module for module in unused if module in trained and not trained[module].moved()}
     missing = sorted(trained.keys() - written.keys() - still)
     if missing:
         raise ExportError(f"{name} would not change {_list(missing)}: missing, or zero in {dtype}.")
@@ -71,7 +71,7 @@ def _read_one(file: TensorFile, dialect: Dialect, row: Row, key: str, names: Map
     wanted = [end for end in (dialect.down, dialect.up, dialect.alpha) if end]
     absent = [key + end for end in wanted if end not in names]
     if absent:
-        raise ExportError(f"{file.path.name} lacks {', '.join(absent)}.")
+        raise ExportError(f"{file.path.name} is missing {', '.join(absent)}.")
     down, up = (to_float32(file.raw(names[end])) for end in (dialect.down, dialect.up))
     shapes_fit = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1]
     if not shapes_fit or (row.heights and up.shape[0] != sum(row.heights)):

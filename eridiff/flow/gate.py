@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from eridiff.flow.keys import NONCE, PROOF, Keys, proof
+from eridiff.flow.access import NONCE, PROOF, Keys, proof
 from eridiff.flow.retry_busy import App, Message, Receive, Send
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -82,7 +82,7 @@ class Gate:
         if method not in SAFE:
             if not known and _header(scope, "origin") is None:  # Sec-Fetch-Site alone is no page: browsers send both
                 raise Refused(
-                    401, "it comes from no page of ours and lacks this user's secret (PREFECT_API_AUTH_STRING)"
+                    401, "it comes from no page of ours and is missing this user's secret (PREFECT_API_AUTH_STRING)"
                 )
             if page:
                 scope, receive = await self._judged(scope, receive)

@@ -19,7 +19,7 @@ from pathlib import Path
 from eridiff.core.errors import ConfigError, run_main
 from eridiff.core.progress import say
 from eridiff.core.stopping import STOPPED_WORDS, end_with_make, last_words
-from eridiff.flow.keys import FILE, NONCE, PROOF, Keys, beyond, local_secret, proof, read_names
+from eridiff.flow.access import FILE, NONCE, PROOF, Keys, beyond, local_secret, proof, read_names
 from eridiff.flow.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 from eridiff.machine.local import load_local
 

@@ -2,7 +2,7 @@
 
 A digest counts while path, size, modification time and inode are the ones it was taken with; some for a number of days
 only, since damage on a disk changes none of these. Each row carries a checksum of itself. The cache is a convenience:
-nothing depends on it, and where it cannot be used every digest is taken anew.
+nothing depends on it, and where it cannot be used every digest is calculated again.
 """
 
 import math
@@ -28,7 +28,7 @@ create table if not exists checked (
     path blob, what text, size integer, mtime_ns integer, inode integer, digest text, taken real, checksum text,
     primary key (path, what)
 )
-"""  # rows of before lie in a table `digests`, without checksums: they are taken anew
+"""  # rows of before lie in a table `digests`, without checksums: they are calculated again
 SELECT = """
 select digest, taken, checksum from checked where path = ? and what = ? and size = ? and mtime_ns = ? and inode = ?
 """
@@ -64,7 +64,7 @@ class FileDigests:
     ) -> None:
         """Open the cache. path: default `digests.sqlite` in the user's cache folder.
 
-        anew: for which files every digest is taken anew and remembered in place of what was known. days: for how long
+        anew: for which files every digest is calculated again and remembered in place of what was known. days: for how long
         digests count; None: for ever.
         """
         self._anew, self._since = anew, -math.inf if days is None else time.time() - days * DAY_SECONDS
@@ -149,7 +149,7 @@ class FileDigests:
         self._pending.clear()
 
     def _give_up(self, error: Exception) -> None:
-        say(f"warning: {self._path} is not used ({error}); files are read anew. Remove it if it is damaged.")
+        say(f"warning: {self._path} is not used ({error}); files are read again. Remove it if it is damaged.")
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -17,9 +17,9 @@ CODE = "eridiff/families"  # of a checkout
 
 Paths = Annotated[tuple[str, ...], Field(max_length=1000)]
 
-Activations = Literal[
+Checkpointing = Literal[
     "keep", "selective", "recompute", "offload"
-]  # until the backward pass (eridiff/models/checkpointing.py)
+]  # until the backward pass (eridiff/models/activation_checkpointing.py)
 
 
 class LocalConfig(Section):
@@ -38,7 +38,7 @@ class LocalConfig(Section):
     similar."""
     allow_pickle: bool = False
     """Also read pickled weights (.ckpt, .pt): only their tensors, no code in them is run."""
-    activations: Activations | None = None
+    activation_checkpointing: Checkpointing | None = None
     """What training does with activations until the backward pass: `keep` them; compute those of every other block
     again (`selective`); of every block (`recompute`); and let the blocks' inputs wait in the host's memory (`offload`).
     Each takes less memory and more time, and gives the same numbers. null: the first that fits the GPU."""

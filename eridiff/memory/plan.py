@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.bases.wanted import has_pointers
 from eridiff.caching.text import distinct_texts
 from eridiff.check import SECTIONS, load_all
@@ -21,9 +21,9 @@ from eridiff.core.errors import ConfigError
 from eridiff.core.files import read_text, write_text
 from eridiff.family import load_family, published
 from eridiff.formats.tables import TableRows, read_table
-from eridiff.memory.stages import latents_footprint, made_up_batch, sample_footprint, text_footprint
+from eridiff.memory.stages import latents_estimate, made_up_batch, sample_estimate, text_estimate
 from eridiff.memory.trace import trace
-from eridiff.memory.train import CONTEXT, GIB, SPARE, Footprint, first_level
+from eridiff.memory.train import CONTEXT, GIB, SPARE, MemoryEstimate, first_level
 from eridiff.models.precision import DTYPES
 from eridiff.params.edit import filled
 from eridiff.params.trigger import PLACE
@@ -48,7 +48,7 @@ class Card:
     memory: int  # bytes
     is_here: bool
 
-    def fits(self, found: Footprint) -> bool:
+    def fits(self, found: MemoryEstimate) -> bool:
         """Whether a stage fits, with what CUDA itself takes."""
         return found.memory + CONTEXT + SPARE <= self.memory
 
@@ -58,13 +58,13 @@ class Estimate:
     """One stage: what it takes as the params are, and after the changes that make it fit."""
 
     stage: str
-    found: Footprint
+    found: MemoryEstimate
     fits: bool
     units: int | None  # of work in all; None: not known before the stages before it ran
     unit: str
     note: str  # what is chosen when the stage starts
     changes: Changes  # that make it fit; none where it does, or where nothing would
-    changed: Footprint | None
+    changed: MemoryEstimate | None
     seconds: float | None  # of all units; None: not known
 
 
@@ -96,7 +96,7 @@ class Planner:
 
     def estimate(self, stage: str) -> Estimate:
         """One stage, and the first of the ways by which it would fit."""
-        found, note = self.footprint(stage, self.params)
+        found, note = self.unit_estimate(stage, self.params)
         changes, changed = ({}, None) if self.card.fits(found) else self._first_way(stage)
         units, unit = self.units(stage)
         return Estimate(
@@ -111,9 +111,9 @@ class Planner:
             seconds=self._seconds(stage, changed or found, units),
         )
 
-    def _first_way(self, stage: str) -> tuple[Changes, Footprint | None]:
+    def _first_way(self, stage: str) -> tuple[Changes, MemoryEstimate | None]:
         for changes in ways(stage, self.params):
-            found, _ = self.footprint(stage, with_changes(self.params, changes))
+            found, _ = self.unit_estimate(stage, with_changes(self.params, changes))
             if self.card.fits(found):
                 return changes, found
         return {}, None
@@ -123,20 +123,20 @@ class Planner:
         model: type[Section] = SECTIONS[name]
         return validate(model, params[name], where="params.yaml", prefix=name)
 
-    def footprint(self, stage: str, params: Params) -> tuple[Footprint, str]:
+    def unit_estimate(self, stage: str, params: Params) -> tuple[MemoryEstimate, str]:
         """What one unit of a stage's work takes, and what would be chosen when it starts."""
         own = self.section(stage, params)
         if stage == "latents":
-            return latents_footprint(own, self.family, self.source, self.size), ""
+            return latents_estimate(own, self.family, self.source, self.size), ""
         encoding = self.section("text", params)
         if stage == "sample":  # encodes its prompts itself, one by one
             same = {"dtype": own.precision, "batch_size": 1, "max_tokens": own.max_tokens}
             encoding = encoding.model_copy(update=same)
-        text, shapes = text_footprint(encoding, self.family, self.source)
+        text, shapes = text_estimate(encoding, self.family, self.source)
         if stage == "text":
             return text, ""
         if stage == "sample":
-            drawing = sample_footprint(own, self.family, self.source, shapes)
+            drawing = sample_estimate(own, self.family, self.source, shapes)
             busy = replace(text, flops=drawing.flops, calls=drawing.calls)
             return max(drawing, busy, key=lambda phase: phase.memory), ""
         vae = self.source.config("vae")
@@ -159,7 +159,7 @@ class Planner:
             return None, "captions"
         return len(distinct_texts(TableRows(table, ["variants"]))), "captions"
 
-    def _seconds(self, stage: str, found: Footprint, units: int | None) -> float | None:
+    def _seconds(self, stage: str, found: MemoryEstimate, units: int | None) -> float | None:
         if units is None or not self.card.is_here:
             return None
         own = self.section(stage, self.params)
@@ -169,7 +169,7 @@ class Planner:
 
 def planned_pointers(base: str, family: str) -> list[Pointer]:
     """Pointers of a base; of a published one that is not here yet, what its makers published of its shapes."""
-    configs = {} if has_pointers(base) else published(family).variants.get(base, {})
+    configs = {} if has_pointers(base) else published(family).models.get(base, {})
     if not configs:
         return list(pointers_of(base, PARTS, family).values())
     return [
@@ -227,7 +227,7 @@ def find_card(gigabytes: float | None) -> Card | None:
     return Card(name=properties.name, memory=properties.total_memory, is_here=True)
 
 
-def seconds_of(found: Footprint, rate: float, call: float) -> float:
+def seconds_of(found: MemoryEstimate, rate: float, call: float) -> float:
     """Seconds of one unit of work: of the GPU at a rate (operations a second), or of the host that calls it.
 
     The host calls ahead of the GPU, so the slower of the two decides. call: seconds of one operator.

@@ -9,7 +9,7 @@ from torch import Tensor
 from eridiff.caching.latents.vae import encode, prepare_vae
 from eridiff.family import Family, Sizes
 from eridiff.memory.trace import Traced, trace
-from eridiff.memory.train import META, Footprint, held
+from eridiff.memory.train import META, MemoryEstimate, held
 from eridiff.models.load import load_denoiser, load_text_encoders, load_vae
 from eridiff.models.precision import DTYPES
 from eridiff.models.quantise import Storage
@@ -23,7 +23,9 @@ from eridiff.weights.pointers import ModelSource
 Shape = tuple[int, ...]
 
 
-def latents_footprint(params: LatentParams, family: Family, source: ModelSource, size: tuple[int, int]) -> Footprint:
+def latents_estimate(
+    params: LatentParams, family: Family, source: ModelSource, size: tuple[int, int]
+) -> MemoryEstimate:
     """Encoding one picture of (width, height) in a batch."""
     plain = params.model_copy(update={"compile": False})
     vae = prepare_vae(load_vae(family, source, DTYPES[params.dtype]), plain, META)
@@ -32,7 +34,7 @@ def latents_footprint(params: LatentParams, family: Family, source: ModelSource,
     return _share_of(traced, held(vae), params.batch_size, compiled=params.compile)
 
 
-def text_footprint(params: TextParams, family: Family, source: ModelSource) -> tuple[Footprint, dict[str, Shape]]:
+def text_estimate(params: TextParams, family: Family, source: ModelSource) -> tuple[MemoryEstimate, dict[str, Shape]]:
     """Encoding one caption in a batch; and the shapes of its embeddings."""
     encoders = load_text_encoders(family, source, DTYPES[params.dtype])
     embeds: dict[str, Tensor] = {}
@@ -47,13 +49,15 @@ def text_footprint(params: TextParams, family: Family, source: ModelSource) -> t
     return found, {name: tuple(tensor.shape[1:]) for name, tensor in embeds.items()}
 
 
-def _share_of(traced: Traced, weights: int, batch_size: int, *, compiled: bool) -> Footprint:
+def _share_of(traced: Traced, weights: int, batch_size: int, *, compiled: bool) -> MemoryEstimate:
     """What one of a traced batch takes."""
     flops, calls = traced.flops / batch_size, 0.0 if compiled else traced.calls / batch_size
-    return Footprint(weights=weights, work=traced.peak, flops=flops, calls=calls)
+    return MemoryEstimate(weights=weights, work=traced.peak, flops=flops, calls=calls)
 
 
-def sample_footprint(params: DrawParams, family: Family, source: ModelSource, text: Mapping[str, Shape]) -> Footprint:
+def sample_estimate(
+    params: DrawParams, family: Family, source: ModelSource, text: Mapping[str, Shape]
+) -> MemoryEstimate:
     """Drawing one picture from embeddings: denoiser and VAE stay, steps and decoding come one after the other."""
     dtype = DTYPES[params.precision]
     storage = Storage(kind=params.quantise and "int8", device=META)
@@ -73,7 +77,7 @@ def sample_footprint(params: DrawParams, family: Family, source: ModelSource, te
             vae.decode(batch.mean[:1].to(dtype), return_dict=False)
 
     steps, decoding = trace(step), trace(decode)
-    return Footprint(
+    return MemoryEstimate(
         weights=held(denoiser, params.quantise) + held(vae),
         work=max(steps.peak, decoding.peak),
         flops=params.steps * steps.flops + decoding.flops,

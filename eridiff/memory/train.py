@@ -17,9 +17,9 @@ from eridiff.core.files import canonical_json, digest_json, write_text
 from eridiff.core.json_files import load_json
 from eridiff.core.progress import say
 from eridiff.family import Family
-from eridiff.machine.local import Activations
+from eridiff.machine.local import Checkpointing
 from eridiff.memory.trace import trace
-from eridiff.models.checkpointing import LEVELS, set_activations, waiting
+from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations, offload_activations
 from eridiff.models.quantise import RowScaledLinear
 from eridiff.params.model import Quantised
 from eridiff.params.train import OPTIMIZERS, TrainParams
@@ -38,7 +38,7 @@ MEASURED = {"batch_size", "precision", "quantise", "ema_decay", "lora", "loss", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class MemoryEstimate:
     """What one unit of a stage's work takes: a picture, a caption, a step, a picture drawn."""
 
     weights: int  # bytes that stay
@@ -52,34 +52,34 @@ class Footprint:
         return self.weights + self.work
 
 
-def train_footprints(
-    params: TrainParams, family: Family, source: ModelSource, batch: Batch, levels: Sequence[Activations] = LEVELS
-) -> Iterator[tuple[Activations, Footprint]]:
+def train_estimates(
+    params: TrainParams, family: Family, source: ModelSource, batch: Batch, levels: Sequence[Checkpointing] = LEVELS
+) -> Iterator[tuple[Checkpointing, MemoryEstimate]]:
     """One micro-batch with activations at each level, in order; the adapters' moments stay."""
     traceable = params.model_copy(update={"quantise": params.quantise and "int8"})  # the same expanded weights
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
-    machine = Machine(device=META, activations=levels[0])
+    machine = Machine(device=META, activation_checkpointing=levels[0])
     run, here = prepare_run(traceable, family, source, facts, machine), batch.to(META)
     adapters = sum(tensor.numel() for tensor in run.adapters.values())
     moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
     weights = held(run.denoiser, params.quantise) + adapters * (moments + average)
     for level in levels:
-        set_activations(run.denoiser, level)
+        checkpoint_activations(run.denoiser, level)
         for tensor in run.adapters.values():
             tensor.grad = None
 
-        def work(level: Activations = level) -> None:
-            with waiting(level, META):
+        def work(level: Checkpointing = level) -> None:
+            with offload_activations(level, META):
                 train_step(run, here, 1)
 
         traced = trace(work)
-        yield level, Footprint(weights=weights, work=traced.peak, flops=traced.flops, calls=traced.calls)
+        yield level, MemoryEstimate(weights=weights, work=traced.peak, flops=traced.flops, calls=traced.calls)
 
 
 def first_level(
     params: TrainParams, family: Family, source: ModelSource, batch: Batch, memory: int, remembered: Path | None = None
-) -> tuple[Activations, Footprint]:
+) -> tuple[Checkpointing, MemoryEstimate]:
     """The first level of activations with which a micro-batch fits into memory (bytes); else the last.
 
     remembered: a file of what was counted before for just this, and where what is counted now is kept.
@@ -89,20 +89,20 @@ def first_level(
         if level[1].memory <= memory or level[0] == LEVELS[-1]:
             return level
     known = []
-    for level in train_footprints(params, family, source, batch):
+    for level in train_estimates(params, family, source, batch):
         known.append(level)
         if level[1].memory <= memory:
             break
     if remembered:
         with suppress(OSError):  # a store that may only be read
-            write_text(remembered, canonical_json([[name, vars(footprint)] for name, footprint in known]) + "\n")
+            write_text(remembered, canonical_json([[name, vars(estimate)] for name, estimate in known]) + "\n")
     return known[-1]
 
 
-def _read(path: Path) -> list[tuple[Activations, Footprint]]:
+def _read(path: Path) -> list[tuple[Checkpointing, MemoryEstimate]]:
     """Levels that were counted before; [] where there are none that can be read."""
     try:
-        return [(level, Footprint(**facts)) for level, facts in load_json(path)]
+        return [(level, MemoryEstimate(**facts)) for level, facts in load_json(path)]
     except (OSError, ValueError, TypeError):
         return []
 
@@ -118,7 +118,7 @@ def held(model: nn.Module, quantise: Quantised | None = None) -> int:
     return int(total)
 
 
-def choose_activations(fixed: Activations | None, job: TrainJob, code: str) -> Activations:
+def choose_checkpointing(fixed: Checkpointing | None, job: TrainJob, code: str) -> Checkpointing:
     """What local.yaml fixes; else the first level that fits the memory that a GPU has free.
 
     The store remembers what was counted. code: digest of all code that this depends on.

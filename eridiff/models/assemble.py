@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from eridiff.core.errors import BaseError
 from eridiff.core.progress import track
 from eridiff.formats.safetensors import RawTensor
+from eridiff.weights.component_tensors import ComponentTensors, FolderTensors
 from eridiff.weights.nonfinite import find_broken
-from eridiff.weights.parts import FolderTensors, PartTensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def assemble(
     kind: Any,
     config: dict[str, Any],
-    tensors: PartTensors | FolderTensors,
+    tensors: ComponentTensors | FolderTensors,
     dtype: "torch.dtype",
     storage: "Storage | None" = None,
 ) -> "nn.Module":
@@ -104,7 +104,7 @@ def _set(model: Any, name: str, value: "torch.Tensor") -> None:
 
 
 def _refuse_other(
-    tensors: PartTensors | FolderTensors, name: str, value: "torch.Tensor", empty: "torch.Tensor", raw: RawTensor
+    tensors: ComponentTensors | FolderTensors, name: str, value: "torch.Tensor", empty: "torch.Tensor", raw: RawTensor
 ) -> None:
     """Raises: BaseError where a tensor has another shape than the empty one, or numbers beyond the range of fp16."""
     import torch

@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def target_modules(denoiser: "nn.Module", presets: Mapping[str, str], name: str, dead: Collection[str]) -> list[str]:
-    """Full names of the linear modules that a target preset (a regular expression) adapts, less dead ones.
+def target_modules(
+    denoiser: "nn.Module", target_sets: Mapping[str, str], name: str, unused: Collection[str]
+) -> list[str]:
+    """Full names of the linear modules that a target set (a regular expression) adapts, less unused modules.
 
     Named in full, since a suffix such as `proj_out` would also hit the final layer.
-    Raises: ConfigError for an unknown preset.
+    Raises: ConfigError for an unknown target set.
     """
     from torch import nn
 
-    if name not in presets:
-        raise ConfigError(f"params.yaml: train.lora.targets is '{name}'.{did_you_mean(name, presets)}")
-    pattern = re.compile(presets[name])
+    if name not in target_sets:
+        raise ConfigError(f"params.yaml: train.lora.targets is '{name}'.{did_you_mean(name, target_sets)}")
+    pattern = re.compile(target_sets[name])
     return [
         path
         for path, module in denoiser.named_modules()
-        if isinstance(module, nn.Linear) and pattern.fullmatch(path) and path not in dead
+        if isinstance(module, nn.Linear) and pattern.fullmatch(path) and path not in unused
     ]
 
 

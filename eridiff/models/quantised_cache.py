@@ -4,7 +4,7 @@
     STORE/bases/KEY.used          written at each use: gc keeps what was used within its lease
 
 KEY is of the component's digests, the kind of quantisation and the number format. A file whose content is not what its
-header says is made anew; that it is sound is remembered for `check_days` of local.yaml.
+header says is made again; that it is sound is remembered for `check_days` of local.yaml.
 """
 
 import time
@@ -50,7 +50,7 @@ def keep(model: "nn.Module", path: Path) -> None:
                 digests.note(path, DIGEST, str(True))
         say(f"kept the quantised base in the store ({_gib(path)}): the next start reads it")
     except OSError as error:
-        warn(f"the quantised base is not kept in {path.parent} ({error.strerror}): the next start makes it anew.")
+        warn(f"the quantised base is not kept in {path.parent} ({error.strerror}): the next start makes it again.")
 
 
 def _gib(path: Path) -> str:
@@ -119,5 +119,5 @@ def open_sound(path: Path) -> TensorFile | None:
         return None
     except DataError:
         pass
-    warn(f"{path} is damaged: it is made anew.")
+    warn(f"{path} is damaged: it is made again.")
     return None

@@ -67,7 +67,7 @@ class Uploader:
 
 
 class _PinnedBuffer:
-    """Host memory that a GPU fetches from by itself."""
+    """Host memory that a GPU can read directly."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True)

@@ -157,7 +157,7 @@ def _targets(value: Any, _: Known) -> dict[str, Any]:
 
 
 def _with_mlp(value: Any, known: Known) -> dict[str, Any]:
-    if value and "all-linear" not in known.family.TARGETS:
+    if value and "all-linear" not in known.family.TARGET_SETS:
         raise Refused("this family has no such targets.")
     return {"train.lora.targets": "all-linear" if value else "attention"}
 
@@ -394,6 +394,6 @@ ACTIONS: dict[str, Action] = {
     "validation.prompts": _prompts,
     "validation.num_inference_steps": STEPS,
     "validation.guidance_scale": GUIDANCE,
-    "resume_from": only(None, why="a training goes on by itself: run `dvc repro` again."),
+    "resume_from": only(None, why="a training goes on automatically: run `dvc repro` again."),
     "push_to_hub": NO_HUB,
 }

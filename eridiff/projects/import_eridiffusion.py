@@ -136,7 +136,7 @@ def _which_model(path: Path, leaves: Mapping[str, Any]) -> tuple[str, str]:
     words = " ".join(
         str(leaves.get(key) or "") for key in ("model.variant", "model.name_or_path", "model.path")
     ).lower()
-    variants = list(published(family).variants)
+    variants = list(published(family).models)
     return family, next((name for name in variants if name.rpartition("-")[2] in words), variants[0])
 
 
@@ -158,7 +158,7 @@ def _settle(changes: dict[str, Any], lines: list[str], images: Path | None) -> N
     if (epochs := changes.pop(EPOCHS, None)) is not None:
         formula = "epochs x pictures / (batch_size x accumulation)"
         if images is None:
-            lines.append(f"epochs: {epochs}: train.steps counts steps: {formula}; --images FOLDER reckons them")
+            lines.append(f"epochs: {epochs}: train.steps counts steps: {formula}; --images FOLDER calculates them")
         else:
             number = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in images.rglob("*"))
             batch = max(1, changes.get("train.batch_size", 1) * changes.get("train.accumulation", 1))

@@ -29,7 +29,7 @@ README = """# {name}
 
 Pictures and captions: data/raw. What is trained, and how: params.yaml. Results: data/samples, data/lora, data/export.
 
-    eridiff why      # what would run, and because of what
+    eridiff why      # what would run, and why
     {run:<15}  # run it
 
 Started from the preset {preset} on a machine with:
@@ -159,7 +159,7 @@ def _find_base(model: ModelParams) -> list[Path]:
 def find_published(family: str, variant: str) -> Path | None:
     """A file of a published model's denoiser under its usual name, or its folder in the hub's cache."""
     known = published(family)
-    if variant not in known.variants:
+    if variant not in known.models:
         return None
     names = known.files[load_family(family).DENOISER][1:]
     for path in Places().files():
@@ -174,4 +174,4 @@ def _shows(path: Path, variant: str) -> bool:
         parts, _ = find_parts(open_weights(path))
     except (BaseError, DataError):
         return False
-    return any(part.look.variant == variant for part in parts)
+    return any(part.look.model == variant for part in parts)

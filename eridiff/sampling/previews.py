@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.core.errors import ConfigError, DataError
 from eridiff.core.progress import say
 from eridiff.family import Family, load_family

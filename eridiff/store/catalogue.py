@@ -21,7 +21,7 @@ from eridiff.core.files import atomic_write, canonical_json, map_file
 from eridiff.core.json_files import parse_json
 from eridiff.formats.seals import BLANK, KEY, check_seal, seal_into
 from eridiff.store.entries import CHECKSUM_LETTERS, KEY_LETTERS, WAY_OUT, open_shard, read_catalogue, shard_id
-from eridiff.store.index import ALONE, Columns, EntryTable, Rows
+from eridiff.store.entry_table import ALONE, Columns, EntryTable, Rows
 
 NAME = "catalogue.sealed.parquet"
 UNSEALED = "catalogue.parquet"  # of before, not read

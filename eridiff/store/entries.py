@@ -1,7 +1,7 @@
 """The format of the store's entries: keys, checksums, and what the header of an entry or shard file says.
 
 Entries and shards have one format: safetensors, the tensors named KEY.NAME, and in the metadata a checksum and the
-parts of each key. A key is the digest of everything that the value depends on; the parts stand beside the tensors,
+parts of each key. A key is the digest of everything that the value depends on; the key_fields stand beside the tensors,
 so that any difference can be named.
 """
 
@@ -17,7 +17,7 @@ from eridiff.core.files import canonical_json, digest_json
 from eridiff.core.json_files import parse_json
 from eridiff.formats.safetensors import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile
 
-Parts = dict[str, Any]
+KeyFields = dict[str, Any]
 FORMAT = 1
 KEY_LETTERS = 64  # a sha256
 CHECKSUM_LETTERS = 32  # a blake2b of 16 bytes
@@ -26,31 +26,31 @@ WAY_OUT = "Run `eridiff store repair`, then `dvc repro`."
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an entry lies: the file, its checksum, the bytes of its tensors, and the parts of its key.
+    """Where an entry lies: the file, its checksum, the bytes of its tensors, and the key_fields of its key.
 
-    known: the parts where they were read already; otherwise they are read from the file's header when asked for.
+    known: the key_fields where they were read already; otherwise they are read from the file's header when asked for.
     """
 
     key: str
     path: Path
     checksum: str
     size: int
-    known: Parts | None = None
+    known: KeyFields | None = None
 
     @property
-    def parts(self) -> Parts:
-        """The parts of the key.
+    def key_fields(self) -> KeyFields:
+        """The fields of the key.
 
         Raises: StoreError where the file is damaged.
         """
         if self.known is not None:
             return self.known
-        return read_catalogue(open_shard(self.path))[self.key].parts
+        return read_catalogue(open_shard(self.path))[self.key].key_fields
 
 
-def entry_key(parts: Parts) -> str:
+def entry_key(key_fields: KeyFields) -> str:
     """The key of an entry: the digest of everything that its value depends on."""
-    return digest_json(parts)
+    return digest_json(key_fields)
 
 
 def shard_id(checksums: Mapping[str, str]) -> str:
@@ -67,14 +67,14 @@ def checksum(tensors: Mapping[str, RawTensor]) -> str:
     return digest.hexdigest()
 
 
-def shard_metadata(entries: Mapping[str, tuple[str, Parts]]) -> dict[str, str]:
-    """The metadata of an entry or shard file: key -> (checksum, parts); parts equal in all are written once."""
-    all_parts = [parts for _, parts in entries.values()]
-    texts = [{k: canonical_json(v) for k, v in parts.items()} for parts in all_parts]  # True is not 1
-    shared = {k: v for k, v in all_parts[0].items() if all(text.get(k) == texts[0][k] for text in texts)}
+def shard_metadata(entries: Mapping[str, tuple[str, KeyFields]]) -> dict[str, str]:
+    """The metadata of an entry or shard file: key -> (checksum, key_fields); key_fields equal in all are written once."""
+    all_fields = [key_fields for _, key_fields in entries.values()]
+    texts = [{k: canonical_json(v) for k, v in key_fields.items()} for key_fields in all_fields]  # True is not 1
+    shared = {k: v for k, v in all_fields[0].items() if all(text.get(k) == texts[0][k] for text in texts)}
     own = {
-        key: {"sum": total, "parts": {k: v for k, v in parts.items() if k not in shared}}
-        for key, (total, parts) in entries.items()
+        key: {"sum": total, "parts": {k: v for k, v in key_fields.items() if k not in shared}}
+        for key, (total, key_fields) in entries.items()
     }
     return {"eridiff": canonical_json({"format": FORMAT, "shared": shared, "entries": own})}
 
@@ -120,13 +120,13 @@ def tensors_of(file: TensorFile, key: str) -> dict[str, RawTensor]:
 
 
 def check_parts(entry: Location) -> None:
-    """Check that the parts that stand beside an entry give its key.
+    """Check that the key_fields that stand beside an entry give its key.
 
     Raises: StoreError that names the file.
     """
-    if entry_key(entry.parts) != entry.key:
+    if entry_key(entry.key_fields) != entry.key:
         raise StoreError(
-            f"{entry.path} is damaged: entry {entry.key[:12]} has parts that do not give its key. {WAY_OUT}"
+            f"{entry.path} is damaged: entry {entry.key[:12]} has key fields that do not give its key. {WAY_OUT}"
         )
 
 

@@ -1,7 +1,7 @@
 """Faults of entry and shard files: each byte is looked at.
 
 A file is sound where it is, byte for byte, what the store would write: its header is the one that its entries give,
-each entry's tensors give its checksum, its parts give its key, and the file's name fits.
+each entry's tensors give its checksum, its key_fields give its key, and the file's name fits.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def _is_canonical(file: TensorFile, entries: dict[str, Location]) -> bool:
     """Whether the header is byte for byte what the store writes for these entries."""
     if not entries:
         return False
-    metadata = shard_metadata({key: (entry.checksum, entry.parts) for key, entry in entries.items()})
+    metadata = shard_metadata({key: (entry.checksum, entry.key_fields) for key, entry in entries.items()})
     return bytes(file.first_bytes) == header_bytes({name: file.raw(name) for name in file.names}, metadata)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eridiff.core.files import MAX_LISTING_BYTES, read_text, write_text
-from eridiff.store.pins import BASES, DAY_SECONDS, ROOTS, Pin, forget_earlier, read_pins
+from eridiff.store.pins import BASES, DAY_SECONDS, PINS, Pin, forget_earlier, read_pins
 from eridiff.store.pixels import PixelDigests
 
 KINDS = ("latents", "texts")
@@ -70,7 +70,7 @@ def _unpinned(root: Path, pins: Iterable[Pin]) -> Iterator[tuple[Path, str]]:
             yield path, "state"
     for path in sorted((root / BASES).glob("*.safetensors")):
         yield path, "base"
-    for place in (".*.tmp", f"{ROOTS}/.*.tmp", "pixels/.*.tmp", f"{BASES}/.*.tmp", *(f"{k}/**/.*.tmp" for k in KINDS)):
+    for place in (".*.tmp", f"{PINS}/.*.tmp", "pixels/.*.tmp", f"{BASES}/.*.tmp", *(f"{k}/**/.*.tmp" for k in KINDS)):
         yield from ((path, "temporary") for path in sorted(root.glob(place)))
 
 

@@ -19,7 +19,7 @@ from eridiff.core.json_files import parse_json
 from eridiff.core.progress import warn
 from eridiff.formats.seals import read_sealed, sealed_json
 
-ROOTS = "roots"
+PINS = "roots"
 BASES = "bases"  # the folder of quantised bases, which are leased by use instead of pinned
 DAY_SECONDS = 86400.0
 
@@ -53,7 +53,7 @@ class Pin:
 def pin(root: Path, kind: str, project: Path, names: Iterable[str]) -> None:
     """Pin what a project's stage has just put out. A store that cannot be written is left as it is, with a warning."""
     host, place = socket.gethostname(), Path(os.path.realpath(project))
-    path = root / ROOTS / f"{digest_json([host, str(place)])[:32]}.{kind}.sealed.json"
+    path = root / PINS / f"{digest_json([host, str(place)])[:32]}.{kind}.sealed.json"
     unsealed = path.with_name(path.name.replace(".sealed.", "."))  # of before
     names = sorted(set(names))
     before: set[str] = set()
@@ -81,7 +81,7 @@ def read_pins(root: Path) -> list[Pin]:
     Raises: StoreError where one is damaged: without it gc would remove what a project needs.
     """
     found = []
-    for path in sorted((root / ROOTS).glob("*.json")):
+    for path in sorted((root / PINS).glob("*.json")):
         with suppress(FileNotFoundError):
             found.append(read_pin(path))
     return found

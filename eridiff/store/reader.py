@@ -60,10 +60,10 @@ class Cache:
     def read(self, key: str) -> dict[str, RawTensor]:
         """The tensors of one entry as views of the file's bytes, checked once.
 
-        Raises: DataError where the folder lacks it, StoreError where it is damaged.
+        Raises: DataError where the folder is missing it, StoreError where it is damaged.
         """
         if key not in self._entries:
-            raise DataError(f"{self.folder} lacks entry {key[:12]}: remove the folder and run `dvc repro`.")
+            raise DataError(f"{self.folder} is missing entry {key[:12]}: remove the folder and run `dvc repro`.")
         shard, checksum = self._entries[key]
         if key in self._sound:
             return tensors_of(shard.file, key)

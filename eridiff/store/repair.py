@@ -88,7 +88,7 @@ def _keep_sound(store: Store, paths: list[Path]) -> int:
         for entry in sound_entries(path):
             if entry.key not in there | kept:
                 file = file or open_shard(path)
-                store.keep(entry.key, entry.parts, read_entry(file, entry.key, entry.checksum))
+                store.keep(entry.key, entry.key_fields, read_entry(file, entry.key, entry.checksum))
                 kept.add(entry.key)
     return len(kept)
 

@@ -28,8 +28,8 @@ from eridiff.formats.safetensors import RawTensor, TensorFile, write_tensors
 from eridiff.store.catalogue import Catalogue, list_loose, read_store
 from eridiff.store.entries import (
     WAY_OUT,
+    KeyFields,
     Location,
-    Parts,
     check_parts,
     checksum,
     open_shard,
@@ -38,8 +38,8 @@ from eridiff.store.entries import (
     shard_id,
     shard_metadata,
 )
+from eridiff.store.entry_table import EntryTable, sorted_keys
 from eridiff.store.faults import Check, check_file, check_now, refuse_damaged
-from eridiff.store.index import EntryTable, sorted_keys
 from eridiff.store.marker import check_format
 from eridiff.store.sharding import Keys, Placement, shard_name, split_sorted
 
@@ -87,19 +87,19 @@ class Store:
         """Those of the keys that the store lacks, sorted, each once."""
         return [key.decode() for key in self.catalogue.lacking(sorted_keys(keys))]
 
-    def put(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+    def put(self, key: str, key_fields: KeyFields, tensors: Mapping[str, RawTensor]) -> None:
         """Add one entry, atomically. What is there already is kept: an entry never changes."""
         if key not in self.catalogue:
-            self.keep(key, parts, tensors)
+            self.keep(key, key_fields, tensors)
 
-    def keep(self, key: str, parts: Parts, tensors: Mapping[str, RawTensor]) -> None:
+    def keep(self, key: str, key_fields: KeyFields, tensors: Mapping[str, RawTensor]) -> None:
         """Write one entry as a file of its own, wherever else it stands."""
         total = checksum(tensors)
-        parts = json.loads(canonical_json(parts))  # as they will be read: a tuple is a list
+        key_fields = json.loads(canonical_json(key_fields))  # as they will be read: a tuple is a list
         path = self.catalogue.loose_path(key)
         named = {f"{key}.{name}": tensor for name, tensor in tensors.items()}
         try:
-            write_tensors(path, named, shard_metadata({key: (total, parts)}))
+            write_tensors(path, named, shard_metadata({key: (total, key_fields)}))
         except OSError as error:
             raise StoreError(
                 f"cannot write to the store {self.root}: {error.strerror}. What was written is kept: make room or "
@@ -127,7 +127,7 @@ class Store:
             except FileNotFoundError:
                 self.look_again()
             except KeyError:
-                raise StoreError(f"{location.path} is damaged: it lacks entry {key[:12]}. {WAY_OUT}") from None
+                raise StoreError(f"{location.path} is damaged: it is missing entry {key[:12]}. {WAY_OUT}") from None
         raise EntryGone(f"entry {key[:12]} is gone from the store {self.root}: run `dvc repro`, it is encoded again.")
 
     def adopt(self, shards: Iterable[Path]) -> int:
@@ -266,7 +266,7 @@ class Store:
             tensors |= {f"{key}.{name}": tensor for name, tensor in read.items()}
         path = self._shard_path({key: entry.checksum for key, entry in entries.items()})
         entries = _with_parts(entries)
-        write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.parts) for k, e in entries.items()}))
+        write_tensors(path, tensors, shard_metadata({k: (e.checksum, e.key_fields) for k, e in entries.items()}))
         self._catalogue.shards.add(path)
         return path
 
@@ -289,9 +289,9 @@ class Store:
 
 
 def _with_parts(entries: Mapping[str, Location]) -> dict[str, Location]:
-    """The entries with their parts, each file's header read once.
+    """The entries with their key_fields, each file's header read once.
 
-    Raises: StoreError where the parts do not give the key.
+    Raises: StoreError where the key_fields do not give the key.
     """
     headers = {path: read_catalogue(open_shard(path)) for path in {e.path for e in entries.values() if e.known is None}}
     found = {key: e if e.known is not None else headers[e.path][key] for key, e in entries.items()}

@@ -23,7 +23,7 @@ from eridiff.store.catalogue import UNSEALED as UNSEALED_CATALOGUE
 from eridiff.store.entries import Location, check_parts, open_shard, read_catalogue, read_entry
 from eridiff.store.faults import Fault, check_file, check_loose, check_shard, reason_of
 from eridiff.store.marker import FORMAT, OWN_NAMES
-from eridiff.store.pins import BASES, ROOTS, read_pin
+from eridiff.store.pins import BASES, PINS, read_pin
 from eridiff.store.pixels import PixelDigests
 
 KINDS = ("latents", "texts")
@@ -33,7 +33,7 @@ ORIGINAL = "original"  # what of a fault: DVC's object of a user's own file
 SEALED = {  # files of the store that carry a checksum -> what they are
     "runs/*/*.safetensors": "state",
     "runs/*/checkpoints/*.safetensors": "checkpoint",
-    "probes/*/*.json": "probe",
+    "probes/*/*.json": "drift check",
 }
 Check = Callable[[Path], Iterable[Fault]]
 
@@ -82,7 +82,7 @@ def _store_checks(root: Path) -> Iterator[tuple[Path, Check]]:
     for path in sorted((root / BASES).glob("*.safetensors")):
         if not _is_temporary(path):
             yield path, _check_kept
-    for folder, suffix, check in (("pixels", ".tsv", _check_pixels), (ROOTS, ".json", _check_pin)):
+    for folder, suffix, check in (("pixels", ".tsv", _check_pixels), (PINS, ".json", _check_pin)):
         for path in sorted((root / folder).glob("*")):
             if not _is_temporary(path):
                 yield path, check if path.suffix == suffix else _is_stray

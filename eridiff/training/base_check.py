@@ -1,4 +1,4 @@
-"""Was this base loaded right? Before the first step: the plain denoiser on cached samples, and the VAE there and back.
+"""Was this base loaded right? Before the first step: the plain denoiser on cached samples, and the VAE round trip.
 
 A file whose names were mapped wrongly, or weights of another scale, load without a word and train to nothing. Neither
 check draws from a global generator, and neither changes a byte of what is trained.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eridiff.bases.find import candidates, find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.core.errors import BaseError
 from eridiff.core.noise import normal
 from eridiff.family import Family
@@ -32,7 +32,7 @@ LEVELS = (0.25, 0.5, 0.75)  # of the way to pure noise
 SAMPLES = 10
 VAE_SAMPLES = 2
 VAE_SIDE = 64  # latent pixels: enough to see, and no more memory than a small picture takes
-VAE_SHARE = 0.25  # of what tells latents apart, which must survive the way there and back
+VAE_SHARE = 0.25  # of what tells latents apart, which must survive the round trip
 WAY_OUT = (
     "This base was not loaded right, or is none of these pictures. Look at its files with `eridiff inspect`, and add "
     "it anew. `train.check_base: false` trains all the same."
@@ -135,7 +135,7 @@ def describe_levels(levels: Sequence[Level]) -> str:
 
 
 def check_vae(source: ModelSource, family: Family, data: TrainingSet, device: torch.device) -> str:
-    """Send cached latents through the VAE there and back; the line that says so.
+    """Send cached latents through the VAE round trip; the line that says so.
 
     Raises: BaseError where too little of them survives.
     """
@@ -144,14 +144,14 @@ def check_vae(source: ModelSource, family: Family, data: TrainingSet, device: to
     if not math.isfinite(share):
         why = blame({"vae": vae}, "its number format", "fp32", lambda: measure_vae(vae, data, device))
         raise BaseError(f"base check: the VAE gives numbers that are not finite. {why}")
-    line = f"base check: {share:.0%} of latents survive the VAE there and back"
+    line = f"base check: {share:.0%} of latent variance survives the VAE round trip"
     if not share >= VAE_SHARE:
         raise BaseError(f"{line}, and {VAE_SHARE:.0%} must. {WAY_OUT}")
     return line
 
 
 def find_vae(model: ModelParams) -> ModelSource | None:
-    """The VAE's files; None where this machine lacks them, since training itself does without."""
+    """The VAE's files; None where this machine is missing them, since training itself does without."""
     pointer = pointers_of(model.base, ["vae"], model.family)["vae"]
     is_here = all(next(candidates(pointer, component), None) for component in pointer.components.values())
     return find_source([pointer]) if is_here else None

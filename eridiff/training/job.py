@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.core.config import load_section
 from eridiff.core.errors import DataError
 from eridiff.core.leftovers import take_away
@@ -17,8 +17,8 @@ from eridiff.core.progress import say
 from eridiff.core.stopping import stop_in_order
 from eridiff.family import Family, load_family
 from eridiff.formats.tables import read_table
-from eridiff.machine.local import Activations, store_root
-from eridiff.models.checkpointing import LEVELS
+from eridiff.machine.local import Checkpointing, store_root
+from eridiff.models.activation_checkpointing import LEVELS
 from eridiff.models.precision import choose_device
 from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
@@ -79,16 +79,18 @@ class TrainJob:
                 say(checked or "base check: no VAE on this machine, not checked")
             yield
 
-    def prepare(self, activations: Activations, *, fixed: bool) -> Run:
+    def prepare(self, activation_checkpointing: Checkpointing, *, fixed: bool) -> Run:
         """The denoiser with its adapters on the device, checked against the data."""
         run = self.load(activations, fixed=fixed)
         if self.checks_base:
             say(check_denoiser(run, self.data))
         return run
 
-    def load(self, activations: Activations = LEVELS[0], *, fixed: bool = True) -> Run:
+    def load(self, activation_checkpointing: Checkpointing = LEVELS[0], *, fixed: bool = True) -> Run:
         """The denoiser with its adapters on the device."""
-        machine = Machine(device=self.device, activations=activations, fixed=fixed, store=self.root)
+        machine = Machine(
+            device=self.device, activation_checkpointing=activation_checkpointing, fixed=fixed, store=self.root
+        )
         return prepare_run(self.params, self.family, self.source, self.latent_facts, machine)
 
     def train(self, run: Run, preview: Preview | None, state_every: int) -> tuple[Table, float]:

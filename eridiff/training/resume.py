@@ -136,7 +136,7 @@ def load_state(
 def _read(path: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors of a state, all that will be asked for.
 
-    Raises: DataError where it is damaged, or lacks something.
+    Raises: DataError where it is damaged, or is missing something.
     """
     file = open_sealed(path, "")
     wanted = {f"{group}/{name}": tuple(t.shape) for group, named in groups.items() for name, t in named.items()}
@@ -149,7 +149,7 @@ def _read(path: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[
         raise DataError(f"{path} is damaged: it does not say what it holds.") from None
     lost = [name for name, shape in wanted.items() if name not in file or tuple(file.header[name]["shape"]) != shape]
     if lost or count != len(file.names):
-        raise DataError(f"{path} is damaged: it lacks {lost[0] if lost else 'tensors of the optimizer'}.")
+        raise DataError(f"{path} is damaged: it is missing {lost[0] if lost else 'tensors of the optimizer'}.")
     return facts, {name: file.raw(name).torch() for name in file.names}
 
 

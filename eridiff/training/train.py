@@ -18,8 +18,8 @@ from eridiff.core.noise import normal, uniform
 from eridiff.core.progress import say
 from eridiff.core.stopping import Asked, Stopped, never
 from eridiff.family import Family
-from eridiff.machine.local import Activations
-from eridiff.models.checkpointing import LEVELS, set_activations, waiting
+from eridiff.machine.local import Checkpointing
+from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations, offload_activations
 from eridiff.models.load import load_denoiser
 from eridiff.models.lora import add_adapter, target_modules
 from eridiff.models.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
@@ -46,7 +46,7 @@ class Run:
     scaling_factor: float
     shift_factor: float
     device: torch.device
-    activations: Activations
+    activation_checkpointing: Checkpointing
     fixed: bool  # by local.yaml; else the next level is taken where memory does not do
     loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
 
@@ -97,7 +97,7 @@ class Machine:
     """
 
     device: torch.device
-    activations: Activations = LEVELS[0]
+    activation_checkpointing: Checkpointing = LEVELS[0]
     fixed: bool = True
     store: Path | None = None
 
@@ -116,8 +116,8 @@ def prepare_run(
     objective = make_objective(family, source.config("scheduler"), params)
     storage = Storage(kind=params.quantise, device=device, store=machine.store)
     denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
-    dead = family.dead_modules(source.config(family.DENOISER))
-    modules = target_modules(denoiser, family.TARGETS, params.lora.targets, dead)
+    unused = family.unused_modules(source.config(family.DENOISER))
+    modules = target_modules(denoiser, family.TARGET_SETS, params.lora.targets, unused)
     adapters = add_adapter(denoiser, params.lora, modules, params.seed)
     run = Run(
         params=params,
@@ -131,7 +131,7 @@ def prepare_run(
         activations=machine.activations,
         fixed=machine.fixed,
     )
-    set_activations(denoiser, run.activations)
+    checkpoint_activations(denoiser, run.activation_checkpointing)
     return run
 
 
@@ -215,7 +215,7 @@ def _optimizer_step(
     while (loss := _accumulate(run, taken, step)) is None or not _unscaled(run, loss):
         optimizer.zero_grad(set_to_none=True)  # what came of the step before memory, or the range of fp16, ran out
         if loss is None:
-            _keep_fewer_activations(run, step)
+            _checkpoint_more(run, step)
         else:
             _halve_scale(run, step)
     norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
@@ -233,10 +233,10 @@ def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
     loss = torch.zeros((), device=run.device)
     try:
         for batch in batches:
-            with waiting(run.activations, run.device):
+            with offload_activations(run.activation_checkpointing, run.device):
                 loss += train_step(run, batch.to(run.device), step)
     except torch.OutOfMemoryError as error:
-        if not run.fixed and run.activations != LEVELS[-1]:
+        if not run.fixed and run.activation_checkpointing != LEVELS[-1]:
             return None
         raise TrainError(
             f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
@@ -261,13 +261,15 @@ def _halve_scale(run: Run, step: int) -> None:
     say(f"train: step {step}: gradients overflow fp16; again with the loss scaled by {run.loss_scale:g}")
 
 
-def _keep_fewer_activations(run: Run, step: int) -> None:
+def _checkpoint_more(run: Run, step: int) -> None:
     """Go on with the next level: exact, so it may begin at any step."""
-    run.activations = LEVELS[LEVELS.index(run.activations) + 1]
-    set_activations(run.denoiser, run.activations)
+    run.activation_checkpointing = LEVELS[LEVELS.index(run.activation_checkpointing) + 1]
+    checkpoint_activations(run.denoiser, run.activation_checkpointing)
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    say(f"train: {run.device} has too little memory at step {step}: activations '{run.activations}' from here on")
+    say(
+        f"train: {run.device} has too little memory at step {step}: activations '{run.activation_checkpointing}' from here on"
+    )
 
 
 def _refuse_nonfinite(run: Run, losses: dict[str, float], step: int) -> None:

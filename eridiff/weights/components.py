@@ -15,9 +15,9 @@ from eridiff.core.json_files import Record, read_json
 from eridiff.core.threads import on_cores
 from eridiff.formats.safetensors import RawTensor, TensorFile, digest_tensors
 from eridiff.machine.filedigests import FileDigests
+from eridiff.weights.component_tensors import Canonical, ComponentTensors
 from eridiff.weights.files import TensorSource
 from eridiff.weights.nonfinite import read_scan, scan
-from eridiff.weights.parts import Canonical, PartTensors
 from eridiff.weights.tensor_keys import table_version
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")
@@ -84,7 +84,7 @@ def described(name: str, config: Mapping[str, Any], files: Mapping[str, int], di
     return Component(name=name, config=meant, files=dict(files), digest=digest)
 
 
-def describe_part(tensors: PartTensors, config: Mapping[str, Any], digests: FileDigests) -> Component:
+def describe_part(tensors: ComponentTensors, config: Mapping[str, Any], digests: FileDigests) -> Component:
     """What a part of a file, or of shards, is: the same as a folder that holds the same tensors."""
     files = {path.name: path.stat().st_size for path in tensors.found.weights.paths}
     return described(tensors.component, config, files, digest_json(tensors.digests(digests)))
@@ -122,7 +122,7 @@ def refuse_missing(folder: Path) -> None:
         raise BaseError(f"{folder} is missing: a base in diffusers' layout has this folder.")
 
 
-def refuse_nonfinite(place: Path | PartTensors, component: Component, digests: FileDigests) -> None:
+def refuse_nonfinite(place: Path | ComponentTensors, component: Component, digests: FileDigests) -> None:
     """Refuse weights with numbers that are not finite; what was seen of a file is remembered as its digests are.
 
     place: the component's folder, or its tensors in files. One tensor is in memory at a time.
@@ -140,7 +140,7 @@ def refuse_nonfinite(place: Path | PartTensors, component: Component, digests: F
             )
 
 
-def _weights_of(place: Path | PartTensors, component: Component) -> Iterator[tuple[TensorSource, list[str], str]]:
+def _weights_of(place: Path | ComponentTensors, component: Component) -> Iterator[tuple[TensorSource, list[str], str]]:
     """(file, tensors of the component in it, name of what is remembered) of every weight file."""
     if isinstance(place, Path):
         for name in sorted(name for name in component.files if name.endswith(".safetensors")):

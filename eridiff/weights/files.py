@@ -119,7 +119,7 @@ def shards_of(path: Path) -> list[Path]:
     if missing:
         names = ", ".join(shard.name for shard in missing[:MAX_MISSING])
         more = " and more" if len(missing) > MAX_MISSING else ""
-        raise BaseError(f"{path.parent} lacks {names}{more}: the model was copied in part.")
+        raise BaseError(f"{path.parent} is missing {names}{more}: the model was copied in part.")
     if path not in shards:
         raise BaseError(f"{path} is none of the {int(count)} files that its name speaks of.")
     return shards

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.formats.safetensors import TensorFile
+from eridiff.weights.component_tensors import ComponentTensors, FolderTensors
 from eridiff.weights.components import Component
 from eridiff.weights.files import Weights
-from eridiff.weights.parts import FolderTensors, PartTensors
 
 PARTS = ("vae", "text", "denoiser")
 UNSEALED_FORMAT = 1  # of pointers from before checksums, which git keeps
@@ -39,7 +39,7 @@ class ModelSource:
 
     pointers: dict[str, Pointer]
     folders: dict[str, Path]  # component name -> the folder of its files
-    parts: dict[str, PartTensors] = field(default_factory=dict)  # component name -> its tensors in single files
+    parts: dict[str, ComponentTensors] = field(default_factory=dict)  # component name -> its tensors in single files
     empty: bool = False  # no files: models are made of their configs on torch's meta device, for their shapes
 
     def component(self, name: str) -> Component:
@@ -50,7 +50,7 @@ class ModelSource:
         """The config of a component."""
         return self.component(component).config
 
-    def tensors(self, component: str, *, own_names: bool) -> PartTensors | FolderTensors | None:
+    def tensors(self, component: str, *, own_names: bool) -> ComponentTensors | FolderTensors | None:
         """A component's mapped tensors: in single files; in its folder, if it has the model's own names there."""
         if component in self.parts or not own_names:
             return self.parts.get(component)

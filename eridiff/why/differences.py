@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eridiff.store.entries import Location, Parts, open_shard, read_catalogue
+from eridiff.store.entries import KeyFields, Location, open_shard, read_catalogue
 from eridiff.versions import Versions, describe_change
 
 MAX_ALIKE = 16  # entries of the same picture or text that a new sample is compared with
@@ -16,16 +16,16 @@ Change = tuple[Any, Any]  # before, now; None where there was or is nothing
 
 
 class Entries:
-    """The parts of entries, each file's header read once and only when asked for."""
+    """The key_fields of entries, each file's header read once and only when asked for."""
 
     def __init__(self, known: Mapping[str, Location], subject: str) -> None:
         """known: key -> where it lies. subject: the part that says what is encoded, `pixels` or `text`."""
         self.known, self.subject = known, subject
         self._files: dict[Path, dict[str, Location]] = {}
-        self._alike: dict[str, list[Parts]] | None = None
+        self._alike: dict[str, list[KeyFields]] | None = None
 
-    def parts(self, key: str | None) -> Parts | None:
-        """The parts of an entry; None where there is none."""
+    def key_fields(self, key: str | None) -> KeyFields | None:
+        """The fields of an entry; None where there is none."""
         location = self.known.get(key) if key else None
         if location is None:
             return None
@@ -33,20 +33,20 @@ class Entries:
             return location.known
         if location.path not in self._files:
             self._files[location.path] = read_catalogue(open_shard(location.path))
-        return self._files[location.path][location.key].parts
+        return self._files[location.path][location.key].key_fields
 
-    def alike(self, parts: Parts) -> Parts | None:
+    def alike(self, key_fields: KeyFields) -> KeyFields | None:
         """The entry of the same picture or text that differs least; None where there is none."""
         if self._alike is None:
             self._alike = defaultdict(list)
             for key in sorted(self.known):
-                other = self.parts(key) or {}
+                other = self.key_fields(key) or {}
                 self._alike[str(other.get(self.subject))].append(other)
-        found = self._alike.get(str(parts[self.subject]), [])[:MAX_ALIKE]
-        return min(found, key=lambda other: len(differences(other, parts)), default=None)
+        found = self._alike.get(str(key_fields[self.subject]), [])[:MAX_ALIKE]
+        return min(found, key=lambda other: len(differences(other, key_fields)), default=None)
 
 
-def differences(before: Parts, now: Parts) -> dict[str, Change]:
+def differences(before: KeyFields, now: KeyFields) -> dict[str, Change]:
     """Leaf of the key -> its value before and now, where they differ; a crop is one leaf."""
     old, new = leaves(before), leaves(now)
     return {
@@ -57,7 +57,7 @@ def differences(before: Parts, now: Parts) -> dict[str, Change]:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Key path -> value of nested params or parts; a crop is kept whole."""
+    """Key path -> value of nested params or key_fields; a crop is kept whole."""
     if isinstance(value, Mapping) and path != "crop":
         return {k: v for key, item in value.items() for k, v in leaves(item, f"{path}.{key}" if path else key).items()}
     return {path: value}

@@ -1,4 +1,4 @@
-"""`eridiff why`: what the next `dvc repro` would run, because of what, and which samples it would encode.
+"""`eridiff why`: what the next `dvc repro` would run, why, and which samples it would encode.
 
 The light stages (captions, buckets) are computed in memory, the caching stages' keys are planned and looked up,
 and DVC's own records and run-cache say the rest. Nothing is written but what the store learns of pictures and, after
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.bases.wanted import how_to_add, is_awaited
-from eridiff.caching.drift import ProbeMemory, Reference, library_versions, reference_of
-from eridiff.caching.drift_check import Probing, compare_with_output, foresee, generation_of
+from eridiff.caching.drift_check import DriftCheck, check_known_drift, compare_with_output, drift_id_of
+from eridiff.caching.drift_records import DriftRecords, Reference, library_versions, reference_of
 from eridiff.caching.job import CachingJob
 from eridiff.caching.latents.job import LatentJob, latent_job
 from eridiff.caching.text_job import TextJob
@@ -32,7 +32,7 @@ from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import store_root
 from eridiff.params.choices import choices_text
 from eridiff.versions import code_versions
-from eridiff.why.cache import CachePlan, forced, plan_latents, plan_text
+from eridiff.why.cache_lookup import CachePlan, forced, plan_latents, plan_text
 from eridiff.why.differences import changed_params, leaves
 from eridiff.why.prediction import (
     MAY_RUN,
@@ -251,8 +251,8 @@ class _Predictor:
         if cache is None:
             self._note(f"{record.name}: its samples are not known here")
             return {}
-        reference, message = self._probe(cache, facts)
-        outlook = cache.look_up(generation_of(reference))
+        reference, message = self._check_drift(cache, facts)
+        outlook = cache.look_up(drift_id_of(reference))
         if runs:
             plan.encoded, plan.reused = len(outlook.encoded), outlook.reused
         if message and not runs:
@@ -272,30 +272,30 @@ class _Predictor:
     def _encoder_is_open(self, stage: str, facts: Mapping[str, Any]) -> bool:
         """Whether the output of a stage that would not run has other numbers than its encoder gives, or may have."""
         job: CachingJob = self._latent_job([]) if stage == "latents" else self._text_job([])
-        memory = ProbeMemory(self.root, job.encoder)
+        memory = DriftRecords(self.root, job.encoder)
         now = memory.at(library_versions())
         if now is None:
             return memory.last is not None  # the libraries changed since the last probe
-        return now != generation_of(reference_of(facts))
+        return now != drift_id_of(reference_of(facts))
 
-    def _probe(self, cache: CachePlan, facts: Mapping[str, Any]) -> tuple[Reference | None, str | None]:
-        """The generation of a stage's encoder, and how its numbers differ from those of the stage's last output."""
+    def _check_drift(self, cache: CachePlan, facts: Mapping[str, Any]) -> tuple[Reference | None, str | None]:
+        """The drift_id of a stage's encoder, and how its numbers differ from those of the stage's last output."""
         job, output = cache.job, reference_of(facts)
         found: list[str] = []
-        probing = Probing(
+        check = DriftCheck(
             encoder=job.encoder,
             root=self.root,
-            take=job.probe,
-            lacks=lambda generation: bool(cache.look_up(generation).encoded),
+            measure=job.drift_values,
+            incomplete=lambda drift_id: bool(cache.look_up(drift_id).encoded),
             earlier=lambda: output,
-            tell=lambda text, same: found.append(text) if same else None,
+            report=lambda text, same: found.append(text) if same else None,
         )
         try:
-            reference = foresee(probing)
+            reference = check_known_drift(check)
         except (BaseError, ConfigError) as error:
             self._note(f"{job.stage}: {job.encoder.name} cannot be probed here, so its stage does it: {error}")
             reference = output
-        message = compare_with_output(probing, reference, output) if facts else None
+        message = compare_with_output(check, reference, output) if facts else None
         for text in found if message is None else ():
             self._note(text)
         return reference, message

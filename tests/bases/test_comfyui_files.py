@@ -15,7 +15,7 @@ from eridiff.weights.pointers import Pointer, pointer_text
 from tests.support.checkouts import make_checkout
 from tests.support.exports import exported
 
-PUBLISHED = [(family, variant) for family in family_names() for variant in published(family).variants]
+PUBLISHED = [(family, variant) for family in family_names() for variant in published(family).models]
 CLIPS = {"clip_name1": "clip_l.safetensors", "clip_name2": "clip_g.safetensors"}
 T5 = "t5xxl_fp16.safetensors"
 # What ComfyUI's own examples load for these models.
@@ -48,7 +48,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def denoiser_config(family: str, variant: str) -> dict[str, Any]:
-    return dict(published(family).variants[variant][load_family(family).DENOISER])
+    return dict(published(family).models[variant][load_family(family).DENOISER])
 
 
 def add_pointers(family: str, variant: str, files: dict[str, tuple[str, ...]]) -> None:

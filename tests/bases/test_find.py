@@ -10,7 +10,7 @@ import pytest
 from eridiff.bases.add import add_base, detect_family
 from eridiff.bases.find import find_source
 from eridiff.bases.listing import verify_deep
-from eridiff.bases.pointers import pointers_of, read_pointer, write_pointer
+from eridiff.bases.pointer_files import pointers_of, read_pointer, write_pointer
 from eridiff.core.errors import BaseError, ConfigError
 from eridiff.family import load_family, pipeline_name
 from eridiff.formats.seals import MARK

@@ -8,7 +8,7 @@ import torch
 
 from eridiff.bases.add import add_base
 from eridiff.bases.inspect import inspect_path
-from eridiff.bases.pointer_lines import WHAT
+from eridiff.bases.pointer_report import WHAT
 from eridiff.bases.recognise import find_parts
 from eridiff.bases.wanted import write_wanted
 from eridiff.core.errors import BaseError, DataError
@@ -31,7 +31,7 @@ def sdxl() -> Header:
 
 def kinds(path: Path) -> list[tuple[str, str, str]]:
     parts, _ = find_parts(open_weights(path))
-    return [(part.kind, part.family, part.look.variant) for part in parts]
+    return [(part.kind, part.family, part.look.model) for part in parts]
 
 
 def told(path: Path, tensors: Header) -> str:
@@ -135,7 +135,7 @@ def test_shards_are_one_part(tmp_path: Path) -> None:
     tensors = list(header("flux", "flux-dev", "text_encoder_2").items())
     paths = [tmp_path / f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
     write_header(paths[0], dict(tensors[:100]))
-    with pytest.raises(BaseError, match=r"lacks model-00002-of-00002\.safetensors: the model was copied in part"):
+    with pytest.raises(BaseError, match=r"is missing model-00002-of-00002\.safetensors: the model was copied in part"):
         inspect_path(paths[0])
     write_header(paths[1], dict(tensors[100:]))
     for path in (*paths, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from eridiff.bases.add import add_base
 from eridiff.bases.licences import CHANGED, Licence, licence_path, licences_text, published_licence, read_licences
-from eridiff.bases.pointers import read_pointer
+from eridiff.bases.pointer_files import read_pointer
 from eridiff.check import check_params
 from eridiff.core.errors import ConfigError
 from eridiff.family import family_names, published
@@ -114,7 +114,7 @@ def test_single_files(checkout: Path, tmp_path: Path) -> None:
 
 def test_every_published_model_has_a_licence() -> None:
     for family in family_names():
-        for variant in published(family).variants:
+        for variant in published(family).models:
             licence = published_licence(family, variant)
             assert licence is not None and licence.name and licence.url
             assert licence.source == f"the makers of {variant}, whose form the base has"

@@ -52,7 +52,7 @@ def kohya(modules: list[str], rank: int = 16, prefix: str = "lora_unet_") -> Hea
 def published_targets(family: str, variant: str, dialect: int = 0) -> list[str]:
     keys = load_keys(family)
     component = next(name for name, kind in keys.COMPONENTS.items() if kind.kind == "denoiser")
-    table = keys.DIALECTS[dialect].table(published(family).variants[variant][component])
+    table = keys.DIALECTS[dialect].table(published(family).models[variant][component])
     return [row.target for row in table]
 
 

@@ -16,7 +16,7 @@ from eridiff.bases.add import add_base
 from eridiff.bases.find import find_source
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_marks, find_marks, settle_scheduler
-from eridiff.bases.pointers import pointers_of, read_pointer
+from eridiff.bases.pointer_files import pointers_of, read_pointer
 from eridiff.bases.recognise import find_parts
 from eridiff.core.errors import BaseError
 from eridiff.family import load_family, published
@@ -32,7 +32,7 @@ from tests.support.originals import CHECKPOINT, small_original, write_checkpoint
 
 EMPTY = RawTensor("F32", (0,), b"")
 NUMBER = RawTensor("F32", (), b"\0\0\xf0\x42")  # 120.0
-PUBLISHED: dict[str, Any] = published("sdxl").variants["sdxl"]["scheduler"]
+PUBLISHED: dict[str, Any] = published("sdxl").models["sdxl"]["scheduler"]
 V_ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 

@@ -12,7 +12,7 @@ from eridiff.bases.add import add_base
 from eridiff.bases.find import find_source
 from eridiff.bases.hub import fetch_snapshot
 from eridiff.bases.places import Places, extra_model_paths
-from eridiff.bases.pointers import pointers_of, read_pointer
+from eridiff.bases.pointer_files import pointers_of, read_pointer
 from eridiff.bases.recognise import find_parts
 from eridiff.bases.tokenizers import clip_tokenizer
 from eridiff.cli import app
@@ -255,10 +255,10 @@ def test_a_bare_comfyui_trains_with_published_configs(
 def test_published_words_fit_the_families() -> None:
     for name in family_names():
         known, components = published(name), {c for part in load_family(name).PARTS.values() for c in part}
-        for configs in known.variants.values():
+        for configs in known.models.values():
             assert set(configs) | set(known.tokenizers) == components
         assert set(known.files) == components - set(known.tokenizers) - {"scheduler"}
-        assert set(known.hub) == set(known.variants)
+        assert set(known.hub) == set(known.models)
 
 
 def test_a_variant_of_a_folder_is_loaded(checkout: Path, tmp_path: Path) -> None:
@@ -284,4 +284,4 @@ def test_headers_are_told_by_the_real_sizes() -> None:
     """The small models are of no published size, so that a mistake in looks shows."""
     (path,) = (FLUX / "transformer").glob("*.safetensors")
     (part,), rest = find_parts(open_weights(path))
-    assert (part.family, part.look.variant, rest) == ("flux", "", [])
+    assert (part.family, part.look.model, rest) == ("flux", "", [])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from eridiff.bases.add import add_base
 from eridiff.bases.listing import list_bases
-from eridiff.bases.pointers import pointers_of, read_pointer
+from eridiff.bases.pointer_files import pointers_of, read_pointer
 from eridiff.bases.wanted import has_pointers, how_to_add, is_awaited, want_base, wanted_family, write_wanted
 from eridiff.check import check_params
 from eridiff.cli import app
@@ -86,7 +86,7 @@ def test_stages_that_need_weights_say_the_sentence(stage: Any, project: Path, mo
 
 def test_plan_has_the_shapes_that_the_makers_published(project: Path) -> None:
     source = Planner(project, Card(name="a card", memory=24 << 30, is_here=False)).source
-    configs = published("sdxl").variants["sdxl"]
+    configs = published("sdxl").models["sdxl"]
     for component, config in configs.items():
         assert source.config(component) == {k: v for k, v in config.items() if k not in NEUTRAL_CONFIG_KEYS}
 
@@ -167,7 +167,7 @@ def test_a_base_that_nobody_published(checkout: Path) -> None:
 @pytest.mark.parametrize("family", family_names())
 def test_sizes_are_those_of_the_published_models(family: str) -> None:
     keys, parts = load_keys(family), load_family(family).PARTS
-    for variant in published(family).variants:
+    for variant in published(family).models:
         for part, components in parts.items():
             shapes = (canonical_shapes(family, variant, one).values() for one in components if one in keys.COMPONENTS)
             size = sum(2 * math.prod(shape) for group in shapes for shape in group) / 1e9
@@ -177,7 +177,7 @@ def test_sizes_are_those_of_the_published_models(family: str) -> None:
 @pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_presets_base_is_published_or_the_demos(preset: Path) -> None:
     model = read_yaml(preset)["model"]
-    assert model["base"] in published(model["family"]).variants or (ROOT / "data" / "bases" / model["base"]).is_dir()
+    assert model["base"] in published(model["family"]).models or (ROOT / "data" / "bases" / model["base"]).is_dir()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"wanted": 1}', '{"wanted": {}, "family": "other"}', "[" * 100_000])

@@ -11,7 +11,7 @@ import torch
 from eridiff.caching.early_shards import EarlyShards
 from eridiff.store import sharding as placement
 from eridiff.store import store
-from eridiff.store.index import sorted_keys
+from eridiff.store.entry_table import sorted_keys
 from eridiff.store.store import Store
 from tests.support.entries import Entry, contents, entry, filled
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents import encode as latentcache
 from eridiff.caching.latents.encode import cache_latents
-from eridiff.caching.latents.plan import INDEX_COLUMNS, common_parts, plan_samples
+from eridiff.caching.latents.plan import INDEX_COLUMNS, common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Sample
 from eridiff.core.files import digest_json
 from eridiff.formats.tables import Row, write_table
@@ -77,7 +77,7 @@ class Project:
         rows = [row_of(path, content) for path, content in pictures.items()]
         pixels = PixelDigests(self.root)
         pixels.learn({row["file_digest"]: row["file_digest"] for row in rows})
-        common = common_parts(PARAMS, {"content": "c", "config": "d"}, 1)
+        common = common_key_fields(PARAMS, {"content": "c", "config": "d"}, 1)
         samples = plan_samples(rows[::-1] if backwards else rows, PARAMS, common, 8, self.out, pixels)
         resources = Resources(
             root=self.root,

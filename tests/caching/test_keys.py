@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.text import plan_captions
 from eridiff.family import load_family
 from eridiff.params.latents import LatentParams
@@ -26,9 +26,9 @@ def test_the_key_of_a_latent(tmp_path: Path) -> None:
     pixels = PixelDigests(tmp_path)
     pixels.learn({"d" * 64: "e" * 64})
     params = LatentParams(flip=True)
-    samples = plan_samples([ROW], params, common_parts(params, IDENTITY, 1), 16, tmp_path, pixels)
+    samples = plan_samples([ROW], params, common_key_fields(params, IDENTITY, 1), 16, tmp_path, pixels)
     assert [sample.key for sample in samples] == LATENT_KEYS
-    assert [entry_key(sample.parts) for sample in samples] == LATENT_KEYS  # as whoever reads an entry makes it
+    assert [entry_key(sample.key_fields) for sample in samples] == LATENT_KEYS  # as whoever reads an entry makes it
 
 
 def test_the_key_of_a_text() -> None:
@@ -56,11 +56,11 @@ def test_pixels_are_in_the_key_only_when_raised(tmp_path: Path, monkeypatch: pyt
     stages = now.stages.model_copy(update={"latents": 9, "text": 9})
     monkeypatch.setattr("eridiff.versions.code_versions", lambda: now.model_copy(update={"stages": stages}))
     params = LatentParams(flip=True)
-    samples = plan_samples([ROW], params, common_parts(params, IDENTITY, 1), 16, tmp_path, pixels)
+    samples = plan_samples([ROW], params, common_key_fields(params, IDENTITY, 1), 16, tmp_path, pixels)
     assert [sample.key for sample in samples] == LATENT_KEYS
     store = now.store.model_copy(update={"pixels": 2})
     monkeypatch.setattr("eridiff.versions.code_versions", lambda: now.model_copy(update={"store": store}))
-    samples = plan_samples([ROW], params, common_parts(params, IDENTITY, 1), 16, tmp_path, pixels)
+    samples = plan_samples([ROW], params, common_key_fields(params, IDENTITY, 1), 16, tmp_path, pixels)
     assert not {sample.key for sample in samples} & set(LATENT_KEYS)
-    assert [sample.parts["pixels_version"] for sample in samples] == [2, 2]
-    assert [entry_key(sample.parts) for sample in samples] == [sample.key for sample in samples]
+    assert [sample.key_fields["pixels_version"] for sample in samples] == [2, 2]
+    assert [entry_key(sample.key_fields) for sample in samples] == [sample.key for sample in samples]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.text import plan_captions
 from eridiff.core.config import Section
 from eridiff.core.files import canonical_json
@@ -80,7 +80,7 @@ def latent_key(inputs: dict[str, Any], path: str = "a.png", file_digest: str = "
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**inputs["params"]),
-            common_parts(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
+            common_key_fields(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
             16,
             Path(folder),
             pixels,
@@ -131,7 +131,7 @@ def test_variants_add_keys_and_change_none(inputs: dict[str, Any], flip: bool, c
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**more["params"]),
-            common_parts(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
+            common_key_fields(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
             16,
             Path(folder),
             pixels,
@@ -226,7 +226,7 @@ def keys_of_folder(
         pixels = PixelDigests(Path(folder) / "store")
         identity = {"content": "c" * 64, "config": "f" * 64}
         params = LatentParams(flip=True, crops=2)
-        samples = plan_samples(rows, params, common_parts(params, identity, 1), 16, raw, pixels)
+        samples = plan_samples(rows, params, common_key_fields(params, identity, 1), 16, raw, pixels)
         captions = captions_rows(pictures, CaptionParams(variants=2, shuffle_tags=True))
         texts = plan_captions(captions, TextParams(), FAMILY, {"text_encoder": identity})
         latents = {

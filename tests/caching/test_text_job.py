@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.caching.drift import FIRST, ProbeMemory, library_versions
+from eridiff.caching.drift_records import NO_DRIFT, DriftRecords, library_versions
 from eridiff.caching.job import Filled
 from eridiff.caching.processes import Ranks
 from eridiff.caching.text import plan_captions
@@ -33,13 +33,13 @@ def fill(job: TextJob) -> Filled:
 
 def test_a_second_run_loads_nothing_and_gives_the_same(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    assert job.lacks(FIRST)
+    assert job.incomplete(NO_DRIFT)
     first = fill(job)
     assert (first.counts.samples, first.counts.encoded) == (3, 3)
     assert first.backend["device"] == "cpu"
     assert first.facts.keys() == {"probe"}
     again = make_job(tmp_path)
-    assert not again.lacks(FIRST)
+    assert not again.incomplete(NO_DRIFT)
     second = fill(again)
     assert (second.counts.encoded, second.backend) == (0, {})
     assert again.part.load.seconds == 0.0
@@ -57,17 +57,17 @@ def test_what_is_cut_off_is_said_before_the_closing_line(tmp_path: Path) -> None
 def test_what_is_probed_is_remembered_of_this_encoder(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     fill(job)
-    memory = ProbeMemory(job.root, job.encoder)
-    assert memory.at(library_versions()) == FIRST
-    assert memory.references[FIRST].values == job.probe()
+    memory = DriftRecords(job.root, job.encoder)
+    assert memory.at(library_versions()) == NO_DRIFT
+    assert memory.references[NO_DRIFT].values == job.drift_values()
 
 
 def test_the_plan_is_that_of_the_bases_encoders(tmp_path: Path) -> None:
     """And a generation of their numbers is in every key."""
     job = make_job(tmp_path)
     captions = plan_captions(ROWS, PARAMS, job.part.family, job.part.pointer.identity())
-    assert [caption.key for caption in job.plan(FIRST)] == [caption.key for caption in captions]
-    assert {caption.parts["probe"] for caption in job.plan("later")} == {"later"}
+    assert [caption.key for caption in job.plan(NO_DRIFT)] == [caption.key for caption in captions]
+    assert {caption.key_fields["probe"] for caption in job.plan("later")} == {"later"}
 
 
 def test_another_process_says_what_it_encoded_and_puts_nothing_out(

@@ -109,9 +109,9 @@ def test_saved_adapter_loads_without_any_difference(family: str, tmp_path: Path)
     """Save -> load_lora_weights: the pipeline's denoiser answers exactly as the trained one."""
     module = load_family(family)
     trained = load_denoiser(module, source(family), torch.float32)
-    dead = module.dead_modules(source(family).config(module.DENOISER))
+    unused = module.unused_modules(source(family).config(module.DENOISER))
     params = LoraParams(rank=4, alpha=6.0, targets="attention")
-    adapters = add_adapter(trained, params, target_modules(trained, module.TARGETS, "attention", dead), seed=0)
+    adapters = add_adapter(trained, params, target_modules(trained, module.TARGET_SETS, "attention", unused), seed=0)
     generator = torch.Generator().manual_seed(0)
     for tensor in adapters.values():
         tensor.data += 0.05 * torch.randn(tensor.shape, generator=generator)

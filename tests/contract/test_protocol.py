@@ -84,14 +84,14 @@ def test_values_fit_each_other(family: str) -> None:
     assert {*module.MODELS, *module.TOKENIZERS, "scheduler"} == {c for parts in module.PARTS.values() for c in parts}
     assert not set(module.MODELS) & set(module.TOKENIZERS)
     assert set(load_keys(family).COMPONENTS) <= set(module.MODELS)
-    assert {"attention", "all-linear"} <= set(module.TARGETS)
-    assert all(re.compile(pattern) for pattern in module.TARGETS.values())
+    assert {"attention", "all-linear"} <= set(module.TARGET_SETS)
+    assert all(re.compile(pattern) for pattern in module.TARGET_SETS.values())
     assert "euler" in module.SCHEDULERS
     assert len(set(module.MAX_TOKENS)) == len(module.MAX_TOKENS) > 0
     vae = source(family).config("vae")
     assert module.SIDE_MULTIPLE % 2 ** (len(vae["block_out_channels"]) - 1) == 0
-    dead = module.dead_modules(source(family).config(module.DENOISER))
-    assert all(any(re.fullmatch(pattern, name) for pattern in module.TARGETS.values()) for name in dead)
+    unused = module.unused_modules(source(family).config(module.DENOISER))
+    assert all(any(re.fullmatch(pattern, name) for pattern in module.TARGET_SETS.values()) for name in unused)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,10 +12,10 @@ from PIL import Image
 import eridiff.families
 from eridiff.bases.add import add_base
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents.encode import cache_latents
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.text import cache_texts, plan_captions
 from eridiff.core.config import validate
 from eridiff.core.files import digest_file
@@ -141,7 +141,7 @@ def picture(folder: Path, number: int) -> dict[str, Any]:
 def cache_pictures(toy: Any, base: ModelSource, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     params, identity = LatentParams(batch_size=2), base.pointers["vae"].components["vae"].identity()
     pixels = PixelDigests(folder / "store")
-    common = common_parts(params, identity, toy.VERSIONS.family.vae_encode)
+    common = common_key_fields(params, identity, toy.VERSIONS.family.vae_encode)
     samples = plan_samples(rows, params, common, toy.SIDE_MULTIPLE, folder / "raw", pixels)
     resources = Resources(root=folder / "store", load=lambda: (load_vae(toy, base, torch.float32), CPU))
     index, counts = cache_latents(samples, params, folder / "raw", resources, folder / "latents")

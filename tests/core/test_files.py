@@ -11,7 +11,7 @@ import pytest
 
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.licences import licence_path, read_licences
-from eridiff.bases.pointers import read_pointer_file
+from eridiff.bases.pointer_files import read_pointer_file
 from eridiff.core.config import read_yaml
 from eridiff.core.errors import DISK_ERRORS, BaseError, ConfigError, DataError, EridiffError
 from eridiff.core.files import digest_file, map_file, read_file, read_text

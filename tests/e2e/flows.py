@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from eridiff.flow.keys import local_secret
+from eridiff.flow.access import local_secret
 from eridiff.flow.server import environment, free_port
 from tests.e2e.harness import Clone, make_clone
 from tests.support.processes import begin

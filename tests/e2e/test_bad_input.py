@@ -179,7 +179,7 @@ def test_a_base_that_knows_nothing_is_not_trained(clone: Clone) -> None:
     """The small base's weights are random, which its params say; without that word training does not start."""
     clone.params({"train.check_base": True})
     message = refused(clone, "train")
-    assert "of latents survive the VAE there and back" in message and "was not loaded right" in message
+    assert "of latent variance survives the VAE round trip" in message and "was not loaded right" in message
     assert "train.check_base: false" in message
     assert not (clone.root / "data/lora").exists()
     verified = clone.run("eridiff", "base", "verify", check=False)

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
+from eridiff.flow.access import FILE
 from eridiff.flow.api import basic
-from eridiff.flow.keys import FILE
 from eridiff.flow.server import api_url, environment, find_server, free_port, is_ours, start_server
 from eridiff.flow.supervise import Crew
 from tests.e2e.flows import Served, make_toys, serving, wait
@@ -243,7 +243,7 @@ def test_a_worker_with_the_secret_works_and_one_without_does_not(served: Served)
     given = {**environment(served.environment), "PREFECT_API_URL": f"http://127.0.0.1:{served.port}/api"}
     create = (*words, "work-pool", "create", "night", "--type", "process")
     without = served.clone.run(*create, check=False, **given)
-    assert without.returncode == 1 and "lacks this user's secret" in without.stdout
+    assert without.returncode == 1 and "is missing this user's secret" in without.stdout
     with_it = {**given, "PREFECT_API_AUTH_STRING": served.secret}
     served.clone.run(*create, **with_it)
     before = len(refusals(served))

@@ -25,7 +25,7 @@ MEMORY = {"24gb": 22.5, "12gb": 11.0}  # GiB, as cards have it that check their 
 
 def full_size(family: str, variant: str) -> list[Pointer]:
     """Pointers of a published base, whose weights are nowhere."""
-    configs = published(family).variants[variant]
+    configs = published(family).models[variant]
     return [
         Pointer(
             base=variant,

@@ -17,7 +17,7 @@ STAGE = f"""
 import random
 from pathlib import Path
 from eridiff.caching.fill import fill
-from eridiff.store.earlier import earlier_shards
+from eridiff.store.last_output import earlier_shards
 from eridiff.core.errors import run_main
 from eridiff.machine.local import store_root
 from eridiff.store.store import Store

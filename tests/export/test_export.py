@@ -103,10 +103,10 @@ def test_kohya_files_hold_the_change_of_the_joined_weights(family: str, dtype: s
     out = exported(tmp_path, family, alpha=3.0, dtype=dtype)
     dialect = load_keys(family).DIALECTS[-1]
     tensors = load_tensors(out / dialect.file_name("lora"))
-    trained, dead = adapter(family), load_family(family).dead_modules(SMALL[family])
+    trained, unused = adapter(family), load_family(family).unused_modules(SMALL[family])
     for row in dialect.table(SMALL[family]):
         down, up, alpha = (tensors.pop(dialect.key(row.target) + end).float() for end in KOHYA)
-        changes = [change(trained, p, 0.75) if p not in dead else torch.zeros(32, 32) for p in row.parts]
+        changes = [change(trained, p, 0.75) if p not in unused else torch.zeros(32, 32) for p in row.parts]
         true = torch.cat(changes)
         if row.target == "joint_blocks.1.context_block.adaLN_modulation.1":
             true = torch.cat(true.chunk(2)[::-1])

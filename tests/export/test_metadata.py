@@ -101,7 +101,7 @@ def test_the_schnell_graph_has_no_guidance() -> None:
 )
 def test_the_graph_samples_as_a_base_is_marked(tensors: list[str], sampling: str, zsnr: bool, scheduler: str) -> None:
     marks = [Mark(where=f"tensor {name}", changes=TENSORS[name]) for name in tensors]
-    config, _ = settle_scheduler(published("sdxl").variants["sdxl"]["scheduler"], marks, "ddpm", "b")
+    config, _ = settle_scheduler(published("sdxl").models["sdxl"]["scheduler"], marks, "ddpm", "b")
     graph = load_workflow("sdxl").workflow(diffusion_scene(config))
     found = [key for key, node in graph.items() if node["class_type"] == "ModelSamplingDiscrete"]
     (lora,) = (key for key, node in graph.items() if node["class_type"] == "LoraLoaderModelOnly")
@@ -112,7 +112,7 @@ def test_the_graph_samples_as_a_base_is_marked(tensors: list[str], sampling: str
 
 
 def test_the_graph_of_a_base_that_predicts_the_noise_is_as_before() -> None:
-    graph = load_workflow("sdxl").workflow(diffusion_scene(published("sdxl").variants["sdxl"]["scheduler"]))
+    graph = load_workflow("sdxl").workflow(diffusion_scene(published("sdxl").models["sdxl"]["scheduler"]))
     assert "ModelSamplingDiscrete" not in {node["class_type"] for node in graph.values()}
     (sampler,) = (node["inputs"] for node in graph.values() if node["class_type"] == "KSampler")
     assert (sampler["model"], sampler["sampler_name"], sampler["scheduler"]) == (["4", 0], "dpmpp_2m", "karras")

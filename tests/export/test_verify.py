@@ -58,7 +58,7 @@ def swapped_with_another(tensors: Tensors, key: str) -> None:
         (misspelt_key, "no reader finds the key .*atn1_to_q.*Did you mean .*attn1_to_q"),
         (zeroed_up, "would not change mid_block.attentions.0.transformer_blocks.0.attn1.to_q"),
         (missing_module, "would not change mid_block.attentions.0.transformer_blocks.0.attn1.to_q"),
-        (missing_tensor, "lacks .*attn1_to_q.lora_down.weight"),
+        (missing_tensor, "is missing .*attn1_to_q.lora_down.weight"),
         (swapped_with_another, "attn1.to_k would change its weight otherwise"),
     ],
 )
@@ -110,21 +110,21 @@ def test_a_module_that_was_never_trained_is_named(tmp_path: Path) -> None:
 
 
 def test_dead_modules_may_be_zero(tmp_path: Path) -> None:
-    (dead,) = load_family("sd35").dead_modules(SMALL["sd35"])
-    zero = {f"{dead}.lora_A.weight": torch.ones(4, 32), f"{dead}.lora_B.weight": torch.zeros(32, 4)}
+    (unused,) = load_family("sd35").unused_modules(SMALL["sd35"])
+    zero = {f"{unused}.lora_A.weight": torch.ones(4, 32), f"{unused}.lora_B.weight": torch.zeros(32, 4)}
     checkpoint(tmp_path / "lora", "sd35", tensors={**adapter("sd35"), **zero})
     export_checkpoint(tmp_path / "lora", ExportParams(), tmp_path / "export")
 
 
 def test_dead_modules_that_moved_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (dead,) = load_family("sd35").dead_modules(SMALL["sd35"])
-    moved = random_adapter({dead: (32, 32)}, rank=4)
+    (unused,) = load_family("sd35").unused_modules(SMALL["sd35"])
+    moved = random_adapter({unused: (32, 32)}, rank=4)
     checkpoint(tmp_path / "lora", "sd35", tensors={**adapter("sd35"), **moved})
     make = export.make_tensors
     monkeypatch.setattr(
-        export, "make_tensors", lambda *args: {name: t for name, t in make(*args).items() if dead not in name}
+        export, "make_tensors", lambda *args: {name: t for name, t in make(*args).items() if unused not in name}
     )
-    with pytest.raises(ExportError, match=f"would not change {re.escape(dead)}"):
+    with pytest.raises(ExportError, match=f"would not change {re.escape(unused)}"):
         export_checkpoint(tmp_path / "lora", ExportParams(), tmp_path / "export")
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from eridiff.core.errors import ConfigError
 from eridiff.flow import server as flowserver
+from eridiff.flow.access import FILE, NONCE, PROOF, Keys, local_secret, proof, read_names
 from eridiff.flow.allowed import FlowPage
 from eridiff.flow.gate import LARGEST, SAFE, Gate
-from eridiff.flow.keys import FILE, NONCE, PROOF, Keys, local_secret, proof, read_names
 from eridiff.machine.local import LocalConfig
 
 OURS = "127.0.0.1:4200"

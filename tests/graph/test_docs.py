@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from eridiff.caching.drift import TOLERANCE
+from eridiff.caching.drift_records import TOLERANCE
 from eridiff.check import SECTIONS
 from eridiff.core.config import parse_yaml
 from eridiff.core.sections import nested

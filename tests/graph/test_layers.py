@@ -114,7 +114,7 @@ PLANTED = {
         (
             "core/plain.py",
             "def late() -> None:\n    import eridiff.machine.gpus",
-            "eridiff.core.plain -> eridiff.machine.gpus",
+            "eridiff.core.value_limits -> eridiff.machine.gpus",
         ),
         (
             "dvc/state.py",

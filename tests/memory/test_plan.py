@@ -10,11 +10,11 @@ import torch
 from eridiff.check import load_all
 from eridiff.core.errors import ConfigError
 from eridiff.family import load_family
-from eridiff.memory import train as footprint
+from eridiff.memory import train as train_memory
 from eridiff.memory.plan import HOST, Card, Planner, plan_project, seconds_of, ways, with_changes
-from eridiff.memory.stages import made_up_batch, text_footprint
-from eridiff.memory.train import CONTEXT, GIB, SPARE, Footprint, first_level, train_footprints
-from eridiff.models.checkpointing import LEVELS
+from eridiff.memory.stages import made_up_batch, text_estimate
+from eridiff.memory.train import CONTEXT, GIB, SPARE, MemoryEstimate, first_level, train_estimates
+from eridiff.models.activation_checkpointing import LEVELS
 from eridiff.models.load import load_denoiser
 from eridiff.models.quantise import Storage
 from eridiff.weights.pointers import ModelSource
@@ -43,7 +43,7 @@ def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
         really += 0 if "quant_map" in name or "quant_state" in name else tensor.nbytes
     params = training.params_of({"precision": "bf16", "quantise": kind, "ema_decay": 0.9})
     batch = made_up_batch(1, module, source(family).config("vae"), training.text_shapes(family), (128, 128))
-    _, found = next(train_footprints(params, module, empty(family), batch))
+    _, found = next(train_estimates(params, module, empty(family), batch))
     adapters = sum(tensor.numel() for tensor in training.start(family, params).adapters.values())
     assert found.weights - adapters * 4 * (1 + 2 + 1) == pytest.approx(really, rel=0.03 if kind == "nf4" else 1e-6)
 
@@ -53,7 +53,7 @@ def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
 def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) -> None:
     module, params = load_family(family), training.params_of()
     batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256))
-    found = dict(train_footprints(params, module, empty(family), batch))
+    found = dict(train_estimates(params, module, empty(family), batch))
     assert list(found) == list(LEVELS)
     memory, flops = [one.memory for one in found.values()], [one.flops for one in found.values()]
     assert memory == sorted(memory, reverse=True)
@@ -69,19 +69,19 @@ def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
     """What was counted is not counted again, more of it where it does not do; a damaged file is made anew."""
     module, params = load_family(FAMILIES[0]), training.params_of()
     batch = made_up_batch(2, module, source(FAMILIES[0]).config("vae"), training.text_shapes(FAMILIES[0]), (256, 256))
-    kept, plain, started = tmp_path / "footprints" / "one.json", footprint.train_footprints, []
+    kept, plain, started = tmp_path / "footprints" / "one.json", train_memory.train_estimates, []
 
     def counting(*given: Any) -> Any:
         started.append(1)
         return plain(*given)
 
-    monkeypatch.setattr(footprint, "train_footprints", counting)
+    monkeypatch.setattr(train_memory, "train_estimates", counting)
 
-    def choose(memory: int) -> tuple[Any, Footprint]:
+    def choose(memory: int) -> tuple[Any, MemoryEstimate]:
         return first_level(params, module, empty(FAMILIES[0]), batch, memory, kept)
 
     first = choose(1 << 60)
-    assert (first[0], choose(1 << 60), len(started)) == ("keep", first, 1)
+    assert (first[0], choose(1 << 60), len(started)) == ("none", first, 1)
     smaller = choose(first[1].memory - 1)
     assert (smaller[0], len(started)) == ("selective", 2)
     assert choose(first[1].memory) == first and choose(first[1].memory - 1) == smaller and len(started) == 2
@@ -103,10 +103,10 @@ def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
 
     def choose(code: str, fixed: Any = None) -> Any:
-        return footprint.choose_activations(fixed, job, code)
+        return train_memory.choose_checkpointing(fixed, job, code)
 
     free = 1 << 60
-    assert choose("one") == choose("one") == "keep"
+    assert choose("one") == choose("one") == "none"
     assert len(list((tmp_path / "footprints").iterdir())) == 1
     free = 1
     assert (choose("one"), choose("one", "selective")) == (LEVELS[-1], "selective")
@@ -117,7 +117,7 @@ def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_captions_embeddings_have_the_encoders_shapes(family: str) -> None:
     params = load_all(ROOT / "presets" / f"tiny-{family}.yaml")["text"]
-    _, shapes = text_footprint(params, load_family(family), empty(family))
+    _, shapes = text_estimate(params, load_family(family), empty(family))
     expected = training.text_shapes(family)
     assert shapes.keys() == expected.keys()
     assert {name: shape[-1] for name, shape in shapes.items()} == {n: shape[-1] for n, shape in expected.items()}
@@ -138,8 +138,8 @@ def test_params_that_do_not_fit_are_changed_until_they_do(project: Path) -> None
     before = (project / "params.yaml").read_text()
     plenty = Planner(project, Card(name="a card", memory=80 * GIB, is_here=False))
     smaller = with_changes(plenty.params, {"train": {"precision": "bf16", "batch_size": 1}})
-    others = max(plenty.footprint(stage, plenty.params)[0].memory for stage in ("latents", "text", "sample"))
-    enough = max(plenty.footprint("train", smaller)[0].memory, others) + CONTEXT + SPARE
+    others = max(plenty.unit_estimate(stage, plenty.params)[0].memory for stage in ("latents", "text", "sample"))
+    enough = max(plenty.unit_estimate("train", smaller)[0].memory, others) + CONTEXT + SPARE
     lines = list(plan_project(project, enough / GIB + 1e-9, write=True))
     assert lines[0] == f"a card: {enough / GIB:.1f} GiB, of which CUDA takes about 0.8 itself"
     assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == [
@@ -159,7 +159,7 @@ def test_without_a_card_one_must_be_named(project: Path, monkeypatch: pytest.Mon
 
 
 def test_the_slower_of_gpu_and_host_decides() -> None:
-    found = Footprint(weights=1, work=1, flops=6e12, calls=1000)
+    found = MemoryEstimate(weights=1, work=1, flops=6e12, calls=1000)
     assert seconds_of(found, 1e12, 1e-5) == 6
     assert seconds_of(found, 1e15, 1e-5) == pytest.approx(0.01 * HOST)
 
@@ -186,5 +186,5 @@ def test_ways_change_results_as_little_as_will_do() -> None:
 def test_a_card_must_hold_what_cuda_takes_too() -> None:
     card = Card(name="a card", memory=12 * GIB, is_here=False)
     most = 12 * GIB - CONTEXT - SPARE
-    assert card.fits(Footprint(weights=most, work=0, flops=0, calls=0))
-    assert not card.fits(Footprint(weights=most, work=1, flops=0, calls=0))
+    assert card.fits(MemoryEstimate(weights=most, work=0, flops=0, calls=0))
+    assert not card.fits(MemoryEstimate(weights=most, work=1, flops=0, calls=0))

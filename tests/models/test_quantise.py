@@ -151,10 +151,10 @@ def test_adapters_are_those_of_the_plain_base(kind: Any, family: str) -> None:
     module = load_family(family)
     plain = copy.deepcopy(training.base_denoiser(family))
     model = quantise(copy.deepcopy(plain), kind)
-    lora = LoraParams(rank=4, alpha=4.0, targets="all-linear" if "all-linear" in module.TARGETS else "attention")
-    dead = module.dead_modules(source(family).config(module.DENOISER))
-    names = target_modules(plain, module.TARGETS, lora.targets, dead)
-    assert target_modules(model, module.TARGETS, lora.targets, dead) == names
+    lora = LoraParams(rank=4, alpha=4.0, targets="all-linear" if "all-linear" in module.TARGET_SETS else "attention")
+    unused = module.unused_modules(source(family).config(module.DENOISER))
+    names = target_modules(plain, module.TARGET_SETS, lora.targets, unused)
+    assert target_modules(model, module.TARGET_SETS, lora.targets, unused) == names
     expected, found = (add_adapter(one, lora, names, seed=3) for one in (plain, model))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) and found[name].dtype == torch.float32 for name in expected)
@@ -255,7 +255,7 @@ from pathlib import Path
 import torch
 from eridiff.models.assemble import assemble
 from eridiff.weights.files import Weights
-from eridiff.weights.parts import FolderTensors
+from eridiff.weights.component_tensors import FolderTensors
 from eridiff.models.quantise import Storage
 from eridiff.formats.safetensors import TensorFile
 import bitsandbytes

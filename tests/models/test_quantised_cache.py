@@ -93,7 +93,7 @@ def test_a_damaged_one_is_made_anew(
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place:][1:])
     second = load(FAMILIES[0], "fp8", tmp_path)
     assert len(loads) == 2
-    assert f"{path} is damaged: it is made anew" in capsys.readouterr().err
+    assert f"{path} is damaged: it is made again" in capsys.readouterr().err
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert path.read_bytes() == whole
 

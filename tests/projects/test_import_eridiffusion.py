@@ -162,7 +162,7 @@ def test_sections(tmp_path: Path) -> None:
     assert any(line.startswith("epochs: 5 of 9 pictures -> train.steps = 15") for line in imported.lines)
     without = import_config(write(tmp_path, SECTIONED))
     assert params_of(without.text)["train"]["steps"] == 1500  # the preset's
-    assert any("--images FOLDER reckons them" in line for line in without.lines)
+    assert any("--images FOLDER calculates them" in line for line in without.lines)
 
 
 def leaves(value: Any) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.check import check_params
 from eridiff.core.config import load_section
 from eridiff.core.errors import ConfigError
@@ -55,7 +55,7 @@ def test_the_checkouts_params_are_a_preset() -> None:
 def test_preset_of_a_real_model_is_sound(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its base is a published model, under whose name `eridiff new` looks for it; all else is as `check` wants it."""
     model = load_section(ModelParams, "model", path)
-    assert model.base in published(model.family).variants
+    assert model.base in published(model.family).models
     assert not model.allow_cpu
     name = re.search(r"-(\d+)gb", path.stem)
     assert read_preset(path).gigabytes == (int(name[1]) if name else 24)  # its first comment says so
@@ -66,7 +66,7 @@ def test_preset_of_a_real_model_is_sound(path: Path, tmp_path: Path, monkeypatch
 
 def add_pointers(model: ModelParams) -> None:
     """Pointers with the published configs and no files."""
-    configs = published(model.family).variants[model.base]
+    configs = published(model.family).models[model.base]
     for part, names in load_family(model.family).PARTS.items():
         components = {
             name: Component(name=name, config=dict(configs.get(name, {})), files={}, digest="0") for name in names

@@ -22,14 +22,14 @@ from eridiff import cli
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.licences import Licences, read_licences, stated_licence
 from eridiff.bases.places import extra_model_paths
-from eridiff.bases.pointers import read_pointer
+from eridiff.bases.pointer_files import read_pointer
 from eridiff.check import SECTIONS, check_params, load_all
 from eridiff.cli import app
 from eridiff.core.config import Section, parse_yaml, read_yaml
 from eridiff.core.errors import BaseError, ConfigError, DataError, Mistakes, all_of, report, run_main
-from eridiff.core.plain import MAX_SHOWN, find_fault, shown
 from eridiff.core.printable import UNSAFE, printable
 from eridiff.core.progress import say, warn
+from eridiff.core.value_limits import MAX_SHOWN, find_fault, shown
 from eridiff.dvc.experiments import changes, refuse_lost
 from eridiff.flow.form import Asked, read_request, read_sets
 from eridiff.formats.safetensors import TensorFile
@@ -141,7 +141,7 @@ def test_too_many_pictures_are_counted(tmp_path: Path) -> None:
         load_all(path)
 
 
-def test_the_steps_kept_of_many_are_reckoned_not_listed() -> None:
+def test_the_steps_kept_of_many_are_calculated_not_listed() -> None:
     def kept(steps: int, every: int, keep: int) -> list[int]:
         return kept_steps(TrainParams(steps=steps, save_every=every, keep=keep))
 
@@ -370,7 +370,7 @@ def test_every_published_config_is_within_bounds() -> None:
     from eridiff.family import family_names, published
     from eridiff.weights.components import sound_config
 
-    configs = [c for name in family_names() for variant in published(name).variants.values() for c in variant.values()]
+    configs = [c for name in family_names() for variant in published(name).models.values() for c in variant.values()]
     assert len(configs) > 20
     for config in configs:
         assert sound_config(config) == config and not find_fault(config)
@@ -440,7 +440,7 @@ def test_names_of_any_language_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["m-1-of-99999999999.safetensors", "m-00001-of-9" + "9" * 200 + ".safetensors"])
 def test_a_name_that_claims_any_number_of_shards(name: str, tmp_path: Path) -> None:
     header_file(tmp_path / name, {"a": tensor()}, 4)
-    with pytest.raises(BaseError, match=r"lacks .* and more: the model was copied in part") as caught:
+    with pytest.raises(BaseError, match=r"is missing .* and more: the model was copied in part") as caught:
         inspect_path(tmp_path / name)
     assert str(caught.value).count("safetensors") == 20
 

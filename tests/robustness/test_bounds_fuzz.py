@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.licences import read_licences
-from eridiff.bases.pointers import read_pointer
+from eridiff.bases.pointer_files import read_pointer
 from eridiff.check import SECTIONS, check_params, load_all
 from eridiff.core.config import parse_yaml, read_yaml, validate
 from eridiff.core.errors import BaseError, ConfigError, DataError, EridiffError, report
-from eridiff.core.plain import find_fault, shown
 from eridiff.core.printable import INDENT, UNSAFE, indented, printable
 from eridiff.core.progress import say
+from eridiff.core.value_limits import find_fault, shown
 from eridiff.dvc.experiments import changes, refuse_lost
 from eridiff.flow.form import read_request, read_sets
 from eridiff.machine.local import bases_dir, load_local

@@ -13,7 +13,7 @@ def test_no_flipped_bit_is_used(seed: int, count: int, tmp_path: Path) -> None:
     assert [flip.line() for flip in planted if flip.outcome == "used"] == []
     assert [flip.line() for flip in planted if flip.verified is False] == []
     found = {flip.kind for flip in planted if flip.outcome == "found"}
-    assert found >= {"state", "checkpoint", "LoRA", "table", "pin", "probe", "shard", "out", "pointer", "pixels"}
+    assert found >= {"state", "checkpoint", "LoRA", "table", "pin", "drift check", "shard", "out", "pointer", "pixels"}
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def checkpoint(folder: Path, step: int, shake: float, kind: str = "step") -> Pat
     module = load_family(FAMILY)
     denoiser = training.copy.deepcopy(training.base_denoiser(FAMILY))
     chosen = LoraParams(rank=2, alpha=2.0)
-    adapters = add_adapter(denoiser, chosen, target_modules(denoiser, module.TARGETS, "attention", []), seed=0)
+    adapters = add_adapter(denoiser, chosen, target_modules(denoiser, module.TARGET_SETS, "attention", []), seed=0)
     generator = torch.Generator().manual_seed(0)
     for tensor in adapters.values() if shake else ():
         tensor.data += shake * torch.randn(tensor.shape, generator=generator)

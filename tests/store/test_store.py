@@ -15,7 +15,7 @@ from eridiff.caching.fill import CacheCounts, fill
 from eridiff.core.errors import EridiffError, StoreError
 from eridiff.formats.safetensors import RawTensor, TensorFile
 from eridiff.store import sharding as module
-from eridiff.store.entries import Parts, check_parts, checksum, entry_key, read_catalogue
+from eridiff.store.entries import KeyFields, check_parts, checksum, entry_key, read_catalogue
 from eridiff.store.pixels import PixelDigests
 from eridiff.store.store import Store
 from tests.support.entries import ENTRIES, KEYS, contents, filled, split_keys
@@ -30,7 +30,7 @@ def test_put_get_missing(tmp_path: Path) -> None:
         assert {name: (t.dtype, t.shape, bytes(t.data)) for name, t in read.items()} == {
             name: (t.dtype, t.shape, bytes(t.data)) for name, t in tensors.items()
         }
-        assert again.catalogue[key].parts == {**parts, "crop": {"at": [0, 8], "flip": False}}
+        assert again.catalogue[key].key_fields == {**parts, "crop": {"at": [0, 8], "flip": False}}
         assert again.catalogue[key].size == 17
     assert Store(tmp_path, "texts").missing(KEYS[:1]) == KEYS[:1]  # kinds are apart
 
@@ -371,14 +371,14 @@ parts_values = st.recursive(
 
 @given(parts=st.lists(st.dictionaries(st.sampled_from("abc"), parts_values), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
-def test_parts_come_back_from_a_shard(parts: list[Parts], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_parts_come_back_from_a_shard(parts: list[KeyFields], tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("store")
     store = Store(root, "latents")
     for part in parts:
         store.put(entry_key(part), part, {"mean": RawTensor("U8", (1,), b"x")})
     store.publish(map(entry_key, parts), root / "out")
     found = read_catalogue(TensorFile(root / "out" / "shard-all.safetensors"))
-    assert {key: entry_key(location.parts) for key, location in found.items()} == {key: key for key in found}
+    assert {key: entry_key(location.key_fields) for key, location in found.items()} == {key: key for key in found}
     assert set(found) == set(map(entry_key, parts))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of
+from eridiff.bases.pointer_files import pointers_of
 from eridiff.family import Family, family_names, load_family
 from eridiff.models.load import load_denoiser, load_text_encoders, load_vae, make_pipeline
 from eridiff.params.sample import DrawParams

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from eridiff.formats.safetensors import RawTensor
-from eridiff.store.entries import Parts, entry_key
+from eridiff.store.entries import KeyFields, entry_key
 from eridiff.store.sharding import split_sorted
 from eridiff.store.store import Store
 
-Entry = tuple[str, Parts, dict[str, RawTensor]]
+Entry = tuple[str, KeyFields, dict[str, RawTensor]]
 
 
 def entry(number: int, length: int = 16) -> Entry:

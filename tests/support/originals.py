@@ -48,7 +48,7 @@ CLASSES = {
 COMPONENTS = [
     (family, variant, component)
     for family in ("sdxl", "sd35", "flux")
-    for variant in published(family).variants
+    for variant in published(family).models
     for component in load_keys(family).COMPONENTS
 ]
 
@@ -59,7 +59,7 @@ def meta_model(family: str, variant: str, component: str) -> nn.Module:
     import diffusers
     import transformers
 
-    config = published(family).variants[variant][component]
+    config = published(family).models[variant][component]
     library, name = CLASSES.get((family, component), "diffusers.AutoencoderKL").split(".")
     kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
     with torch.device("meta"):
@@ -76,7 +76,7 @@ def canonical_shapes(family: str, variant: str, component: str) -> dict[str, tup
 
 def rows_of(family: str, variant: str, component: str, layout: str) -> tuple[Row, ...]:
     part = load_keys(family).COMPONENTS[component]
-    rows: tuple[Row, ...] = part.rows(layout, published(family).variants[variant][component])
+    rows: tuple[Row, ...] = part.rows(layout, published(family).models[variant][component])
     return rows
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from eridiff.core.config import validate
 from eridiff.family import Family, load_family
 from eridiff.formats.safetensors import raw_tensors
-from eridiff.machine.local import Activations
+from eridiff.machine.local import Checkpointing
 from eridiff.models.load import load_denoiser
 from eridiff.models.quantise import Storage
 from eridiff.params.model import ModelParams
@@ -50,7 +50,7 @@ def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
     return validate(TrainParams, {**plain, **(changes or {})}, where="test", prefix="train")
 
 
-def start(family: str, params: TrainParams, *, activations: Activations | None = "keep") -> Run:
+def start(family: str, params: TrainParams, *, activation_checkpointing: Checkpointing | None = "none") -> Run:
     """`prepare_run`, with a copy of the loaded denoiser."""
     base = base_denoiser(family)
 
@@ -64,7 +64,11 @@ def start(family: str, params: TrainParams, *, activations: Activations | None =
             load_family(family),
             source(family),
             source(family).config("vae"),
-            Machine(device=CPU, activations=activations or "keep", fixed=activations is not None),
+            Machine(
+                device=CPU,
+                activation_checkpointing=activation_checkpointing or "none",
+                fixed=activation_checkpointing is not None,
+            ),
         )
 
 

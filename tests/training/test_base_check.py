@@ -130,7 +130,7 @@ def test_what_survives_the_vae(gain: float, share: float, tmp_path: Path) -> Non
 def test_a_random_vae_is_refused(family: str, tmp_path: Path) -> None:
     data = random_set(family, tmp_path, params_of())
     with pytest.raises(
-        BaseError, match=r"% of latents survive the VAE there and back, and 25% must\. This base was not"
+        BaseError, match=r"% of latent variance survives the VAE round trip, and 25% must\. This base was not"
     ):
         check_vae(source(family), load_family(family), data, CPU)
 

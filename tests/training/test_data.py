@@ -321,7 +321,7 @@ def test_what_does_not_fit_together_is_named(caches: tuple[Cache, Cache]) -> Non
 
 
 def test_a_missing_or_damaged_entry_is_named(tmp_path: Path, caches: tuple[Cache, Cache]) -> None:
-    with pytest.raises(DataError, match=rf"{caches[0].folder} lacks entry 000000000000: remove the folder"):
+    with pytest.raises(DataError, match=rf"{caches[0].folder} is missing entry 000000000000: remove the folder"):
         caches[0].read("0" * 64)
     source = caches[0].folder / "shard-all.safetensors"
     data = bytearray(source.read_bytes())

@@ -39,7 +39,7 @@ def test_a_training_is_held_checked_once_and_put_out(
     with job.held():
         with pytest.raises(TrainError, match="already running"), replace(job).held():
             raise AssertionError("held twice")
-        run = job.prepare("keep", fixed=True)
+        run = job.prepare("none", fixed=True)
         table, _ = job.train(run, None, 2)
         written = job.put_out(table, tmp_path / "lora", tmp_path / "loss.tsv")
     assert checked == ["vae", "denoiser"]
@@ -49,7 +49,7 @@ def test_a_training_is_held_checked_once_and_put_out(
     assert (lineage["family"], lineage["step"]) == (FAMILY, 4)
     first = [path.read_bytes() for path in written]
     with job.held():  # again: from the kept state, so nothing is checked and no step is taken
-        run = job.prepare("keep", fixed=True)
+        run = job.prepare("none", fixed=True)
         assert job.train(run, None, 2)[0] == table
         assert [path.read_bytes() for path in job.put_out(table, tmp_path / "lora", tmp_path / "loss.tsv")] == first
     assert checked == ["vae", "denoiser"]

@@ -12,8 +12,8 @@ from torch import Tensor
 from eridiff.core.errors import TrainError
 from eridiff.core.noise import normal, uniform
 from eridiff.family import load_family
-from eridiff.machine.local import Activations
-from eridiff.models.checkpointing import LEVELS, waiting
+from eridiff.machine.local import Checkpointing
+from eridiff.models.activation_checkpointing import LEVELS, offload_activations
 from eridiff.models.lora import add_adapter, target_modules
 from eridiff.params.train import LoraParams
 from eridiff.training.data import Batch, TrainingSet, plan_batches
@@ -132,21 +132,21 @@ def script_flow(run: Run, batch: Batch, x0: Tensor, noise: Tensor, sigmas: Tenso
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_gradients(family: str, targets: str, sets: dict[str, TrainingSet]) -> None:
-    """lora_B is 0, so lora_A's gradient is 0; every lora_B has one, but those of the dead modules, added here."""
+    """lora_B is 0, so lora_A's gradient is 0; every lora_B has one, but those of the unused modules, added here."""
     params = training.params_of({"lora": {"rank": 2, "targets": targets}})
     module = load_family(family)
     run = training.start(family, params)
-    dead = module.dead_modules(source(family).config(module.DENOISER))
+    unused = module.unused_modules(source(family).config(module.DENOISER))
     denoiser = training.copy.deepcopy(training.base_denoiser(family))
-    modules = target_modules(denoiser, module.TARGETS, targets, [])
-    assert {name.rsplit(".lora_", 1)[0] for name in run.adapters} == set(modules) - set(dead)
-    assert set(dead) <= set(modules)
+    modules = target_modules(denoiser, module.TARGET_SETS, targets, [])
+    assert {name.rsplit(".lora_", 1)[0] for name in run.adapters} == set(modules) - set(unused)
+    assert set(unused) <= set(modules)
     run.denoiser, run.adapters = denoiser, add_adapter(denoiser, params.lora, modules, params.seed)
     train_step(run, sets[family].batch([0, 1], step=1, first_index=0), step=1)
     for name, tensor in run.adapters.items():
         path, half = name.rsplit(".lora_", 1)
         size = 0.0 if tensor.grad is None else tensor.grad.abs().max().item()
-        assert (size > 0) == (half == "B.weight" and path not in dead), (name, size)
+        assert (size > 0) == (half == "B.weight" and path not in unused), (name, size)
 
 
 def test_every_linear_module_of_the_blocks_is_a_target() -> None:
@@ -156,14 +156,14 @@ def test_every_linear_module_of_the_blocks_is_a_target() -> None:
         linear = [
             n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks." in n
         ]
-        chosen = set(target_modules(denoiser, module.TARGETS, "all-linear", []))
+        chosen = set(target_modules(denoiser, module.TARGET_SETS, "all-linear", []))
         assert set(linear) <= chosen
-        assert set(target_modules(denoiser, module.TARGETS, "attention", [])) < chosen
+        assert set(target_modules(denoiser, module.TARGET_SETS, "attention", [])) < chosen
 
 
 def test_adapters_are_a_function_of_seed_and_name() -> None:
     denoiser = training.copy.deepcopy(training.base_denoiser(FAMILIES[0]))
-    names = target_modules(denoiser, load_family(FAMILIES[0]).TARGETS, "attention", [])
+    names = target_modules(denoiser, load_family(FAMILIES[0]).TARGET_SETS, "attention", [])
     one = add_adapter(denoiser, LoraParams(rank=3), names, seed=1)
     part = add_adapter(
         training.copy.deepcopy(training.base_denoiser(FAMILIES[0])), LoraParams(rank=3), names[-2:], seed=1
@@ -186,8 +186,8 @@ def test_adapters_are_a_function_of_seed_and_name() -> None:
 def test_activations_change_no_number(family: str, sets: dict[str, TrainingSet]) -> None:
     gradients, batch = [], sets[family].batch([0, 1], step=1, first_index=0)
     for level in LEVELS:
-        run = shaken(training.start(family, training.params_of(), activations=level))
-        with waiting(level, run.device):
+        run = shaken(training.start(family, training.params_of(), activation_checkpointing=level))
+        with offload_activations(level, run.device):
             train_step(run, batch, step=1)
         gradients.append({name: tensor.grad for name, tensor in run.adapters.items()})
     for name, gradient in gradients[0].items():
@@ -198,23 +198,23 @@ def test_activations_change_no_number(family: str, sets: dict[str, TrainingSet])
 class SmallMemory:
     """A hook of a denoiser that runs out of memory from a forward pass on, until activations are as `enough` says."""
 
-    def __init__(self, run: Run, first: int, enough: Activations) -> None:
+    def __init__(self, run: Run, first: int, enough: Checkpointing) -> None:
         self.run, self.first, self.enough, self.calls = run, first, LEVELS.index(enough), 0
         run.denoiser.register_forward_pre_hook(self)
 
     def __call__(self, denoiser: torch.nn.Module, _: Any) -> None:
         self.calls += 1
-        if LEVELS.index(self.run.activations) < self.enough and self.calls >= self.first:
+        if LEVELS.index(self.run.activation_checkpointing) < self.enough and self.calls >= self.first:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("first", "enough"), [(1, "recompute"), (4, "selective"), (4, "offload")])
+@pytest.mark.parametrize(("first", "enough"), [(1, "full"), (4, "selective"), (4, "offload")])
 @pytest.mark.slow
 def test_memory_that_runs_out(
     family: str,
     first: int,
-    enough: Activations,
+    enough: Checkpointing,
     sets: dict[str, TrainingSet],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -222,7 +222,7 @@ def test_memory_that_runs_out(
     """In a step's second micro-batch, too: it is done again with fewer activations kept, and no number changes."""
     params = training.params_of({"accumulation": 2})
     expected, _ = train(training.start(family, params), sets[family], tmp_path / "plenty", 100)
-    run = training.start(family, params, activations=None)
+    run = training.start(family, params, activation_checkpointing=None)
     memory = SmallMemory(run, first, enough)
     found, _ = train(run, sets[family], tmp_path / "little", 100)
     assert found == expected
@@ -231,16 +231,17 @@ def test_memory_that_runs_out(
     step = (first + 1) // 2
     lines = [line for line in capsys.readouterr().out.splitlines() if "too little memory" in line]
     assert lines == [
-        f"train: cpu has too little memory at step {step}: activations '{level}' from here on" for level in levels
+        f"train: cpu has too little memory at step {step}: activation checkpointing '{level}' from here on"
+        for level in levels
     ]
 
 
-@pytest.mark.parametrize("level", [None, "keep", "offload"])
+@pytest.mark.parametrize("level", [None, "none", "offload"])
 def test_memory_that_is_too_small_all_the_same(
-    level: Activations | None, sets: dict[str, TrainingSet], tmp_path: Path
+    level: Checkpointing | None, sets: dict[str, TrainingSet], tmp_path: Path
 ) -> None:
     """An error of one sentence that names the ways out; what was kept before stays."""
-    run = training.start(FAMILIES[0], training.params_of(), activations=level)
+    run = training.start(FAMILIES[0], training.params_of(), activation_checkpointing=level)
 
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")

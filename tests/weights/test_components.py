@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.bases.pointers import read_pointer
+from eridiff.bases.pointer_files import read_pointer
 from eridiff.core.errors import BaseError
 from eridiff.family import load_family, load_keys
 from eridiff.formats.safetensors import raw_tensors, write_tensors

@@ -57,7 +57,7 @@ def test_tables_are_bijections_over_the_full_size_modules(name: str) -> None:
         assert all(len({linear[part][1] for part in row.parts}) == 1 for row in rows)
         known |= keys
     assert set(KEYS[name]) <= known
-    for pattern in load_family(family).TARGETS.values():
+    for pattern in load_family(family).TARGET_SETS.values():
         assert all(module in in_blocks for module in linear if re.fullmatch(pattern, module))
 
 
@@ -65,7 +65,7 @@ def test_tables_are_bijections_over_the_full_size_modules(name: str) -> None:
 def test_dead_modules_are_in_the_tables(name: str) -> None:
     family, _, config = FULL_SIZE[name]
     parts = {part for dialect in dialects(name) for row in dialect.table(config) for part in row.parts}
-    assert set(load_family(family).dead_modules(config)) <= parts
+    assert set(load_family(family).unused_modules(config)) <= parts
 
 
 def random_factors(rng: np.random.Generator, outputs: int, rank: int, inputs: int, alpha: float) -> Factors:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.bases.add import add_base
-from eridiff.caching.latents.drift import probe_vae
-from eridiff.caching.text_drift import probe_text
+from eridiff.caching.latents.vae_drift import vae_drift_values
+from eridiff.caching.text_drift import text_drift_values
 from eridiff.core.errors import BaseError, DataError, TrainError
 from eridiff.family import load_family
 from eridiff.formats.safetensors import RawTensor, TensorFile, raw_tensor, write_tensors
@@ -164,7 +164,7 @@ def test_an_encoder_with_nan_is_not_blamed_on_a_dtype() -> None:
     with torch.no_grad():
         encoders.encoders["text_encoder_2"].text_model.final_layer_norm.weight[0] = float("nan")  # type: ignore[union-attr,index,union-attr]
     with pytest.raises(DataError) as error:
-        probe_text(TextParams(dtype="fp32"), family, encoders, CPU)
+        text_drift_values(TextParams(dtype="fp32"), family, encoders, CPU)
     assert "The weights of text_encoder_2 are not finite themselves: text_model.final_layer_norm" in str(error.value)
     assert "fp16" not in str(error.value)
 
@@ -174,7 +174,7 @@ def test_a_vae_that_overflows_names_its_layer() -> None:
     with torch.no_grad():
         vae.encoder.conv_in.weight.mul_(3e38)  # type: ignore[union-attr]
     with pytest.raises(DataError, match=r"the first layer that was not is vae\.encoder\.conv_in.* fp32 already"):
-        probe_vae(LatentParams(), vae, CPU)
+        vae_drift_values(LatentParams(), vae, CPU)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 from eridiff.bases.add import add_base
 from eridiff.bases.find import find_source
-from eridiff.bases.pointers import pointers_of, read_pointer
+from eridiff.bases.pointer_files import pointers_of, read_pointer
 from eridiff.core.errors import BaseError
 from eridiff.family import family_names, load_family
 from eridiff.formats.safetensors import TensorFile, raw_tensors, write_tensors
@@ -193,7 +193,7 @@ def test_what_is_missing_is_named(checkout: Path, tmp_path: Path) -> None:
     del tensors["img_in.bias"]
     write_tensors(files[0], raw_tensors(tensors), {})
     with pytest.raises(
-        BaseError, match=r"flux1-dev\.safetensors .* lacks 1 of \d+ tensors of transformer: img_in\.bias"
+        BaseError, match=r"flux1-dev\.safetensors .* is missing 1 of \d+ tensors of transformer: img_in\.bias"
     ):
         add_base("mine", files, config=small("flux"))
     assert not (bases_dir() / "mine").exists()
@@ -209,7 +209,7 @@ def test_wrong_parts_are_refused(checkout: Path, tmp_path: Path) -> None:
         BaseError, match=r"Flux\.1 transformer of another size, which nobody published.*--config FOLDER"
     ):
         add_base("mine", files)
-    with pytest.raises(BaseError, match=r"--config .* lacks .*vae.*config\.json"):
+    with pytest.raises(BaseError, match=r"--config .* is missing .*vae.*config\.json"):
         add_base("mine", files, config=tmp_path)
     write_tensors(files[1], small_original("sdxl", "vae"), {})
     with pytest.raises(

@@ -121,7 +121,7 @@ def test_mmdit_as_diffusers_converts_it() -> None:
 @pytest.mark.parametrize("guided", [True, False])
 def test_flux_as_diffusers_converts_it(guided: bool) -> None:
     """Its converter knows the real width only, so joined matrices have the real rows, and one column."""
-    config = {**published("flux").variants["flux-dev"]["transformer"], "num_layers": 2, "num_single_layers": 3}
+    config = {**published("flux").models["flux-dev"]["transformer"], "num_layers": 2, "num_single_layers": 3}
     rows = load_keys("flux").COMPONENTS["transformer"].rows("original", {**config, "guidance_embeds": guided})
     draw = torch.Generator().manual_seed(0)
     checkpoint = {row.target: torch.randn(sum(row.heights) or 4, 1, generator=draw).bfloat16() for row in rows}

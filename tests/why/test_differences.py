@@ -65,5 +65,5 @@ def test_the_most_alike_entry_of_the_same_picture(tmp_path: Path) -> None:
     alike = entries.alike(PARTS)
     assert alike is not None and differences(alike, PARTS) == {"version": (2, 1)}
     assert entries.alike({**PARTS, "pixels": "9" * 64}) is None
-    assert differences(entries.parts(entry_key(far)) or {}, far) == {}
-    assert entries.parts("0" * 64) is None and entries.parts(None) is None
+    assert differences(entries.key_fields(entry_key(far)) or {}, far) == {}
+    assert entries.key_fields("0" * 64) is None and entries.key_fields(None) is None

@@ -130,7 +130,7 @@ def put_sample(
     posterior = {name: tensor[place] for name, tensor in arrived().items()}
     if not posterior.pop("finite"):
         raise DataError(f"{sample.path}: the VAE gave numbers that are not finite. {why()}")
-    store.put(sample.key, sample.parts, raw_tensors(posterior))
+    store.put(sample.key, sample.key_fields, raw_tensors(posterior))
 
 
 def cache_latents(

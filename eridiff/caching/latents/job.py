@@ -6,22 +6,22 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eridiff.bases.pointers import pointers_of
-from eridiff.caching.drift import Encoder, Values
-from eridiff.caching.drift_check import entries_lacking, generation_of
+from eridiff.bases.pointer_files import pointers_of
+from eridiff.caching.drift_check import any_missing, drift_id_of
+from eridiff.caching.drift_records import Encoder, Values
 from eridiff.caching.fill import Resources
-from eridiff.caching.job import EncoderPart, Filled, count_saved, earlier_of, facts_of, resources_of, settle_for
-from eridiff.caching.latents.drift import probe_vae, vae_encoder
+from eridiff.caching.job import EncoderPart, Filled, check_drift_of, count_saved, earlier_of, facts_of, resources_of
 from eridiff.caching.latents.encode import cache_latents, help_latents
 from eridiff.caching.latents.new_pictures import NewPictures
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Samples
+from eridiff.caching.latents.vae_drift import vae_drift_values, vae_encoder
 from eridiff.caching.processes import Ranks
 from eridiff.core.progress import say
 from eridiff.formats.tables import Row, values_of
 from eridiff.params.latents import LatentParams
 from eridiff.params.model import ModelParams
-from eridiff.store.entries import Parts
+from eridiff.store.entries import KeyFields
 from eridiff.store.pixels import PixelDigests
 
 
@@ -60,21 +60,21 @@ class LatentJob:
         config = self.part.pointer.components["vae"].config
         return {name: config.get(name) for name in ("scaling_factor", "shift_factor")}
 
-    def common(self, generation: str) -> Parts:
-        """The parts of a key that all samples share."""
+    def common(self, drift_id: str) -> KeyFields:
+        """The fields of a key that all samples share."""
         vae = self.part.pointer.components["vae"]
-        return common_parts(self.params, vae.identity(), self.part.family.VERSIONS.family.vae_encode, generation)
+        return common_key_fields(self.params, vae.identity(), self.part.family.VERSIONS.family.vae_encode, drift_id)
 
     @cached_property
     def plan(self) -> Callable[[str], Samples]:
-        """plan(generation): the samples with their keys; decodes only pictures that the store never saw.
+        """plan(drift_id): the samples with their keys; decodes only pictures that the store never saw.
 
         Raises: as `plan_samples`.
         """
         side = self.part.family.SIDE_MULTIPLE
         return cache(
-            lambda generation: plan_samples(
-                self.rows, self.params, self.common(generation), side, self.pictures, self.pixels
+            lambda drift_id: plan_samples(
+                self.rows, self.params, self.common(drift_id), side, self.pictures, self.pixels
             )
         )
 
@@ -84,39 +84,39 @@ class LatentJob:
         side = self.part.family.SIDE_MULTIPLE
         return NewPictures(self.rows, self.params, side, self.pictures, self.pixels)
 
-    def probe(self) -> Values:
+    def drift_values(self) -> Values:
         """Numbers of the VAE, which is loaded for it."""
-        return probe_vae(self.params, *self.part.load())
+        return vae_drift_values(self.params, *self.part.load())
 
-    def lacks(self, generation: str) -> bool:
+    def incomplete(self, drift_id: str) -> bool:
         """Whether something has to be encoded; the first new picture mostly tells."""
-        keys = (lambda: self.new.first_keys(self.common(generation))), (lambda: self.plan(generation).keys)
-        return any(entries_lacking(self.root, self.kind, some(), lambda: earlier_of(self)) for some in keys)
+        keys = (lambda: self.new.first_keys(self.common(drift_id))), (lambda: self.plan(drift_id).keys)
+        return any(any_missing(self.root, self.kind, some(), lambda: earlier_of(self)) for some in keys)
 
     def fill(self, ranks: Ranks, workers: int | None) -> Filled | None:
         """As the first process, all of the stage; as another, a share of what has to be encoded, and None.
 
         Shards are put out, the index is returned.
         """
-        resources, reference = resources_of(self, ranks, workers), settle_for(self)
-        generation, before = generation_of(reference), self.part.load.seconds
-        work = self.new.encode(self.common(generation), resources)
+        resources, reference = resources_of(self, ranks, workers), check_drift_of(self)
+        drift_id, before = drift_id_of(reference), self.part.load.seconds
+        work = self.new.encode(self.common(drift_id), resources)
         if ranks.index:
-            say(f"latents{ranks.label}: {work.encoded + self._help(generation, resources)} encoded")
+            say(f"latents{ranks.label}: {work.encoded + self._help(drift_id, resources)} encoded")
             return None
-        samples = self.plan(generation)
+        samples = self.plan(drift_id)
         index, counts = cache_latents(samples, self.params, self.pictures, resources, self.out)
         loading = self.part.load.seconds - before
         counts = count_saved(self, counts.after(work), loading=loading, units=samples.mean_area)
         facts = facts_of(self, reference)
         return Filled(index=index, facts=facts, counts=counts, backend=self.part.backend)
 
-    def _help(self, generation: str, resources: Resources) -> int:
+    def _help(self, drift_id: str, resources: Resources) -> int:
         """Encode a share of what the first process found missing."""
         if not resources.ranks.read(resources.ranks.plan_path):
             return 0
         self.pixels.look_again()
-        return help_latents(self.plan(generation), self.params, self.pictures, resources)
+        return help_latents(self.plan(drift_id), self.params, self.pictures, resources)
 
 
 def latent_job(

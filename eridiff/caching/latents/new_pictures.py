@@ -30,7 +30,7 @@ from eridiff.dataset.image.image import load_pixels, pixel_digest
 from eridiff.formats.tables import Row
 from eridiff.params.latents import LatentParams
 from eridiff.store.catalogue import list_loose
-from eridiff.store.entries import Parts
+from eridiff.store.entries import KeyFields
 from eridiff.store.pixels import PixelDigests
 from eridiff.store.store import Store
 
@@ -75,7 +75,7 @@ class NewPictures:
             files = ((row["path"], row["file_digest"]) for row in self.rows)
             take_over_pixels(files, self.pictures, self.pixels)
 
-    def first_keys(self, common: Parts) -> list[str]:
+    def first_keys(self, common: KeyFields) -> list[str]:
         """The keys of the first one's samples: mostly enough to know that something lacks.
 
         [] where there is none, or it cannot be decoded: whoever reads all names it, with the others.
@@ -91,7 +91,7 @@ class NewPictures:
             return []
         return [sample.key for sample in self._samples(rows, pixels, common)]
 
-    def encode(self, common: Parts, resources: Resources) -> Work:
+    def encode(self, common: KeyFields, resources: Resources) -> Work:
         """Read all, remember their pixels, and encode what the store and the stage's last output lack of them.
 
         Of several processes that share the pictures the first one counts and waits for all.
@@ -126,7 +126,9 @@ class NewPictures:
         """A number that changes while other processes read and encode."""
         return sum(1 for _ in list_loose(store.folder / "entries")) + sum(1 for _ in self.pixels.folder.glob("*.tsv"))
 
-    def _encode(self, files: set[str], common: Parts, store: Store, resources: Resources) -> tuple[set[str], list[str]]:
+    def _encode(
+        self, files: set[str], common: KeyFields, store: Store, resources: Resources
+    ) -> tuple[set[str], list[str]]:
         """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
         threads = min(shared_cores(), MAX_READERS) if resources.workers is None else resources.workers
         sizes = (row["original_w"] * row["original_h"] for row in self.rows if row["file_digest"] in files)
@@ -158,7 +160,7 @@ class NewPictures:
                 forming.finish()
         return forming.encoded, wrong
 
-    def _read(self, rows: Sequence[Row], common: Parts, store: Store) -> Read:
+    def _read(self, rows: Sequence[Row], common: KeyFields, store: Store) -> Read:
         image, pixels = self._decode(rows)
         lacking = [sample for sample in self._samples(rows, pixels, common) if sample.key not in store.catalogue]
         crops = [(sample, cut_sample(image, sample, self.params)) for sample in lacking]
@@ -168,7 +170,7 @@ class NewPictures:
         image = load_pixels(self.pictures / rows[0]["path"], rows[0]["file_digest"])
         return image, pixel_digest(image)
 
-    def _samples(self, rows: Sequence[Row], pixels: str, common: Parts) -> Samples:
+    def _samples(self, rows: Sequence[Row], pixels: str, common: KeyFields) -> Samples:
         samples = Samples(self.params, common)
         for row in rows:
             samples.add(row, pixels)

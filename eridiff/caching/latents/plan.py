@@ -12,7 +12,7 @@ from eridiff.core.threads import MAX_READERS, ahead, available_cores
 from eridiff.dataset.image.image import keeps_its_numbers, load_pixels, pixel_digest
 from eridiff.formats.tables import ColumnRows, Row
 from eridiff.params.latents import IN_NO_KEY, LatentParams
-from eridiff.store.entries import Parts
+from eridiff.store.entries import KeyFields
 from eridiff.store.pixels import PixelDigests
 from eridiff.versions import pixels_part
 
@@ -24,14 +24,14 @@ INDEX_COLUMNS = dict.fromkeys(("path", "file_digest", "pixel_digest", "key", "sh
 def plan_samples(
     rows: Collection[Row],
     params: LatentParams,
-    common: Parts,
+    common: KeyFields,
     side_multiple: int,
     pictures: Path,
     pixels: PixelDigests,
 ) -> Samples:
     """Rows of buckets.parquet as samples with their keys; decodes only pictures that the store never saw.
 
-    common: of their keys' parts those that all share (`common_parts`).
+    common: of their keys' fields those that all share (`common_key_fields`).
     Raises: ConfigError where a bucket's sides do not fit the family,
     DataError where a picture is gone, differs from its digest, or cannot be decoded.
     """
@@ -56,14 +56,14 @@ def check_sides(rows: Iterable[Row], side_multiple: int) -> None:
             raise ConfigError(f"params.yaml: buckets.step gives {size}: sides must be multiples of {side_multiple}.")
 
 
-def common_parts(params: LatentParams, vae: Mapping[str, str], version: int, generation: str = "") -> Parts:
-    """The parts of a key that all samples of one run of the stage share.
+def common_key_fields(params: LatentParams, vae: Mapping[str, str], version: int, drift_id: str = "") -> KeyFields:
+    """The fields of a key that all samples of one run of the stage share.
 
     vae: digests of the VAE's tensors and config. version: the family's vae_encode.
-    generation: of the VAE's numbers (eridiff/caching/drift.py); the first is in no key.
+    drift_id: of the VAE's numbers (eridiff/caching/drift_records.py); the first is in no key.
     """
-    common: Parts = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
-    common |= {**pixels_part(), **({"probe": generation} if generation else {})}
+    common: KeyFields = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
+    common |= {**pixels_part(), **({"probe": drift_id} if drift_id else {})}
     return common | ({"tiling": TILING} if params.tile is not None else {})
 
 

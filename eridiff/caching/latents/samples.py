@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from eridiff.caching.latents.crops import Crop, CropParams, Size, plan_crops
 from eridiff.core.files import canonical_json
 from eridiff.formats.tables import Row
-from eridiff.store.entries import Parts
-from eridiff.store.index import KEY
+from eridiff.store.entries import KeyFields
+from eridiff.store.entry_table import KEY
 from eridiff.store.sharding import Keys
 
 DIGEST_BYTES = 32
@@ -39,26 +39,26 @@ class Sample:
 
     path: str
     flip: bool
-    variant: int  # 0 is the bucket's own crop
+    crop_number: int  # 0 is the bucket's own crop
     file_digest: str
     pixel_digest: str
     original: Size
     bucket: Size
     crop: Crop
     key: str
-    common: Parts  # of the key's parts those that all samples share
+    common: KeyFields  # of the key's fields those that all samples share
 
     @property
-    def parts(self) -> Parts:
+    def key_fields(self) -> KeyFields:
         """Everything that the value depends on."""
-        return _parts(self.common, self.pixel_digest, self.bucket, self.crop, self.flip)
+        return _key_fields(self.common, self.pixel_digest, self.bucket, self.crop, self.flip)
 
 
-def _parts(common: Parts, pixel_digest: str, bucket: Size, crop: Crop, flip: bool) -> Parts:
+def _key_fields(common: KeyFields, pixel_digest: str, bucket: Size, crop: Crop, flip: bool) -> KeyFields:
     return {**common, "pixels": pixel_digest, "crop": _geometry(bucket, crop, flip)}
 
 
-def _geometry(bucket: Size, crop: Crop, flip: bool) -> Parts:
+def _geometry(bucket: Size, crop: Crop, flip: bool) -> KeyFields:
     return {"bucket": bucket, "resize": crop.resize, "at": crop.at, "flip": flip}
 
 
@@ -68,9 +68,9 @@ def geometry_text(bucket: Size, crop: Crop, flip: bool) -> str:
 
 
 class KeyMaker:
-    """`entry_key` of a sample's parts at a third of its time: what many samples share is made into text once."""
+    """`entry_key` of a sample's key_fields at a third of its time: what many samples share is made into text once."""
 
-    def __init__(self, common: Parts) -> None:
+    def __init__(self, common: KeyFields) -> None:
         text = canonical_json({**common, "crop": "<crop>", "pixels": "<pixels>"})  # keys sorted: in this order
         self._head, rest = text.split('"<crop>"')
         self._middle, self._tail = rest.split("<pixels>")
@@ -83,36 +83,36 @@ class KeyMaker:
 class Samples(Sequence[Sample]):
     """Samples in the order in which their pictures were added."""
 
-    def __init__(self, params: SampleParams, common: Parts) -> None:
-        """common: the parts of keys that all samples share."""
+    def __init__(self, params: SampleParams, common: KeyFields) -> None:
+        """common: the fields of keys that all samples share."""
         self.params, self.common, self._maker = params, common, KeyMaker(common)
         self._paths: list[str] = []
         self._sizes: list[Sizes] = []  # of a picture
         self._same: dict[tuple[int, ...], tuple[Sizes, list[str]]] = {}  # many pictures have one size and one crop
         self._files, self._pixels = bytearray(), bytearray()  # digests
         self._keys = bytearray()
-        self._pictures, self._variants, self._flips = array("L"), array("H"), bytearray()  # of a sample
+        self._pictures, self._crop_numbers, self._flips = array("L"), array("H"), bytearray()  # of a sample
 
     def add(self, row: Row, pixel_digest: str) -> None:
-        """The variants of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
+        """The crop_numbers of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
         numbers = NUMBERS(row)
         sizes, geometries = self._same.get(numbers) or self._same.setdefault(numbers, self._shared(numbers))
         for flip, geometry in enumerate(geometries):
             self._add(self._maker.key(geometry, pixel_digest), 0, flip)
         if self.params.crops > 1:
             original, bucket, first = sizes
-            for variant, crop in enumerate(plan_crops(first, original, bucket, self.params, pixel_digest)[1:], 1):
+            for crop_number, crop in enumerate(plan_crops(first, original, bucket, self.params, pixel_digest)[1:], 1):
                 for flip, geometry in enumerate(self._geometries(bucket, crop)):
-                    self._add(self._maker.key(geometry, pixel_digest), variant, flip)
+                    self._add(self._maker.key(geometry, pixel_digest), crop_number, flip)
         self._paths.append(row["path"])
         self._sizes.append(sizes)
         self._files += bytes.fromhex(row["file_digest"])
         self._pixels += bytes.fromhex(pixel_digest)
 
-    def _add(self, key: bytes, variant: int, flip: int) -> None:
+    def _add(self, key: bytes, crop_number: int, flip: int) -> None:
         self._keys += key
         self._pictures.append(len(self._paths))
-        self._variants.append(variant)
+        self._crop_numbers.append(crop_number)
         self._flips.append(flip)
 
     def _shared(self, numbers: tuple[int, ...]) -> "tuple[Sizes, list[str]]":
@@ -147,13 +147,13 @@ class Samples(Sequence[Sample]):
         return float(self.areas.mean()) if len(self) else 0.0
 
     def order(self) -> Sequence[int]:
-        """Places of the samples by path, bucket, variant and mirror: as they stand, for those of a sorted table."""
+        """Places of the samples by path, bucket, crop_number and mirror: as they stand, for those of a sorted table."""
         pictures = list(zip(self._paths, (bucket for _, bucket, _ in self._sizes), strict=True))
         if all(one < other for one, other in pairwise(pictures)):
             return range(len(self))
 
         def rank(place: int) -> Any:
-            return pictures[self._pictures[place]], self._variants[place], self._flips[place]
+            return pictures[self._pictures[place]], self._crop_numbers[place], self._flips[place]
 
         return sorted(range(len(self)), key=rank)
 
@@ -161,10 +161,10 @@ class Samples(Sequence[Sample]):
         """What an index says of the samples at some places."""
         pictures = [self._pictures[place] for place in places]
         sizes = [self._sizes[picture] for picture in pictures]
-        flips, variants = [self._flips[place] for place in places], [self._variants[place] for place in places]
+        flips, crop_numbers = [self._flips[place] for place in places], [self._crop_numbers[place] for place in places]
         crops = [
-            self[place].crop if variant else size[2]
-            for place, variant, size in zip(places, variants, sizes, strict=True)
+            self[place].crop if crop_number else size[2]
+            for place, crop_number, size in zip(places, crop_numbers, sizes, strict=True)
         ]
         seen = [crop.seen_at(size[1], bool(flip)) for crop, size, flip in zip(crops, sizes, flips, strict=True)]
         return {
@@ -172,7 +172,7 @@ class Samples(Sequence[Sample]):
             "file_digest": [_digest(self._files, picture) for picture in pictures],
             "pixel_digest": [_digest(self._pixels, picture) for picture in pictures],
             "key": [_digest(self._keys, place) for place in places],
-            "variant": variants,
+            "variant": crop_numbers,
             "flip": flips,
             "bucket_w": [bucket[0] for _, bucket, _ in sizes],
             "bucket_h": [bucket[1] for _, bucket, _ in sizes],
@@ -194,19 +194,19 @@ class Samples(Sequence[Sample]):
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
         place = range(len(self))[place]
-        picture, variant = self._pictures[place], self._variants[place]
+        picture, crop_number = self._pictures[place], self._crop_numbers[place]
         original, bucket, first = self._sizes[picture]
         pixel_digest = _digest(self._pixels, picture)
-        crops = plan_crops(first, original, bucket, self.params, pixel_digest) if variant else [first]
+        crops = plan_crops(first, original, bucket, self.params, pixel_digest) if crop_number else [first]
         return Sample(
             path=self._paths[picture],
             flip=bool(self._flips[place]),
-            variant=variant,
+            crop_number=variant,
             file_digest=_digest(self._files, picture),
             pixel_digest=pixel_digest,
             original=original,
             bucket=bucket,
-            crop=crops[variant],
+            crop=crops[crop_number],
             key=_digest(self._keys, place),
             common=self.common,
         )

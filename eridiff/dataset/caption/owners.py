@@ -1,6 +1,6 @@
 """Which caption is whose: caption files and tables of the folder => one caption each picture, and what is not used.
 
-Where several hold a caption of one picture, eridiff/dataset/caption/choice.py says which counts.
+Where several hold a caption of one picture, eridiff/dataset/caption/precedence.py says which counts.
 """
 
 import posixpath
@@ -10,10 +10,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eridiff.core.errors import DataError, listing
-from eridiff.dataset.caption.choice import COPY, FILE, FOLDER, FULL_NAME, JSON, TABLE, TAGS, Caption, Unused, one_each
 from eridiff.dataset.caption.files import MAX_TABLE_BYTES, METADATA_NAMES, SIDECAR_SUFFIXES, TABLE_SUFFIXES, read_text
 from eridiff.dataset.caption.json_values import NotJson, caption_in, lone_surrogate, parse_json
 from eridiff.dataset.caption.names import Pictures, bare, by_names, eye, in_caption_folder, match_rows, nearest, stem
+from eridiff.dataset.caption.precedence import (
+    COPY,
+    FILE,
+    FOLDER,
+    FULL_NAME,
+    JSON,
+    TABLE,
+    TAGS,
+    Caption,
+    Unused,
+    one_each,
+)
 from eridiff.dataset.caption.rows import MetadataRow
 from eridiff.dataset.caption.tables import ALBUM, read_metadata
 

@@ -102,7 +102,7 @@ def load_pixels(path: Path, expected_digest: str | None = None) -> Image.Image:
     except OSError as error:
         raise _unreadable(path, error) from None
     if expected_digest is not None and hashlib.sha256(data).hexdigest() != expected_digest:
-        raise DataError(f"{path}: changed since the captions stage ran: run `dvc repro`, which reads it anew.")
+        raise DataError(f"{path}: changed since the captions stage ran: run `dvc repro`, which reads it again.")
     file = io.BytesIO(data)
     image, colour = _open(file, path, size)
     _refuse_scans(image, data, path)

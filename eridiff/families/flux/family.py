@@ -44,7 +44,7 @@ VERSIONS = family_versions(Path(__file__).parent)
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _DOUBLE = r"transformer_blocks\.\d+\."
 _SINGLE = r"single_transformer_blocks\.\d+\."
-TARGETS = {
+TARGET_SETS = {
     "attention": f"({_DOUBLE}{_ATTENTION}|{_SINGLE}{_ATTENTION})",
     "all-linear": (
         f"({_DOUBLE}({_ATTENTION}|ff(_context)?\\.net\\.(0\\.proj|2)|norm1(_context)?\\.linear)"
@@ -57,7 +57,7 @@ SCHEDULERS: dict[str, Spec] = {
 }
 
 
-def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
+def unused_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """None: every linear module of the transformer gets a gradient."""
     return {}
 

@@ -129,8 +129,8 @@ def _looks(layout: str, block: str, last: str, image: str, guidance: str, chroma
             marks={block: None, image: (3072, 128)},
             refusal="it follows a drawing: its input has 128 channels. Take Flux.1 dev",
         ),
-        look(what="Flux.1 dev's transformer", marks={**whole, guidance: (3072, 256)}, variant="flux-dev"),
-        look(what="Flux.1 schnell's transformer", marks=whole, absent=(guidance,), variant="flux-schnell"),
+        look(what="Flux.1 dev's transformer", marks={**whole, guidance: (3072, 256)}, model="flux-dev"),
+        look(what="Flux.1 schnell's transformer", marks=whole, absent=(guidance,), model="flux-schnell"),
         look(what="Flux.1 transformer of another size", marks={block: None, image: None}),
     )
 

@@ -44,7 +44,7 @@ NEGATIVE = True
 VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
-TARGETS = {
+TARGET_SETS = {
     "attention": r"transformer_blocks\.\d+\." + _ATTENTION,
     "all-linear": (
         r"transformer_blocks\.\d+\.(" + _ATTENTION + r"|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)"
@@ -56,7 +56,7 @@ SCHEDULERS: dict[str, Spec] = {
 }
 
 
-def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
+def unused_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """The last block throws its text stream away, so the text query never gets a gradient."""
     last = int(config["num_layers"]) - 1
     return {f"transformer_blocks.{last}.attn.add_q_proj": "the last block discards its context output"}

@@ -138,8 +138,8 @@ def _looks(layout: str, query: str, dual: str, norm: str, last: str, positions: 
             absent=(norm,),
             refusal="it is not SD 3.5: its attention has no norms. Take SD 3.5 Medium",
         ),
-        look(what="SD 3.5 Medium's transformer", marks=medium, absent=(last,), variant="sd35-medium"),
-        look(what="SD 3.5 Large's transformer", marks=large, absent=(dual,), variant="sd35-large"),
+        look(what="SD 3.5 Medium's transformer", marks=medium, absent=(last,), model="sd35-medium"),
+        look(what="SD 3.5 Large's transformer", marks=large, absent=(dual,), model="sd35-large"),
         look(what="SD 3.5 transformer of another size", marks={first: None, norm: None}),
     )
 

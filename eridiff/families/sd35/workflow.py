@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eridiff.comfyui import load_base, node
+from eridiff.comfyui_nodes import load_base, node
 from eridiff.family import Scene
 
 

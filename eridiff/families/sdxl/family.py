@@ -39,7 +39,7 @@ NEGATIVE = True
 VERSIONS = family_versions(Path(__file__).parent)
 
 _BLOCK = r".*\.attentions\.\d+\.transformer_blocks\.\d+\."
-TARGETS = {
+TARGET_SETS = {
     "attention": _BLOCK + r"attn[12]\.(to_q|to_k|to_v|to_out\.0)",
     "all-linear": (
         r".*\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
@@ -55,7 +55,7 @@ SCHEDULERS: dict[str, Spec] = {
 }
 
 
-def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
+def unused_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """None: every linear module of the UNet gets a gradient."""
     return {}
 

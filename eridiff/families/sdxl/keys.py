@@ -155,7 +155,7 @@ def _looks(layout: str, first: str, label: str, cross: str) -> tuple[Look, ...]:
         look(
             what="SDXL UNet",
             marks={label: (1280, 2816), first: (320, 4, 3, 3), cross: (640, 2048)},
-            variant="sdxl",
+            model="sdxl",
         ),
         look(what="SDXL UNet of another size", marks={label: None, first: None}),
         look(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eridiff.comfyui import load_base, node, sample_as_trained
+from eridiff.comfyui_nodes import load_base, node, sample_as_trained
 from eridiff.family import Scene
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents.encode import cache_latents
-from eridiff.caching.latents.plan import INDEX_COLUMNS, batch_by_bucket, common_parts, plan_samples
+from eridiff.caching.latents.plan import INDEX_COLUMNS, batch_by_bucket, common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Samples
 from eridiff.core.errors import DataError
 from eridiff.core.files import digest_file
@@ -65,7 +65,7 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int] = (96, 80)) ->
 
 
 def plan(rows: list[dict[str, Any]], params: LatentParams, pictures: Path, store: Path) -> Samples:
-    return plan_samples(rows, params, common_parts(params, VAE, 1), 16, pictures, PixelDigests(store))
+    return plan_samples(rows, params, common_key_fields(params, VAE, 1), 16, pictures, PixelDigests(store))
 
 
 def cache(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eridiff.caching.drift import FIRST, ProbeMemory, library_versions
+from eridiff.caching.drift_records import NO_DRIFT, DriftRecords, library_versions
 from eridiff.caching.job import Filled
 from eridiff.caching.latents.job import LatentJob, latent_job
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.caching.processes import Ranks
 from eridiff.core.files import digest_file
 from eridiff.formats.tables import Row
@@ -50,14 +50,14 @@ def fill(job: LatentJob) -> Filled:
 
 def test_a_second_run_loads_nothing_and_gives_the_same(tmp_path: Path, rows: list[Row]) -> None:
     job = make_job(tmp_path, rows)
-    assert job.lacks(FIRST)
+    assert job.incomplete(NO_DRIFT)
     first = fill(job)
     assert (first.counts.samples, first.counts.encoded) == (6, 6)
     assert first.backend["device"] == "cpu"
     assert first.report[0].startswith("latents: 6 samples, 6 encoded, 0 reused, 1 shard written")
     assert first.facts.keys() == {"scaling_factor", "shift_factor", "probe"}
     again = make_job(tmp_path, rows)
-    assert not again.lacks(FIRST)
+    assert not again.incomplete(NO_DRIFT)
     second = fill(again)
     assert (second.counts.encoded, second.backend) == (0, {})
     assert again.part.load.seconds == 0.0
@@ -67,21 +67,21 @@ def test_a_second_run_loads_nothing_and_gives_the_same(tmp_path: Path, rows: lis
 def test_what_is_probed_is_remembered_of_this_encoder(tmp_path: Path, rows: list[Row]) -> None:
     job = make_job(tmp_path, rows)
     fill(job)
-    memory = ProbeMemory(job.root, job.encoder)
-    assert memory.at(library_versions()) == FIRST
-    assert memory.references[FIRST].values == job.probe()
+    memory = DriftRecords(job.root, job.encoder)
+    assert memory.at(library_versions()) == NO_DRIFT
+    assert memory.references[NO_DRIFT].values == job.drift_values()
 
 
 def test_the_plan_is_that_of_the_bases_vae(tmp_path: Path, rows: list[Row]) -> None:
     """And a generation of its numbers is in every key."""
     job = make_job(tmp_path, rows)
     vae = job.part.pointer.components["vae"].identity()
-    common = common_parts(PARAMS, vae, job.part.family.VERSIONS.family.vae_encode)
+    common = common_key_fields(PARAMS, vae, job.part.family.VERSIONS.family.vae_encode)
     samples = plan_samples(rows, PARAMS, common, 8, job.pictures, PixelDigests(tmp_path / "other"))
-    assert list(job.plan(FIRST).keys) == list(samples.keys)
-    assert job.plan(FIRST) is job.plan(FIRST)
+    assert list(job.plan(NO_DRIFT).keys) == list(samples.keys)
+    assert job.plan(NO_DRIFT) is job.plan(NO_DRIFT)
     assert not set(job.plan("later").keys) & set(samples.keys)
-    assert {sample.parts["probe"] for sample in job.plan("later")} == {"later"}
+    assert {sample.key_fields["probe"] for sample in job.plan("later")} == {"later"}
 
 
 def test_another_process_says_what_it_encoded_and_puts_nothing_out(

@@ -19,7 +19,7 @@ from eridiff.caching.latents import encode as latentcache
 from eridiff.caching.latents import new_pictures as newpictures
 from eridiff.caching.latents.encode import cache_latents
 from eridiff.caching.latents.new_pictures import NewPictures
-from eridiff.caching.latents.plan import INDEX_COLUMNS, common_parts, plan_samples
+from eridiff.caching.latents.plan import INDEX_COLUMNS, common_key_fields, plan_samples
 from eridiff.caching.processes import Ranks
 from eridiff.core.errors import ConfigError, DataError
 from eridiff.core.files import digest_file
@@ -52,7 +52,7 @@ def stage(
     """The stage's work into FOLDER/NAME. once: new pictures by themselves, as the stage does; else after a plan."""
     root, out, raw = folder / f"store-{name}", folder / name, folder / "raw"
     pixels = PixelDigests(root, {row["file_digest"] for row in rows})
-    work, common = Work(), common_parts(params, VAE, 1)
+    work, common = Work(), common_key_fields(params, VAE, 1)
     resources = Resources(root=root, load=lambda: (vae or MeanVae(), CPU), earlier=earlier, workers=workers)
     if once:
         work = NewPictures(rows, params, 16, raw, pixels).encode(common, resources)
@@ -126,7 +126,7 @@ def test_what_the_last_output_has_is_not_encoded(tmp_path: Path) -> None:
     pixels = PixelDigests(tmp_path / "store-none", {row["file_digest"] for row in rows[:4]})
     new = NewPictures(rows[:4], PARAMS, 16, tmp_path / "raw", pixels)
     none = Resources(root=tmp_path / "store-none", load=nothing_to_load, earlier=earlier)
-    assert new.encode(common_parts(PARAMS, VAE, 1), none).encoded == 0
+    assert new.encode(common_key_fields(PARAMS, VAE, 1), none).encoded == 0
     assert pixels.unknown == set()
     one = stage(tmp_path, rows, "clone", earlier=earlier)
     assert (one.samples, one.encoded) == (24, 8)
@@ -136,7 +136,7 @@ def test_the_first_one_tells_that_something_lacks(tmp_path: Path, decoded: list[
     rows = make_pictures(tmp_path / "raw", 5)
     pixels = PixelDigests(tmp_path / "store-a", {row["file_digest"] for row in rows})
     new = NewPictures(rows, PARAMS, 16, tmp_path / "raw", pixels)
-    keys = new.first_keys(common_parts(PARAMS, VAE, 1))
+    keys = new.first_keys(common_key_fields(PARAMS, VAE, 1))
     assert decoded == ["000.png"]
     stage(tmp_path, rows, "a")
     assert len(keys) == 4 and set(keys) <= set(Store(tmp_path / "store-a", "latents").catalogue)
@@ -189,7 +189,7 @@ def test_all_damaged_ones_are_named_at_once(tmp_path: Path, workers: int) -> Non
     for number in (0, 7, 11):
         (tmp_path / f"raw/{number:03}.png").write_bytes(b"no picture")
     pixels = PixelDigests(tmp_path / "store-a", {row["file_digest"] for row in rows})
-    common = common_parts(PARAMS, VAE, 1)
+    common = common_key_fields(PARAMS, VAE, 1)
     assert NewPictures(rows, PARAMS, 16, tmp_path / "raw", pixels).first_keys(common) == []
     with pytest.raises(DataError) as caught:
         stage(tmp_path, rows, "a", workers=workers)
@@ -251,7 +251,7 @@ def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytes
 
     if not once:  # their pixels are known
         pixels = PixelDigests(tmp_path / "store-a")
-        plan_samples(rows, params, common_parts(params, VAE, 1), 16, tmp_path / "raw", pixels)
+        plan_samples(rows, params, common_key_fields(params, VAE, 1), 16, tmp_path / "raw", pixels)
     monkeypatch.setattr(newpictures, "load_pixels", slow_load)
     monkeypatch.setattr(latentcache, "load_pixels", slow_load)
     monkeypatch.setattr(store, "write_tensors", slow_write)
@@ -274,7 +274,7 @@ def quick_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def share(folder: Path, rows: list[Row], name: str, size: int, *, come: int) -> CacheCounts:
     """The stage's work as the first of `size` processes, of which `come` others do their part (threads, here)."""
     root, out, raw = folder / f"store-{name}", folder / name, folder / "raw"
-    common = common_parts(PARAMS, VAE, 1)
+    common = common_key_fields(PARAMS, VAE, 1)
 
     def resources(ranks: Ranks) -> Resources:
         return Resources(root=root, load=lambda: (MeanVae(), CPU), ranks=ranks)

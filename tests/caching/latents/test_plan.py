@@ -13,7 +13,7 @@ from PIL import Image
 
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_latents, encode_batches
-from eridiff.caching.latents.plan import common_parts, learn_pixels, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, learn_pixels, plan_samples
 from eridiff.caching.latents.samples import Samples
 from eridiff.caching.latents.vae import encode, pixels_from_bytes
 from eridiff.core.errors import ConfigError, DataError
@@ -73,7 +73,7 @@ def plan(pictures: Path, params: LatentParams, rows: Iterable[dict[str, Any]] | 
     given = {"vae": VAE, "version": 1, **changes}
     side = given.pop("side_multiple", 16)
     rows = [row(pictures, number) for number in range(7)] if rows is None else rows
-    return plan_samples(rows, params, common_parts(params, **given), side, pictures, pixels)
+    return plan_samples(rows, params, common_key_fields(params, **given), side, pictures, pixels)
 
 
 def run(
@@ -156,13 +156,13 @@ import pickle, sys
 from pathlib import Path
 from eridiff.caching.fill import Resources
 from eridiff.caching.latents.encode import cache_latents
-from eridiff.caching.latents.plan import common_parts, plan_samples
+from eridiff.caching.latents.plan import common_key_fields, plan_samples
 from eridiff.params.latents import LatentParams
 from eridiff.store.pixels import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
 params = LatentParams(batch_size=4)
-samples = plan_samples(rows, params, common_parts(params, vae, 1), 16, folder / "raw", PixelDigests(folder / "store"))
+samples = plan_samples(rows, params, common_key_fields(params, vae, 1), 16, folder / "raw", PixelDigests(folder / "store"))
 def load():
     raise AssertionError("nothing has to be encoded")
 resources = Resources(root=folder / "store", load=load, earlier=load)

@@ -26,7 +26,7 @@ TOKENIZERS = {"tokenizer": "eridiff.families.toy.models.Words"}
 DENOISER = "mixer"
 SIDE_MULTIPLE = 8
 PATCH = 1
-TARGETS = {"attention": r"blocks\.\d+\.(query|key)", "all-linear": r"blocks\.\d+\.(query|key|unused)"}
+TARGET_SETS = {"attention": r"blocks\.\d+\.(query|key)", "all-linear": r"blocks\.\d+\.(query|key|unused)"}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {"euler": ("FlowMatchEulerDiscreteScheduler", {})}
 MAX_TOKENS = (8,)
 GUIDANCE = False
@@ -34,7 +34,7 @@ NEGATIVE = False
 VERSIONS = family_versions(Path(__file__).parent)
 
 
-def dead_modules(config: Mapping[str, Any]) -> dict[str, str]:
+def unused_modules(config: Mapping[str, Any]) -> dict[str, str]:
     """The modules that the forward pass never calls."""
     return {f"blocks.{i}.unused": "is never called" for i in range(config["num_blocks"])}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eridiff.bases.find import candidates
-from eridiff.bases.pointers import read_pointer_file
+from eridiff.bases.pointer_files import read_pointer_file
 from eridiff.bases.wanted import how_to_add, wanted_family
 from eridiff.core.errors import BaseError
 from eridiff.core.json_files import read_json
@@ -51,7 +51,7 @@ def describe_pointer(path: Path, name: str) -> Iterator[str]:
         if place is not None:
             where = f"here by name and size, in {place if isinstance(place, Path) else place.path}"
         yield f"  {component.name}: {where}: " + ", ".join(f"{file} ({n} bytes)" for file, n in component.files.items())
-    yield f"  `eridiff base find {base}` compares their content; `eridiff base add {base} SOURCE` makes it anew"
+    yield f"  `eridiff base find {base}` compares their content; `eridiff base add {base} SOURCE` makes it again"
 
 
 def refuse_other_json(path: Path) -> None:

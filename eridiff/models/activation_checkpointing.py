@@ -1,4 +1,4 @@
-"""Activations between the forward and the backward pass: exact ways to hold fewer of them on the device.
+"""Checkpointing between the forward and the backward pass: exact ways to hold fewer of them on the device.
 
 keep       all of them
 selective  those of every other block, the others are computed again in the backward pass
@@ -13,12 +13,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from eridiff.machine.local import Activations
+from eridiff.machine.local import Checkpointing
 
-LEVELS: tuple[Activations, ...] = get_args(Activations)  # each takes less memory, and more time, than the one before
+LEVELS: tuple[Checkpointing, ...] = get_args(
+    Checkpointing
+)  # each takes less memory, and more time, than the one before
 
 
-def set_activations(denoiser: nn.Module, level: Activations) -> None:
+def checkpoint_activations(denoiser: nn.Module, level: Checkpointing) -> None:
     """Say which blocks of a denoiser of diffusers are computed again: more than before, never fewer."""
     model: Any = denoiser
     if level != "keep":
@@ -42,7 +44,7 @@ def _empty(shape_and_dtype: tuple[torch.Size, torch.dtype]) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def waiting(level: Activations, device: torch.device) -> AbstractContextManager[object]:
+def offload_activations(level: Checkpointing, device: torch.device) -> AbstractContextManager[object]:
     """Where a step's activations wait for the backward pass: on the device, or on the host."""
     if level != "offload":
         return nullcontext()

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from eridiff.caching.drift import Reference
-from eridiff.caching.drift_check import generation_of
+from eridiff.caching.drift_check import drift_id_of
+from eridiff.caching.drift_records import Reference
 from eridiff.caching.job import CachingJob, earlier_of, facts_of
 from eridiff.caching.latents.job import LatentJob
 from eridiff.caching.latents.plan import index_rows
 from eridiff.caching.latents.samples import Sample
 from eridiff.caching.text_job import TextJob
 from eridiff.formats.tables import Row
-from eridiff.store.entries import Location, Parts, open_shard, read_catalogue
+from eridiff.store.entries import KeyFields, Location, open_shard, read_catalogue
 from eridiff.store.store import Store
 from eridiff.why.differences import Entries, as_json, describe, differences
 from eridiff.why.prediction import EncoderPlan, SamplePlan
@@ -24,14 +24,14 @@ Output = tuple[list[Row], Mapping[str, Any]]  # rows and facts of an index
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """One sample of a stage. name: for messages; key, parts: of its entry; row: what the index will say of it.
+    """One sample of a stage. name: for messages; key, key_fields: of its entry; row: what the index will say of it.
 
     before: the key that it had in the stage's last output. new: what to say where nothing like it is known.
     """
 
     name: str
     key: str
-    parts: Parts
+    key_fields: KeyFields
     row: Row
     before: str | None
     new: str
@@ -49,7 +49,7 @@ class Outlook:
 class CachePlan:
     """One caching stage as `eridiff why` sees it: its job, and the index that it put out last, rows and facts.
 
-    wanted(generation): its samples.
+    wanted(drift_id): its samples.
     """
 
     job: CachingJob
@@ -65,9 +65,9 @@ class CachePlan:
         others = (read_catalogue(open_shard(path)) for path in earlier)
         return ChainMap(store.catalogue, *others)  # type: ignore[arg-type]  # read, never written
 
-    def look_up(self, generation: str) -> Outlook:
+    def look_up(self, drift_id: str) -> Outlook:
         """Which samples would be encoded, and which part of each one's key is new."""
-        plan = self.wanted(generation)
+        plan = self.wanted(drift_id)
         wanted = {one.key: one for one in plan}
         known = self.known(list(wanted))
         entries = Entries(known, self.job.subject)
@@ -76,8 +76,8 @@ class CachePlan:
 
     def _why_new(self, one: Wanted, entries: Entries) -> SamplePlan:
         """The sample against its own earlier self, else against the entry most alike."""
-        before = entries.parts(one.before) or entries.alike(one.parts)
-        changes = differences(before, one.parts) if before else {}
+        before = entries.key_fields(one.before) or entries.alike(one.key_fields)
+        changes = differences(before, one.key_fields) if before else {}
         reason = describe(changes, self.job.stage) if changes else one.new
         return SamplePlan(stage=self.job.stage, name=one.name, reason=reason, changes=as_json(changes))
 
@@ -94,7 +94,7 @@ class CachePlan:
     def same_output(self, reference: Reference | None) -> bool:
         """Whether the stage would put out what it put out last: then nothing after it runs."""
         rows, facts = self.output
-        wanted = self.wanted(generation_of(reference))
+        wanted = self.wanted(drift_id_of(reference))
         return dict(facts) == facts_of(self.job, reference) and _comparable(rows) == _comparable(
             one.row for one in wanted
         )
@@ -136,17 +136,17 @@ def plan_latents(job: LatentJob, output: Output) -> CachePlan:
     before = {(row["path"], row.get("variant", 0), row["flip"]): row["key"] for row in output[0]}
 
     @cache
-    def wanted(generation: str) -> list[Wanted]:
-        samples = job.plan(generation)
+    def wanted(drift_id: str) -> list[Wanted]:
+        samples = job.plan(drift_id)
         index = index_rows(samples, dict.fromkeys((sample.key for sample in samples), ""))
         ident = {(row["path"], row["variant"], row["flip"], row["key"]): row for row in index}
         return [
             Wanted(
                 name=_name(sample),
                 key=sample.key,
-                parts=sample.parts,
-                row=ident[sample.path, sample.variant, int(sample.flip), sample.key],
-                before=before.get((sample.path, sample.variant, int(sample.flip))),
+                key_fields=sample.key_fields,
+                row=ident[sample.path, sample.crop_number, int(sample.flip), sample.key],
+                before=before.get((sample.path, sample.crop_number, int(sample.flip))),
                 new="new picture",
             )
             for sample in samples
@@ -158,7 +158,7 @@ def plan_latents(job: LatentJob, output: Output) -> CachePlan:
 
 
 def _name(sample: Sample) -> str:
-    crop = f", crop {sample.variant}" if sample.variant else ""
+    crop = f", crop {sample.crop_number}" if sample.crop_number else ""
     return f"{sample.path}{crop}{', mirrored' if sample.flip else ''}"
 
 
@@ -168,17 +168,17 @@ def plan_text(job: TextJob, output: Output, old_rows: Iterable[Row]) -> CachePla
     replaced = _replaced(old_rows, job.rows)
 
     @cache
-    def wanted(generation: str) -> list[Wanted]:
+    def wanted(drift_id: str) -> list[Wanted]:
         return [
             Wanted(
                 name=caption.text,
                 key=caption.key,
-                parts=caption.parts,
+                key_fields=caption.key_fields,
                 row={"text": caption.text, "key": caption.key},
                 before=keys.get(caption.text) or keys.get(replaced.get(caption.text, caption.text)),
                 new="new text",
             )
-            for caption in job.plan(generation)
+            for caption in job.plan(drift_id)
         ]
 
     return CachePlan(job=job, wanted=wanted, output=output)

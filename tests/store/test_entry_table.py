@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eridiff.store import sharding as placement
 from eridiff.store.catalogue import read_store
 from eridiff.store.entries import Location
-from eridiff.store.index import ALONE, Columns, EntryTable, sorted_keys
+from eridiff.store.entry_table import ALONE, Columns, EntryTable, sorted_keys
 from eridiff.store.sharding import Placement
 from eridiff.store.store import Store
 from tests.support.entries import ENTRIES, KEYS, filled, split_keys

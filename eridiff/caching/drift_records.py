@@ -2,7 +2,7 @@
 
 An encoder's entries are keyed by its weights and params. New versions of torch, diffusers or transformers may change
 its numbers all the same, so it is probed on a fixed input once for each set of versions. Numbers that differ from
-those remembered by no more than rounding belong to the same generation; others start a new one, and a generation but
+those remembered by no more than rounding belong to the same drift_id; others start a new one, and a drift_id but
 the first is a part of every key. Records are files under STORE/probes, written once: the first writer wins.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
-FIRST = ""  # the first generation, which is in no key
+NO_DRIFT = ""  # the first drift_id, which is in no key
 # Largest difference that passes for rounding, as a part of the largest number of the tensor. docs/benchmarks.md has the
 # measurements: what devices, kernels and batch sizes change, with room above it.
 TOLERANCE = {"fp32": 2e-4, "tf32": 5e-3, "fp16": 1e-2, "bf16": 6e-2}
@@ -56,18 +56,18 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The numbers that a generation began with; what an index carries, so that a clone compares with the same.
+    """The numbers that a drift_id began with; what an index carries, so that a clone compares with the same.
 
     encoder: digest of the encoder that gave them, because a stage's last output may be another encoder's.
     """
 
     encoder: str
-    generation: str
+    drift_id: str
     values: Values
 
     def facts(self) -> dict[str, Any]:
         """As plain values."""
-        return {"encoder": self.encoder, "generation": self.generation, "values": self.values}
+        return {"encoder": self.encoder, "generation": self.drift_id, "values": self.values}
 
 
 def reference_of(facts: Mapping[str, Any]) -> Reference | None:
@@ -97,7 +97,7 @@ class Difference:
 class Verdict:
     """What a probe taken with some versions says. before: the versions of the last one; difference: from its values."""
 
-    generation: str
+    drift_id: str
     versions: Versions
     before: Versions
     difference: Difference | None
@@ -169,7 +169,7 @@ def some_values(work: "Callable[[], Mapping[str, Tensor]]", what: str, why: Call
     return values
 
 
-class ProbeMemory:
+class DriftRecords:
     """What a store remembers of one encoder: its generations' references, and a record for each set of versions."""
 
     def __init__(self, root: Path, encoder: Encoder) -> None:
@@ -180,10 +180,10 @@ class ProbeMemory:
     def references(self) -> dict[str, Reference]:
         """Generation -> its reference."""
         found = [reference_of({"probe": self._read(path)}) for path in sorted(self.folder.glob("generation-*.json"))]
-        return {reference.generation: reference for reference in found if reference}
+        return {reference.drift_id: reference for reference in found if reference}
 
     def at(self, versions: Versions) -> str | None:
-        """The generation that was found with these versions; None where the encoder was not probed with them."""
+        """The drift_id that was found with these versions; None where the encoder was not probed with them."""
         path = self._record_path(versions)
         for one in (path, path.with_name(path.name.replace(".sealed.", "."))):  # the other is of before
             if one.exists():
@@ -199,15 +199,15 @@ class ProbeMemory:
         record = self._read(records[-1])
         return record["generation"], record["versions"]
 
-    def versions_of(self, generation: str) -> Versions:
-        """Versions of the last probe of a generation; {} where none is recorded."""
-        found = [record for record in map(self._read, self._records()) if record["generation"] == generation]
+    def versions_of(self, drift_id: str) -> Versions:
+        """Versions of the last probe of a drift_id; {} where none is recorded."""
+        found = [record for record in map(self._read, self._records()) if record["generation"] == drift_id]
         return dict(found[-1]["versions"]) if found else {}
 
     def adopt(self, reference: Reference) -> None:
         """Take over the reference of a stage's own earlier output: what its entries were encoded like."""
-        if reference.generation not in self.references:
-            self._add(self.folder / f"generation-{reference.generation or 'first'}.sealed.json", reference.facts())
+        if reference.drift_id not in self.references:
+            self._add(self.folder / f"generation-{reference.drift_id or 'first'}.sealed.json", reference.facts())
             del self.references
 
     def learn(self, values: Values, versions: Versions) -> Verdict:
@@ -216,17 +216,17 @@ class ProbeMemory:
         before = self.references.get(last[0]) if last else None
         before = before or next(iter(self.references.values()), None)
         difference = compare(before.values, values, self.encoder.precision) if before else None
-        generation = self._generation(values)
-        if generation is None:
-            generation = FIRST if not self.references else digest_json(values)[:16]
-            self.adopt(Reference(encoder=self.encoder.digest, generation=generation, values=values))
+        drift_id = self._drift_id(values)
+        if drift_id is None:
+            drift_id = NO_DRIFT if not self.references else digest_json(values)[:16]
+            self.adopt(Reference(encoder=self.encoder.digest, drift_id=drift_id, values=values))
         path = self._record_path(versions)
-        self._add(path, {"encoder": dict(self.encoder.identity), "versions": versions, "generation": generation})
-        generation = str(self._read(path)["generation"])
-        return Verdict(generation=generation, versions=versions, before=last[1] if last else {}, difference=difference)
+        self._add(path, {"encoder": dict(self.encoder.identity), "versions": versions, "generation": drift_id})
+        drift_id = str(self._read(path)["generation"])
+        return Verdict(drift_id=drift_id, versions=versions, before=last[1] if last else {}, difference=difference)
 
-    def _generation(self, values: Values) -> str | None:
-        """The generation nearest to a probe, of those that it belongs to."""
+    def _drift_id(self, values: Values) -> str | None:
+        """The drift_id nearest to a probe, of those that it belongs to."""
         distances = {
             name: compare(reference.values, values, self.encoder.precision)
             for name, reference in sorted(self.references.items())

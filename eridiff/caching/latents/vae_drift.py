@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from eridiff.caching.drift import Encoder, Values, name_precision, some_values
+from eridiff.caching.drift_records import Encoder, Values, name_precision, some_values
 from eridiff.caching.latents.vae import encode, prepare_vae
 from eridiff.params.latents import LatentParams
 from eridiff.weights.nonfinite import blame
@@ -26,7 +26,7 @@ def vae_encoder(pointer: Pointer, params: LatentParams, version: int) -> Encoder
     )
 
 
-def probe_vae(params: LatentParams, vae: "nn.Module", device: "torch.device") -> Values:
+def vae_drift_values(params: LatentParams, vae: "nn.Module", device: "torch.device") -> Values:
     """Some numbers of the posterior of a fixed picture; not compiled, tiled where the params say so.
 
     Raises: DataError where they are not finite.
@@ -36,12 +36,12 @@ def probe_vae(params: LatentParams, vae: "nn.Module", device: "torch.device") ->
     width = SIDE if params.tile is None else params.tile + params.tile // 2 // SIDE * SIDE + SIDE
 
     def work() -> "dict[str, Tensor]":
-        return encode(vae, probe_picture(width).to(device), params)
+        return encode(vae, drift_picture(width).to(device), params)
 
     return some_values(work, "the VAE", lambda: blame({"vae": vae}, "latents.dtype", params.dtype, work))
 
 
-def probe_picture(width: int) -> "Tensor":
+def drift_picture(width: int) -> "Tensor":
     """Pixels [1, 3, 64, width] in [-1, 1]: ramps, edges and a coarse noise, from whole numbers alone."""
     import torch
 

@@ -26,7 +26,7 @@ SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PartTensors:
+class ComponentTensors:
     """The tensors of one component, by canonical name."""
 
     component: str
@@ -78,10 +78,10 @@ class PartTensors:
     def raw(self, name: str) -> RawTensor:
         """One tensor, by its canonical name.
 
-        Raises: BaseError where the file lacks it.
+        Raises: BaseError where the file is missing it.
         """
         if name not in self.sources:
-            raise BaseError(f"{self.path} lacks {name} of {self.component}.")
+            raise BaseError(f"{self.path} is missing {name} of {self.component}.")
         row, old = self.sources[name]
         return to_model(row, self.found.weights.raw(self.found.prefix + old))[name]
 
@@ -131,16 +131,16 @@ class FolderTensors:
         Raises: BaseError where the files lack it.
         """
         if name not in self.weights.where:
-            raise BaseError(f"{self.path} lacks {name} of {self.component}.")
+            raise BaseError(f"{self.path} is missing {name} of {self.component}.")
         return self.weights.raw(name), None
 
 
 def map_part(
     found: Found, part: Part, component: str, config: Config, canonical: Canonical, *, whole: bool = True
-) -> PartTensors:
+) -> ComponentTensors:
     """Read a part of files as a component of a base.
 
-    whole: refuse one that lacks tensors. Raises: BaseError that names them; and where the config is none of its kind.
+    whole: refuse one that is missing tensors. Raises: BaseError that names them; and where the config is none of its kind.
     """
     try:
         rows, sizes = part.rows(found.look.layout, config), part.sizes(config) if whole else {}
@@ -148,19 +148,19 @@ def map_part(
         raise BaseError(
             f"the config of {component} is none of its kind ({type(error).__name__}: {error}): copy the model's own."
         ) from None
-    tensors = PartTensors(component=component, found=found, rows=rows, canonical=canonical)
+    tensors = ComponentTensors(component=component, found=found, rows=rows, canonical=canonical)
     if whole:
         refuse_others(tensors, sizes)
     return tensors
 
 
-def refuse_others(tensors: PartTensors, sizes: Mapping[str, Mark]) -> None:
+def refuse_others(tensors: ComponentTensors, sizes: Mapping[str, Mark]) -> None:
     """Raises: BaseError where tensors are missing, or have other sizes than the config asks for."""
     found, missing = tensors.found, tensors.missing
     what = f"{found.weights.paths[0]} ({found.look.what})"
     if missing:
         raise BaseError(
-            f"{what} lacks {len(missing)} of {len(tensors.rows)} tensors of {tensors.component}: {shorten(missing)}. "
+            f"{what} is missing {len(missing)} of {len(tensors.rows)} tensors of {tensors.component}: {shorten(missing)}. "
             "It is of another model, or was saved in part."
         )
     for name, mark in sizes.items():
