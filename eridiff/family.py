@@ -141,7 +141,7 @@ def load_workflow(name: str) -> "Workflow":
 class Published:
     """What a family's makers published (its published.json)."""
 
-    models: Mapping[str, Mapping[str, Any]]  # model -> component -> config
+    models: Mapping[str, Mapping[str, Any]]  # published model -> component -> config
     tokenizers: Mapping[str, str]  # component -> kind of tokenizer: clip-l, clip-g, t5
     files: Mapping[str, Sequence[str]]  # component -> ComfyUI's folder of it, then names of files that hold it
     comfyui: Mapping[str, Mapping[str, str]]  # model -> component -> the makers' file that holds it in ComfyUI
@@ -155,7 +155,7 @@ def published(name: str) -> Published:
     path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
     record = json.loads(path.read_text("utf-8")) if path.exists() else {"common": {}}
     return Published(
-        models={variant: record["common"] | own for model, own in record.get("variants", {}).items()},
+        models={model: record["common"] | own for model, own in record.get("variants", {}).items()},
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
         comfyui=record.get("comfyui", {}),

@@ -33,15 +33,14 @@ def main() -> None:
     job = train_job(model, params, INPUTS, store_root())
     with job.held():
         previews = prepare_previews(local, model, params.precision, job.data.samples[0].bucket, job.device)
-        activations = choose_checkpointing(local.activation_checkpointing, job, code_digest())
-        run = job.prepare(activations, fixed=local.activation_checkpointing is not None)
+        level = choose_checkpointing(local.activation_checkpointing, job, code_digest())
+        run = job.prepare(level, fixed=local.activation_checkpointing is not None)
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = job.train(run, preview, local.state_every)
         written = job.put_out(table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(job.device, params.precision)
-    record_run(
-        "train", seconds=seconds, activation_checkpointing=run.activation_checkpointing, state=job.state, **backend
-    )
+    backend |= {"activation_checkpointing": run.activation_checkpointing}
+    record_run("train", seconds=seconds, state=job.state, **backend)
     say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")
 
 

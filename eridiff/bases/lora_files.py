@@ -218,7 +218,7 @@ def _claimed(metadata: Mapping[str, str], lineage: Mapping[str, Any]) -> list[tu
 
 def _base_line(modules: Mapping[str, Module], metadata: Mapping[str, str], lineage: Mapping[str, Any]) -> str:
     fitting, share = fitting_models(modules, _claimed(metadata, lineage))
-    models = " or ".join(f"{family} ({variant})" for family, model in fitting)
+    models = " or ".join(f"{family} ({model})" for family, model in fitting)
     if share >= KNOWN_SHARE:
         of = "all" if share == 1 else f"{share:.1%}"
         names = f"{of} of the denoiser's modules are those of {models}"

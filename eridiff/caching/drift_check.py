@@ -1,4 +1,4 @@
-"""When a caching stage probes its encoder, and how what it finds is told."""
+"""The drift check of a caching stage: when its encoder is measured again, and how the result is reported."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,22 +33,22 @@ def any_missing(root: Path, kind: str, keys: Iterable[str] | Keys, earlier: Call
 
 
 def index_reference(index: Path | None) -> Reference | None:
-    """The reference that an index carries; None without an index, or in one made before any probe."""
+    """The reference that an index carries; None without an index, or in one from before the first drift check."""
     return reference_of(read_facts(index)) if index else None
 
 
 def drift_id_of(reference: Reference | None) -> str:
-    """What enters the keys."""
+    """The drift id that enters the keys: empty for the numbers of the first check."""
     return reference.drift_id if reference else NO_DRIFT
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftCheck:
-    """How one stage probes its encoder.
+    """How one stage checks its encoder for drift.
 
-    take: the probe itself, which loads the encoder. incomplete: whether the store lacks entries under a drift_id's keys.
-    earlier: the reference that the stage's own last output carries. tell: hears what a probe found, and
-    whether it is the same as before but for rounding.
+    measure: gives some of the encoder's numbers on a fixed input, and loads it for that. incomplete: whether entries
+    are missing under the keys of a drift id. earlier: the reference in the stage's own last output. report: gets a
+    line on the result, and whether the numbers are the same up to rounding.
     """
 
     encoder: Encoder
@@ -64,7 +64,7 @@ class DriftCheck:
 
 
 def check_drift(check: DriftCheck) -> Reference | None:
-    """The drift_id of an encoder with the libraries of this machine; probes it where that is not known.
+    """The reference of an encoder's numbers with this machine's libraries; measures them where that is not known.
 
     The encoder is loaded only after an upgrade, or where something has to be encoded. None: nothing is known, and
     nothing has to be encoded.
@@ -77,7 +77,7 @@ def check_drift(check: DriftCheck) -> Reference | None:
 
 
 def _unknown(check: DriftCheck, memory: DriftRecords) -> str:
-    """The drift_id with versions that the store knows nothing of."""
+    """The drift id with versions that the store has no record of."""
     if not memory.references and (earlier := check.own(check.earlier())):
         memory.adopt(earlier)
     last = memory.last
@@ -86,13 +86,13 @@ def _unknown(check: DriftCheck, memory: DriftRecords) -> str:
         return assumed
     versions = library_versions()
     if last:
-        say(f"{check.encoder.stage}: {name_upgrade(last[1], versions)}: probing {check.encoder.name} once")
+        say(f"{check.encoder.stage}: {name_upgrade(last[1], versions)}: drift check of {check.encoder.name}")
     try:
         values = check.measure()
     except (BaseError, ConfigError) as error:  # no weights here, or no device: only what has to be encoded needs them
         if check.incomplete(assumed):
             raise
-        check.report(f"{check.encoder.stage}: not probed, the entries that are there are taken: {error}", True)
+        check.report(f"{check.encoder.stage}: no drift check, existing entries are used: {error}", True)
         return assumed
     verdict = memory.learn(values, versions)
     if verdict.difference:
@@ -103,9 +103,9 @@ def _unknown(check: DriftCheck, memory: DriftRecords) -> str:
 
 
 def check_known_drift(check: DriftCheck) -> Reference | None:
-    """`check_drift` for `eridiff why`: the same, but the very first probe of an encoder is left to its stage.
+    """`check_drift` for `eridiff why`: the same, but the first check of an encoder is left to its stage.
 
-    Raises: BaseError, ConfigError where the encoder cannot be probed here although something has to be encoded.
+    Raises: BaseError, ConfigError where the check cannot run here although something has to be encoded.
     """
     memory = DriftRecords(check.root, check.encoder)
     return check_drift(check) if memory.references or check.own(check.earlier()) else None
@@ -114,7 +114,7 @@ def check_known_drift(check: DriftCheck) -> Reference | None:
 def compare_with_output(check: DriftCheck, now: Reference | None, output: Reference | None) -> str | None:
     """How an encoder's numbers differ from those that a stage's last output was made with; None where they do not.
 
-    An output without a reference was made with the first drift_id; one of another encoder is no comparison.
+    An output without a reference has no drift; one of another encoder is not compared.
     """
     before = drift_id_of(output)
     if now is None or now.drift_id == before or (output and not check.own(output)):
@@ -127,11 +127,11 @@ def compare_with_output(check: DriftCheck, now: Reference | None, output: Refere
 
 
 def describe(name: str, upgrade: str, difference: Difference | None) -> str:
-    """What a probe found, in words."""
+    """A check that found drift, in words."""
     since = f" since {upgrade}" if upgrade else ""
     return f"{name} gives other numbers{since}" + (f": {difference}" if difference else "")
 
 
 def describe_same(name: str, upgrade: str, difference: Difference) -> str:
-    """What a probe found that found nothing."""
+    """A check that found no drift, in words."""
     return f"{name} gives the same numbers with {upgrade or 'these libraries'}, but for rounding: {difference}"

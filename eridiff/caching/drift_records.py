@@ -1,9 +1,10 @@
-"""Whether an encoder still gives the numbers that it gave: what the store remembers of it, and how it is compared.
+"""Records of drift checks: what numbers an encoder gave, with which library versions, and how they are compared.
 
 An encoder's entries are keyed by its weights and params. New versions of torch, diffusers or transformers may change
-its numbers all the same, so it is probed on a fixed input once for each set of versions. Numbers that differ from
-those remembered by no more than rounding belong to the same drift_id; others start a new one, and a drift_id but
-the first is a part of every key. Records are files under STORE/probes, written once: the first writer wins.
+its numbers all the same, so it is run on a fixed input once for each set of versions: the drift check. Numbers that
+differ from recorded ones by no more than rounding have the same drift id; others get a new one. The first id is empty;
+any other is part of every key (as `probe`). Records are files under STORE/probes, written once: the first writer wins.
+In stored files a drift id is called `generation`.
 """
 
 import math
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
-NO_DRIFT = ""  # the first drift_id, which is in no key
+NO_DRIFT = ""  # of the first numbers; in no key
 # Largest difference that passes for rounding, as a part of the largest number of the tensor. docs/benchmarks.md has the
 # measurements: what devices, kernels and batch sizes change, with room above it.
 TOLERANCE = {"fp32": 2e-4, "tf32": 5e-3, "fp16": 1e-2, "bf16": 6e-2}
@@ -38,7 +39,7 @@ Versions = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What is probed: one VAE, or one set of text encoders, in one number format.
+    """What is checked: one VAE, or one set of text encoders, in one number format.
 
     name: for messages. identity: all that its numbers depend on, but the libraries. precision: a key of TOLERANCE.
     """
@@ -56,7 +57,7 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The numbers that a drift_id began with; what an index carries, so that a clone compares with the same.
+    """The first numbers with a drift id; an index carries them, so that a clone compares with the same.
 
     encoder: digest of the encoder that gave them, because a stage's last output may be another encoder's.
     """
@@ -73,12 +74,14 @@ class Reference:
 def reference_of(facts: Mapping[str, Any]) -> Reference | None:
     """The reference in an index's facts; None in one that has none."""
     found = facts.get("probe")
-    return Reference(**{name: found[name] for name in ("encoder", "generation", "values")}) if found else None
+    if not found:
+        return None
+    return Reference(encoder=found["encoder"], drift_id=found["generation"], values=found["values"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far two probes lie apart, at the number that is furthest out. allowed: what rounding may do."""
+    """The largest difference between two measurements. allowed: what counts as rounding."""
 
     tensor: str
     largest: float
@@ -95,7 +98,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a probe taken with some versions says. before: the versions of the last one; difference: from its values."""
+    """The result of a check with some versions. before: the versions of the last one; difference: from its values."""
 
     drift_id: str
     versions: Versions
@@ -131,7 +134,7 @@ def shorten(number: float) -> float:
 
 
 def compare(reference: Values, values: Values, precision: str) -> Difference:
-    """The difference between two probes of one encoder that comes nearest to, or goes furthest beyond, rounding.
+    """The difference between two measurements of an encoder that is nearest to, or furthest beyond, rounding.
 
     Tensors of other names or sizes are infinitely different.
     """
@@ -163,14 +166,14 @@ def some_values(work: "Callable[[], Mapping[str, Tensor]]", what: str, why: Call
     for name, tensor in work().items():
         flat = tensor.detach().flatten().float().cpu()
         if not flat.isfinite().all():
-            raise DataError(f"{what} gave numbers that are not finite for a plain picture or caption. {why()}")
+            raise DataError(f"{what} gave numbers that are not finite for an ordinary picture or caption. {why()}")
         places = torch.linspace(0, flat.numel() - 1, min(NUM_VALUES, flat.numel()), dtype=torch.float64).long()
         values[name] = [shorten(number) for number in flat[places].tolist()]
     return values
 
 
 class DriftRecords:
-    """What a store remembers of one encoder: its generations' references, and a record for each set of versions."""
+    """The store's records of one encoder: a reference for each drift id, and a record for each set of versions."""
 
     def __init__(self, root: Path, encoder: Encoder) -> None:
         self.root, self.encoder = root, encoder
@@ -178,12 +181,12 @@ class DriftRecords:
 
     @cached_property
     def references(self) -> dict[str, Reference]:
-        """Generation -> its reference."""
+        """Drift id -> its reference."""
         found = [reference_of({"probe": self._read(path)}) for path in sorted(self.folder.glob("generation-*.json"))]
         return {reference.drift_id: reference for reference in found if reference}
 
     def at(self, versions: Versions) -> str | None:
-        """The drift_id that was found with these versions; None where the encoder was not probed with them."""
+        """The drift id recorded for these versions; None where there was no check with them."""
         path = self._record_path(versions)
         for one in (path, path.with_name(path.name.replace(".sealed.", "."))):  # the other is of before
             if one.exists():
@@ -192,7 +195,7 @@ class DriftRecords:
 
     @property
     def last(self) -> tuple[str, Versions] | None:
-        """Generation and versions of the probe taken last; None before the first."""
+        """Drift id and versions of the last check; None before the first."""
         records = self._records()
         if not records:
             return None
@@ -200,7 +203,7 @@ class DriftRecords:
         return record["generation"], record["versions"]
 
     def versions_of(self, drift_id: str) -> Versions:
-        """Versions of the last probe of a drift_id; {} where none is recorded."""
+        """Versions of the last check with this drift id; {} where none is recorded."""
         found = [record for record in map(self._read, self._records()) if record["generation"] == drift_id]
         return dict(found[-1]["versions"]) if found else {}
 
@@ -211,7 +214,7 @@ class DriftRecords:
             del self.references
 
     def learn(self, values: Values, versions: Versions) -> Verdict:
-        """Remember a probe taken with these versions; what another process remembered first stays."""
+        """Record a measurement with these versions; what another process recorded first stays."""
         last = self.last
         before = self.references.get(last[0]) if last else None
         before = before or next(iter(self.references.values()), None)
@@ -226,7 +229,7 @@ class DriftRecords:
         return Verdict(drift_id=drift_id, versions=versions, before=last[1] if last else {}, difference=difference)
 
     def _drift_id(self, values: Values) -> str | None:
-        """The drift_id nearest to a probe, of those that it belongs to."""
+        """The drift id of the nearest reference within rounding; None where there is none."""
         distances = {
             name: compare(reference.values, values, self.encoder.precision)
             for name, reference in sorted(self.references.items())
@@ -235,7 +238,7 @@ class DriftRecords:
         return min(same, key=lambda name: distances[name].largest) if same else None
 
     def _records(self) -> list[Path]:
-        """Files of the probes, in the order in which they were taken."""
+        """Files of the checks, in the order in which they ran."""
         found = self.folder.glob("versions-*.json")
         return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
@@ -249,7 +252,7 @@ class DriftRecords:
                 return record
         except (DataError, ValueError, TypeError):
             pass
-        raise StoreError(f"{path} is damaged. Remove it: the encoder is probed again.")
+        raise StoreError(f"{path} is damaged. Remove it: the drift check then runs again.")
 
     def _add(self, path: Path, record: Mapping[str, Any]) -> None:
         """Write a file whole, unless it is there: of several processes the first wins."""

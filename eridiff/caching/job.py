@@ -1,4 +1,4 @@
-"""What the jobs of both caching stages share: the part of the base that encodes, its probe, and what a run gives."""
+"""What the jobs of both caching stages share: the part of the base that encodes, its drift check, a run's result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ class EncoderPart:
 class CachingJob(Protocol):
     """A caching stage: what it encodes, by what, into which store. The stage runs it, `eridiff why` looks into it.
 
-    stage: its name; kind: of its entries in the store; subject: the part of a key that says what is encoded.
+    stage: its name; kind: of its entries in the store; subject: the field of a key that says what is encoded.
     """
 
     stage: ClassVar[str]
@@ -87,11 +87,11 @@ class CachingJob(Protocol):
 
     @property
     def encoder(self) -> Encoder:
-        """What of it is probed after an upgrade of the libraries."""
+        """What the drift check measures after an upgrade of the libraries."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the index says of the whole, less the probe's."""
+        """What the index says of the whole, less the drift check's."""
 
     def drift_values(self) -> Values:
         """Numbers of the encoder, which is loaded for it."""
@@ -106,7 +106,7 @@ def earlier_of(job: CachingJob) -> list[Path]:
 
 
 def check_drift_of(job: CachingJob) -> Reference | None:
-    """The drift_id of a stage's encoder when it runs (eridiff/caching/drift_check.py)."""
+    """The drift check of a stage's encoder when the stage runs (eridiff/caching/drift_check.py)."""
     check = DriftCheck(
         encoder=job.encoder,
         root=job.root,

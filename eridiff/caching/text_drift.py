@@ -1,4 +1,4 @@
-"""The probe of the text encoders: its fixed captions, and the numbers of their embeddings."""
+"""The drift check's measurement of the text encoders: fixed captions, and some numbers of their embeddings."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

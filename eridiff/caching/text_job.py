@@ -42,7 +42,7 @@ class TextJob:
 
     @property
     def encoder(self) -> Encoder:
-        """The text encoders as they are probed."""
+        """The text encoders, for the drift check."""
         return text_encoder(self.part.pointer, self.params, self.part.family)
 
     @property

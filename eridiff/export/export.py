@@ -33,7 +33,7 @@ class Trained:
     """A checkpoint as the export sees it."""
 
     factors: Mapping[str, Factors]  # diffusers module -> its adapter
-    unused: frozenset[str]  # modules that never get a gradient
+    unused: frozenset[str]  # modules whose output is discarded, so they never get a gradient
     lineage: Mapping[str, Any]
     keys: Keys
     licences: tuple[Licence, ...]  # of the base
@@ -133,7 +133,7 @@ def read_trained(path: Path) -> Trained:
         more = f" and {len(still) - 5} more" if len(still) > 5 else ""
         raise ExportError(
             f"{path}: never trained, so they would change nothing: {', '.join(still[:5])}{more}. Train more "
-            "steps, or choose targets (train.lora.targets) that get a gradient."
+            "steps, or choose a target set (train.lora.targets) that gets a gradient."
         )
     licences = read_licences(lineage["base"])
     return Trained(

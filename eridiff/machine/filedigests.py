@@ -64,8 +64,8 @@ class FileDigests:
     ) -> None:
         """Open the cache. path: default `digests.sqlite` in the user's cache folder.
 
-        anew: for which files every digest is calculated again and remembered in place of what was known. days: for how long
-        digests count; None: for ever.
+        anew: for which files every digest is calculated again and remembered in place of what was known. days: for how
+        long digests count; None: for ever.
         """
         self._anew, self._since = anew, -math.inf if days is None else time.time() - days * DAY_SECONDS
         self._path = path or user_cache() / "digests.sqlite"

@@ -2,13 +2,16 @@
 
 import os
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from eridiff.core.config import MAX_STEPS, Section, read_yaml, validate
 from eridiff.core.errors import ConfigError
+from eridiff.core.progress import warn
 from eridiff.versions import STAGES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a project or a base: a folder, and part of paths
@@ -17,9 +20,9 @@ CODE = "eridiff/families"  # of a checkout
 
 Paths = Annotated[tuple[str, ...], Field(max_length=1000)]
 
-Checkpointing = Literal[
-    "keep", "selective", "recompute", "offload"
-]  # until the backward pass (eridiff/models/activation_checkpointing.py)
+Checkpointing = Literal["none", "selective", "full", "offload"]  # eridiff/models/activation_checkpointing.py
+RENAMED_KEYS = {"activations": "activation_checkpointing"}  # name of before -> name; still read
+RENAMED_VALUES = {"activations": {"keep": "none", "recompute": "full"}}  # name of before -> its values of before
 
 
 class LocalConfig(Section):
@@ -39,9 +42,9 @@ class LocalConfig(Section):
     allow_pickle: bool = False
     """Also read pickled weights (.ckpt, .pt): only their tensors, no code in them is run."""
     activation_checkpointing: Checkpointing | None = None
-    """What training does with activations until the backward pass: `keep` them; compute those of every other block
-    again (`selective`); of every block (`recompute`); and let the blocks' inputs wait in the host's memory (`offload`).
-    Each takes less memory and more time, and gives the same numbers. null: the first that fits the GPU."""
+    """Activation checkpointing in training: `none`; `selective` computes every other block again in the backward pass;
+    `full` every block; `offload` also moves the blocks' inputs to RAM. Each needs less GPU memory and more time than
+    the one before, with identical results. null: the first that fits the GPU."""
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
     processes: Annotated[int, Field(ge=1, le=256)] = 1
@@ -117,10 +120,33 @@ def load_local() -> LocalConfig:
     chosen: dict[str, object] = {}
     for path in (user_config(), nearest):
         if path is not None and path.exists():
-            found = read_yaml(path) or {}
-            validate(LocalConfig, found, where=path.name if path == nearest else str(path), prefix="")
+            where = path.name if path == nearest else str(path)
+            found = _with_names_of_today(read_yaml(path) or {}, where)
+            validate(LocalConfig, found, where=where, prefix="")
             chosen |= found
     return validate(LocalConfig, chosen, where="local.yaml", prefix="")
+
+
+def _with_names_of_today(found: object, where: str) -> Any:
+    """The content of a local.yaml with renamed keys and their values under today's names; a line for each."""
+    if not isinstance(found, Mapping):
+        return found
+    current = dict(found)
+    for before, name in RENAMED_KEYS.items():
+        if before not in current:
+            continue
+        if name in current:
+            raise ConfigError(f"{where}: '{before}' is the earlier name of '{name}', which is set too. Remove it.")
+        value = current.pop(before)
+        current[name] = RENAMED_VALUES[before].get(value, value) if isinstance(value, str) else value
+        _warn_once(f"{where}: '{before}: {value}' is now '{name}: {current[name]}'. The earlier words are still read.")
+    return current
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Warn once a process: several parts of a stage read local.yaml."""
+    warn(line)
 
 
 def store_root() -> Path:

@@ -124,7 +124,7 @@ class Planner:
         return validate(model, params[name], where="params.yaml", prefix=name)
 
     def unit_estimate(self, stage: str, params: Params) -> tuple[MemoryEstimate, str]:
-        """What one unit of a stage's work takes, and what would be chosen when it starts."""
+        """The estimate for one unit of a stage's work, and what would be chosen when the stage starts."""
         own = self.section(stage, params)
         if stage == "latents":
             return latents_estimate(own, self.family, self.source, self.size), ""
@@ -142,7 +142,7 @@ class Planner:
         vae = self.source.config("vae")
         batch = made_up_batch(own.batch_size, self.family, vae, shapes, self.size)
         level, found = first_level(own, self.family, self.source, batch, self.card.memory - CONTEXT - SPARE)
-        return found, f"activations: {level}"
+        return found, f"activation checkpointing: {level}"
 
     def units(self, stage: str) -> tuple[int | None, str]:
         """How much work a stage has in all, at most: nothing of it is in the store."""

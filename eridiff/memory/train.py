@@ -1,4 +1,4 @@
-"""What training takes on a device: memory and operations, from the model's shapes, through the code that will run.
+"""The memory estimate of training: bytes and operations, from the model's shapes, through the code that will run.
 
 Nothing is loaded: the denoiser is made of its pointer's config on torch's meta device (eridiff/memory/trace.py).
 Memory is in bytes, operations are multiplications and additions.
@@ -32,6 +32,7 @@ GIB = 2**30
 SPARE = GIB // 2  # of a GPU: workspaces of its libraries, and gaps between what is allocated
 CONTEXT = 3 * GIB // 4  # what CUDA and its libraries take of a GPU themselves
 META = torch.device("meta")
+ESTIMATES = "footprints"  # a folder of the store, under the name that stores have had from the start
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: four bits, an 8-bit scale for 64, a 32-bit one for 256 of those
 FLOAT_BYTES = 4  # of an adapter, its gradient, and each moment of AdamW
 MEASURED = {"batch_size", "precision", "quantise", "ema_decay", "lora", "loss", "optimizer", "ddpm", "flow", "guidance"}
@@ -39,7 +40,7 @@ MEASURED = {"batch_size", "precision", "quantise", "ema_decay", "lora", "loss", 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """What one unit of a stage's work takes: a picture, a caption, a step, a picture drawn."""
+    """Memory and operations of one unit of a stage's work: a picture, a caption, a step, a picture drawn."""
 
     weights: int  # bytes that stay
     work: int  # bytes beyond them, at most
@@ -55,7 +56,7 @@ class MemoryEstimate:
 def train_estimates(
     params: TrainParams, family: Family, source: ModelSource, batch: Batch, levels: Sequence[Checkpointing] = LEVELS
 ) -> Iterator[tuple[Checkpointing, MemoryEstimate]]:
-    """One micro-batch with activations at each level, in order; the adapters' moments stay."""
+    """One micro-batch at each level of activation checkpointing, in order; the adapters' moments stay."""
     traceable = params.model_copy(update={"quantise": params.quantise and "int8"})  # the same expanded weights
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
     machine = Machine(device=META, activation_checkpointing=levels[0])
@@ -80,7 +81,7 @@ def train_estimates(
 def first_level(
     params: TrainParams, family: Family, source: ModelSource, batch: Batch, memory: int, remembered: Path | None = None
 ) -> tuple[Checkpointing, MemoryEstimate]:
-    """The first level of activations with which a micro-batch fits into memory (bytes); else the last.
+    """The first level of activation checkpointing with which a micro-batch fits into memory (bytes); else the last.
 
     remembered: a file of what was counted before for just this, and where what is counted now is kept.
     """
@@ -136,8 +137,9 @@ def choose_checkpointing(fixed: Checkpointing | None, job: TrainJob, code: str) 
         "torch": torch.__version__,
         "code": code,
     }
-    remembered = job.root / "footprints" / f"{digest_json(identity)}.json"
+    remembered = job.root / ESTIMATES / f"{digest_json(identity)}.json"
     free = torch.cuda.mem_get_info(device)[0]
     level, found = first_level(params, job.family, empty_source([job.pointer]), batch, free - SPARE, remembered)
-    say(f"train: activations '{level}', about {found.memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free")
+    needed = f"about {found.memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free"
+    say(f"train: activation checkpointing '{level}', {needed}")
     return level

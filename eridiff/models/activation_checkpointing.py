@@ -1,9 +1,9 @@
-"""Checkpointing between the forward and the backward pass: exact ways to hold fewer of them on the device.
+"""Activation checkpointing: fewer activations on the device between forward and backward pass, with equal results.
 
-keep       all of them
-selective  those of every other block, the others are computed again in the backward pass
-recompute  none but the blocks' inputs
-offload    those inputs too wait in the host's memory
+none       all activations are kept
+selective  those of every other block; the others are computed again in the backward pass
+full       only the inputs of the blocks
+offload    nothing: the inputs of the blocks wait in RAM
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ LEVELS: tuple[Checkpointing, ...] = get_args(
 
 
 def checkpoint_activations(denoiser: nn.Module, level: Checkpointing) -> None:
-    """Say which blocks of a denoiser of diffusers are computed again: more than before, never fewer."""
+    """Set which blocks of a denoiser of diffusers are checkpointed: more than before, never fewer."""
     model: Any = denoiser
-    if level != "keep":
+    if level != "none":
         model.enable_gradient_checkpointing(_every_other_block() if level == "selective" else None)
 
 
 def _every_other_block() -> Callable[..., Any]:
-    """A function of (block, its inputs) that computes every second of the blocks that it meets again."""
+    """A function of (block, its inputs) that checkpoints every second block that it is called with."""
     again: dict[nn.Module, bool] = {}
 
     def run(block: nn.Module, *inputs: Any) -> Any:
@@ -45,7 +45,7 @@ def _empty(shape_and_dtype: tuple[torch.Size, torch.dtype]) -> Tensor:
 
 
 def offload_activations(level: Checkpointing, device: torch.device) -> AbstractContextManager[object]:
-    """Where a step's activations wait for the backward pass: on the device, or on the host."""
+    """A context in which saved activations go to RAM at level `offload`, and stay on the device otherwise."""
     if level != "offload":
         return nullcontext()
     if device.type == "meta":  # which cannot be copied from

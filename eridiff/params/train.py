@@ -20,7 +20,7 @@ class LoraParams(Section):
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     """Strength: the adapter's output is scaled by alpha / rank."""
     targets: str = "attention"
-    """Which modules are adapted: a name from the family's list (`check` names them)."""
+    """Target set: which modules are adapted, by a name from the family's list (`check` names them)."""
 
 
 @dataclass(frozen=True)

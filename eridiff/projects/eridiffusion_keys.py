@@ -158,7 +158,7 @@ def _targets(value: Any, _: Known) -> dict[str, Any]:
 
 def _with_mlp(value: Any, known: Known) -> dict[str, Any]:
     if value and "all-linear" not in known.family.TARGET_SETS:
-        raise Refused("this family has no such targets.")
+        raise Refused("this family has no such target set.")
     return {"train.lora.targets": "all-linear" if value else "attention"}
 
 

@@ -1,7 +1,7 @@
 """The format of the store's entries: keys, checksums, and what the header of an entry or shard file says.
 
 Entries and shards have one format: safetensors, the tensors named KEY.NAME, and in the metadata a checksum and the
-parts of each key. A key is the digest of everything that the value depends on; the key_fields stand beside the tensors,
+fields of each key. A key is the digest of everything that the value depends on; the fields stand beside the tensors,
 so that any difference can be named.
 """
 
@@ -17,7 +17,7 @@ from eridiff.core.files import canonical_json, digest_json
 from eridiff.core.json_files import parse_json
 from eridiff.formats.safetensors import MAX_SHARD_HEADER_BYTES, RawTensor, TensorFile
 
-KeyFields = dict[str, Any]
+KeyFields = dict[str, Any]  # what a key is the digest of; `key_fields` in the headers of files
 FORMAT = 1
 KEY_LETTERS = 64  # a sha256
 CHECKSUM_LETTERS = 32  # a blake2b of 16 bytes
@@ -26,9 +26,9 @@ WAY_OUT = "Run `eridiff store repair`, then `dvc repro`."
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an entry lies: the file, its checksum, the bytes of its tensors, and the key_fields of its key.
+    """Where an entry lies: the file, its checksum, the bytes of its tensors, and the fields of its key.
 
-    known: the key_fields where they were read already; otherwise they are read from the file's header when asked for.
+    known: the key fields where they were read already; otherwise they are read from the file's header when asked for.
     """
 
     key: str
@@ -68,7 +68,7 @@ def checksum(tensors: Mapping[str, RawTensor]) -> str:
 
 
 def shard_metadata(entries: Mapping[str, tuple[str, KeyFields]]) -> dict[str, str]:
-    """The metadata of an entry or shard file: key -> (checksum, key_fields); key_fields equal in all are written once."""
+    """The metadata of an entry or shard file: key -> (checksum, key fields); fields equal in all are written once."""
     all_fields = [key_fields for _, key_fields in entries.values()]
     texts = [{k: canonical_json(v) for k, v in key_fields.items()} for key_fields in all_fields]  # True is not 1
     shared = {k: v for k, v in all_fields[0].items() if all(text.get(k) == texts[0][k] for text in texts)}
@@ -120,7 +120,7 @@ def tensors_of(file: TensorFile, key: str) -> dict[str, RawTensor]:
 
 
 def check_parts(entry: Location) -> None:
-    """Check that the key_fields that stand beside an entry give its key.
+    """Check that the key fields that stand beside an entry give its key.
 
     Raises: StoreError that names the file.
     """

@@ -1,7 +1,7 @@
 """Faults of entry and shard files: each byte is looked at.
 
 A file is sound where it is, byte for byte, what the store would write: its header is the one that its entries give,
-each entry's tensors give its checksum, its key_fields give its key, and the file's name fits.
+each entry's tensors give its checksum, its key fields give its key, and the file's name fits.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Fault:
     """One fault: the file, what it is, the entry where one can be named, and what is wrong."""
 
     path: Path
-    what: str  # shard, entry, catalogue, pixels, pin, probe, state, checkpoint, base, stray; out, object, original...
+    what: str  # shard, entry, catalogue, pixels, pin, drift check, state, base, stray; out, object, original...
     problem: str
     key: str | None = None
 

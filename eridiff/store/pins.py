@@ -19,7 +19,7 @@ from eridiff.core.json_files import parse_json
 from eridiff.core.progress import warn
 from eridiff.formats.seals import read_sealed, sealed_json
 
-PINS = "roots"
+PINS = "roots"  # the folder, under the name that stores have had from the start
 BASES = "bases"  # the folder of quantised bases, which are leased by use instead of pinned
 DAY_SECONDS = 86400.0
 

@@ -52,7 +52,7 @@ class Cache:
 
     @cached_property
     def _entries(self) -> dict[str, tuple[Shard, str]]:
-        """Key -> its shard and checksum; not the parts of the key, which are many bytes."""
+        """Key -> its shard and checksum; not the fields of the key, which are many bytes."""
         allow_more_files()
         shards = [Shard(path) for path in sorted(self.folder.glob("*.safetensors"))]
         return {key: (shard, found.checksum) for shard in shards for key, found in read_catalogue(shard.file).items()}

@@ -289,9 +289,9 @@ class Store:
 
 
 def _with_parts(entries: Mapping[str, Location]) -> dict[str, Location]:
-    """The entries with their key_fields, each file's header read once.
+    """The entries with their key fields, each file's header read once.
 
-    Raises: StoreError where the key_fields do not give the key.
+    Raises: StoreError where the key fields do not give the key.
     """
     headers = {path: read_catalogue(open_shard(path)) for path in {e.path for e in entries.values() if e.known is None}}
     found = {key: e if e.known is not None else headers[e.path][key] for key, e in entries.items()}

@@ -35,7 +35,7 @@ VAE_SIDE = 64  # latent pixels: enough to see, and no more memory than a small p
 VAE_SHARE = 0.25  # of what tells latents apart, which must survive the round trip
 WAY_OUT = (
     "This base was not loaded right, or is none of these pictures. Look at its files with `eridiff inspect`, and add "
-    "it anew. `train.check_base: false` trains all the same."
+    "it again. `train.check_base: false` trains all the same."
 )
 
 

@@ -81,7 +81,7 @@ class TrainJob:
 
     def prepare(self, activation_checkpointing: Checkpointing, *, fixed: bool) -> Run:
         """The denoiser with its adapters on the device, checked against the data."""
-        run = self.load(activations, fixed=fixed)
+        run = self.load(activation_checkpointing, fixed=fixed)
         if self.checks_base:
             say(check_denoiser(run, self.data))
         return run

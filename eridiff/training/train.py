@@ -47,7 +47,7 @@ class Run:
     shift_factor: float
     device: torch.device
     activation_checkpointing: Checkpointing
-    fixed: bool  # by local.yaml; else the next level is taken where memory does not do
+    fixed: bool  # by local.yaml; otherwise the next level is used when memory runs out
     loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
 
 
@@ -92,7 +92,7 @@ def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainPa
 class Machine:
     """What a training has on this machine: none of it changes a byte of the result beyond rounding.
 
-    fixed: whether activations stay as they are where memory runs out. store: the store's folder, where a quantised
+    fixed: whether that level stays where memory runs out. store: the store's folder, where a quantised
     base is kept.
     """
 
@@ -128,7 +128,7 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
-        activations=machine.activations,
+        activation_checkpointing=machine.activation_checkpointing,
         fixed=machine.fixed,
     )
     checkpoint_activations(denoiser, run.activation_checkpointing)
@@ -229,7 +229,7 @@ def _optimizer_step(
 
 
 def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
-    """Add a step's gradients up; its loss, or None where memory ran out and fewer activations may be kept."""
+    """Add a step's gradients up; its loss, or None where memory ran out and a next level of checkpointing is left."""
     loss = torch.zeros((), device=run.device)
     try:
         for batch in batches:
@@ -240,8 +240,8 @@ def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
             return None
         raise TrainError(
             f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
-            "kept. Ways out: no `activations` in local.yaml, or `offload`; in params.yaml a smaller train.batch_size "
-            "with more train.accumulation, train.quantise, a lower buckets.resolution."
+            "kept. Ways out: no `activation_checkpointing` in local.yaml, or `offload`; in params.yaml a smaller "
+            "train.batch_size with more train.accumulation, train.quantise, a lower buckets.resolution."
         ) from None
     return loss
 
@@ -267,9 +267,8 @@ def _checkpoint_more(run: Run, step: int) -> None:
     checkpoint_activations(run.denoiser, run.activation_checkpointing)
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    say(
-        f"train: {run.device} has too little memory at step {step}: activations '{run.activation_checkpointing}' from here on"
-    )
+    level = run.activation_checkpointing
+    say(f"train: {run.device} has too little memory at step {step}: activation checkpointing '{level}' from here on")
 
 
 def _refuse_nonfinite(run: Run, losses: dict[str, float], step: int) -> None:

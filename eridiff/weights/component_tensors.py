@@ -140,7 +140,7 @@ def map_part(
 ) -> ComponentTensors:
     """Read a part of files as a component of a base.
 
-    whole: refuse one that is missing tensors. Raises: BaseError that names them; and where the config is none of its kind.
+    whole: refuse one with missing tensors. Raises: BaseError that names them; and where the config is none of its kind.
     """
     try:
         rows, sizes = part.rows(found.look.layout, config), part.sizes(config) if whole else {}
@@ -160,7 +160,8 @@ def refuse_others(tensors: ComponentTensors, sizes: Mapping[str, Mark]) -> None:
     what = f"{found.weights.paths[0]} ({found.look.what})"
     if missing:
         raise BaseError(
-            f"{what} is missing {len(missing)} of {len(tensors.rows)} tensors of {tensors.component}: {shorten(missing)}. "
+            f"{what} is missing {len(missing)} of {len(tensors.rows)} tensors of {tensors.component}: "
+            f"{shorten(missing)}. "
             "It is of another model, or was saved in part."
         )
     for name, mark in sizes.items():

@@ -44,7 +44,7 @@ class Component:
 
     @property
     def variant(self) -> str | None:
-        """The variant of its weights, such as `fp16`; None for plain ones."""
+        """The weight variant (diffusers' word), such as `fp16`; None for weights without one."""
         return next((found for name in self.files if (found := variant_of(name))), None)
 
 
@@ -73,7 +73,7 @@ class ComponentRecord(Record):
 
 
 def variant_of(name: str) -> str | None:
-    """The variant in a weight file's name: `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
+    """The weight variant in a file's name: `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
     found = re.fullmatch(r"(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.(\w+)(?:-\d+-of-\d+)?\.safetensors", name)
     return found[1] if found else None
 
@@ -180,7 +180,9 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
     if variant is None and None not in by_variant and by_variant:
         if len(by_variant) > 1:
             names = ", ".join(sorted(map(str, by_variant)))
-            raise BaseError(f"{folder} holds the variants {names} and no plain weights: choose one with --variant.")
+            raise BaseError(
+                f"{folder} holds the weight variants {names} and none without a suffix: choose one with --variant."
+            )
         return next(iter(by_variant.values()))
     return by_variant.get(variant, by_variant.get(None, []))
 

@@ -17,7 +17,7 @@ class Look:
     what: str  # in words
     marks: Mapping[str, Mark]  # tensors that must be there
     absent: tuple[str, ...] = ()  # tensors that must not
-    model: str = ""  # of published.json; none: sizes that nobody published
+    model: str = ""  # in published.json; empty: sizes that nobody published
     refusal: str = ""  # why this is no base, where it is none
     spare: tuple[str, ...] = field(default=())  # beginnings of names that may be there and are not read
 

@@ -1,4 +1,4 @@
-"""What a caching stage would find and encode: its keys planned and looked up, its encoder probed after an upgrade."""
+"""What a caching stage would find and encode: its keys planned and looked up, its encoder checked for drift."""
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -16,7 +16,7 @@ Change = tuple[Any, Any]  # before, now; None where there was or is nothing
 
 
 class Entries:
-    """The key_fields of entries, each file's header read once and only when asked for."""
+    """The key fields of entries, each file's header read once and only when asked for."""
 
     def __init__(self, known: Mapping[str, Location], subject: str) -> None:
         """known: key -> where it lies. subject: the part that says what is encoded, `pixels` or `text`."""
@@ -57,7 +57,7 @@ def differences(before: KeyFields, now: KeyFields) -> dict[str, Change]:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Key path -> value of nested params or key_fields; a crop is kept whole."""
+    """Key path -> value of nested params or key fields; a crop is kept whole."""
     if isinstance(value, Mapping) and path != "crop":
         return {k: v for key, item in value.items() for k, v in leaves(item, f"{path}.{key}" if path else key).items()}
     return {path: value}
@@ -104,7 +104,7 @@ def _describe(name: str, before: Any, now: Any, stage: str) -> str:
     if name == "text":  # the new one is the sample's name
         return f"was {_shorten(before)!r}"
     if name == "probe":
-        return f"numbers of the libraries {before or 'as at first'} -> {now or 'as at first'}"
+        return f"encoder drift {before or 'none'} -> {now or 'none'}"
     section, _, rest = name.partition(".")
     name = f"{stage}.{rest}" if section == "params" else name
     return f"{name} {_show(before)} -> {_show(now)}"

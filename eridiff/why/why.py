@@ -275,11 +275,11 @@ class _Predictor:
         memory = DriftRecords(self.root, job.encoder)
         now = memory.at(library_versions())
         if now is None:
-            return memory.last is not None  # the libraries changed since the last probe
+            return memory.last is not None  # the libraries changed since the last drift check
         return now != drift_id_of(reference_of(facts))
 
     def _check_drift(self, cache: CachePlan, facts: Mapping[str, Any]) -> tuple[Reference | None, str | None]:
-        """The drift_id of a stage's encoder, and how its numbers differ from those of the stage's last output."""
+        """The reference of a stage's encoder, and how its numbers differ from those of the stage's last output."""
         job, output = cache.job, reference_of(facts)
         found: list[str] = []
         check = DriftCheck(
@@ -293,7 +293,7 @@ class _Predictor:
         try:
             reference = check_known_drift(check)
         except (BaseError, ConfigError) as error:
-            self._note(f"{job.stage}: {job.encoder.name} cannot be probed here, so its stage does it: {error}")
+            self._note(f"{job.stage}: {job.encoder.name} cannot be checked for drift here; its stage does it: {error}")
             reference = output
         message = compare_with_output(check, reference, output) if facts else None
         for text in found if message is None else ():

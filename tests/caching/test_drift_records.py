@@ -1,4 +1,4 @@
-"""Probes: what counts as rounding, what the store remembers, and when a caching stage takes one."""
+"""Drift checks: what counts as rounding, what the store records, and when a caching stage runs one."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def test_zero_is_compared_exactly() -> None:
     assert compare({**VALUES, **zero}, {**moved(0.01), **zero}, "fp32").tensor == "mean"
 
 
-def test_generations(tmp_path: Path) -> None:
+def test_drift_ids(tmp_path: Path) -> None:
     """The first, rounding, another, back to the first, and near the second again."""
     memory = DriftRecords(tmp_path, ENCODER)
     assert memory.last is None and memory.at(OLD) is None
@@ -135,7 +135,7 @@ def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
         data = path.read_bytes()
         for place in range(len(data)):
             path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            with pytest.raises(StoreError, match=f"{path.name} is damaged. Remove it: the encoder is probed again"):
+            with pytest.raises(StoreError, match=f"{path.name} is damaged. Remove it: the drift check then runs again"):
                 DriftRecords(tmp_path, ENCODER).learn(VALUES, NEW)
         path.write_bytes(data)
 
@@ -191,51 +191,51 @@ class Stage:
         self.taken += 1
         return self.values
 
-    def settle(self) -> str:
-        return drift_id_of(settle(self.check()))
+    def settled(self) -> str:
+        return drift_id_of(check_drift(self.check()))
 
 
-def test_the_first_encode_takes_the_first_probe(tmp_path: Path, versions: Callable[[dict[str, str]], None]) -> None:
+def test_the_first_encode_runs_the_first_check(tmp_path: Path, versions: Callable[[dict[str, str]], None]) -> None:
     versions(OLD)
     stage = Stage(tmp_path)
     stage.lacking = False
     assert check_drift(stage.check()) is None and stage.taken == 0  # nothing to encode: nothing is loaded
     stage.lacking = True
     assert check_known_drift(stage.check()) is None and stage.taken == 0  # `why` leaves it to the stage
-    assert (stage.settle(), stage.taken) == (NO_DRIFT, 1)
-    assert (stage.settle(), stage.taken) == (NO_DRIFT, 1)  # known from now on
+    assert (stage.settled(), stage.taken) == (NO_DRIFT, 1)
+    assert (stage.settled(), stage.taken) == (NO_DRIFT, 1)  # known from now on
     assert drift_id_of(check_known_drift(stage.check())) == NO_DRIFT
 
 
-def test_an_upgrade_is_probed_once(tmp_path: Path, versions: Callable[[dict[str, str]], None]) -> None:
+def test_an_upgrade_is_checked_once(tmp_path: Path, versions: Callable[[dict[str, str]], None]) -> None:
     versions(OLD)
-    Stage(tmp_path).settle()
+    Stage(tmp_path).settled()
     versions(NEW)
     stage = Stage(tmp_path, moved(1e-6))
     stage.lacking = False
-    assert (stage.settle(), stage.settle(), stage.taken) == (NO_DRIFT, NO_DRIFT, 1)
+    assert (stage.settled(), stage.settled(), stage.taken) == (NO_DRIFT, NO_DRIFT, 1)
     assert "the same numbers with diffusers 0.42.1 -> 0.43.0, but for rounding" in stage.told
     versions(NEWER)
     changed = Stage(tmp_path, moved(0.01))
-    assert len(changed.settle()) == 16
+    assert len(changed.settled()) == 16
     upgrade, difference = "diffusers 0.43.0 -> 0.44.0", "largest difference 0.04 (mean), rounding would be 0.0008"
     assert changed.told == f"latents: the VAE of here gives other numbers since {upgrade}: {difference}"
     versions(OLD)
-    assert Stage(tmp_path, moved(0.5)).settle() == NO_DRIFT  # back: recorded, not probed
+    assert Stage(tmp_path, moved(0.5)).settled() == NO_DRIFT  # back: recorded, not measured
 
 
 def test_without_weights_only_what_has_to_be_encoded_fails(
     tmp_path: Path, versions: Callable[[dict[str, str]], None]
 ) -> None:
     versions(OLD)
-    Stage(tmp_path).settle()
+    Stage(tmp_path).settled()
     versions(NEW)
     stage = Stage(tmp_path)
     stage.weights = stage.lacking = False
-    assert stage.settle() == NO_DRIFT
+    assert stage.settled() == NO_DRIFT
     stage.lacking = True
     with pytest.raises(BaseError, match="not on this machine"):
-        stage.settle()
+        stage.settled()
     assert DriftRecords(tmp_path, ENCODER).at(NEW) is None
 
 
@@ -247,16 +247,16 @@ def test_an_empty_store_compares_with_the_stages_own_output(
     stage = Stage(tmp_path, moved(0.01))
     stage.output = Reference(encoder=ENCODER.digest, drift_id=NO_DRIFT, values=VALUES)
     stage.lacking = False
-    assert (stage.settle(), stage.taken) == (NO_DRIFT, 0)
+    assert (stage.settled(), stage.taken) == (NO_DRIFT, 0)
     stage.lacking = True
-    assert len(stage.settle()) == 16 and stage.taken == 1
+    assert len(stage.settled()) == 16 and stage.taken == 1
     now = check_drift(stage.check())
     message = compare_with_output(stage.check(), now, stage.output)
     assert message and message.endswith("largest difference 0.04 (mean), rounding would be 0.0008")
     assert compare_with_output(stage.check(), now, now) is None
     later = Stage(tmp_path / "other", moved(0.01001))
     later.output = now  # and one whose output was made with the newer ones
-    assert later.settle() == now.drift_id if now else False
+    assert later.settled() == now.drift_id if now else False
 
 
 def test_another_encoders_output_is_no_comparison(tmp_path: Path, versions: Callable[[dict[str, str]], None]) -> None:
@@ -265,7 +265,7 @@ def test_another_encoders_output_is_no_comparison(tmp_path: Path, versions: Call
     stage = Stage(tmp_path, moved(0.01))
     stage.output = Reference(encoder="another", drift_id="0123456789abcdef", values=VALUES)
     assert check_known_drift(stage.check()) is None and stage.taken == 0
-    assert stage.settle() == NO_DRIFT
+    assert stage.settled() == NO_DRIFT
     assert DriftRecords(tmp_path, ENCODER).references[NO_DRIFT].values == moved(0.01)
     assert stage.told == ""
     assert compare_with_output(stage.check(), check_drift(stage.check()), stage.output) is None
@@ -273,7 +273,7 @@ def test_another_encoders_output_is_no_comparison(tmp_path: Path, versions: Call
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_probes_of_real_encoders(family: str) -> None:
+def test_measurements_of_real_encoders(family: str) -> None:
     """Equal each time; moved by the encoder's own numbers; a changed weight is found."""
     module, params = load_family(family), LatentParams()
     vae = load_vae(module, source(family), torch.float32)
@@ -292,7 +292,7 @@ def test_probes_of_real_encoders(family: str) -> None:
     assert compare(texts, text_drift_values(TextParams(), module, encoders, CPU), "fp32").beyond_rounding
 
 
-def test_a_tiled_probe_is_tiled() -> None:
+def test_a_tiled_measurement_is_tiled() -> None:
     """Its picture is wider than a tile, so the seams are in the numbers."""
     vae = load_vae(load_family(FAMILIES[0]), source(FAMILIES[0]), torch.float32)
     params = LatentParams(tile=64)

@@ -30,7 +30,7 @@ FAMILY = load_family(FAMILIES[0])
 DIGESTS = st.sampled_from(["a" * 64, "b" * 64])
 IDENTITY = st.fixed_dictionaries({"content": DIGESTS, "config": DIGESTS})
 NUMBERS = st.sampled_from([1, 2])
-GENERATIONS = st.sampled_from(["", "0123456789abcdef", "fedcba9876543210"])
+DRIFT_IDS = st.sampled_from(["", "0123456789abcdef", "fedcba9876543210"])
 
 
 def values(annotation: Any) -> list[Any]:
@@ -66,7 +66,7 @@ LATENT_INPUTS = st.fixed_dictionaries(
         "params": params_of(LatentParams, crops=1, crop_zoom=1.0, seed=0, flip=False),
         "vae": IDENTITY,
         "version": NUMBERS,
-        "generation": GENERATIONS,
+        "drift_id": DRIFT_IDS,
     }
 )
 
@@ -80,7 +80,7 @@ def latent_key(inputs: dict[str, Any], path: str = "a.png", file_digest: str = "
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**inputs["params"]),
-            common_key_fields(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
+            common_key_fields(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["drift_id"]),
             16,
             Path(folder),
             pixels,
@@ -131,7 +131,7 @@ def test_variants_add_keys_and_change_none(inputs: dict[str, Any], flip: bool, c
         samples = plan_samples(
             [row | inputs["row"]],
             LatentParams(**more["params"]),
-            common_key_fields(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["generation"]),
+            common_key_fields(LatentParams(**inputs["params"]), inputs["vae"], inputs["version"], inputs["drift_id"]),
             16,
             Path(folder),
             pixels,
@@ -147,14 +147,14 @@ TEXT_INPUTS = st.fixed_dictionaries(
         "text": st.text(min_size=1, max_size=8),
         "params": params_of(TextParams, max_tokens=None),
         "encoders": st.fixed_dictionaries({"text_encoder": IDENTITY, "tokenizer": IDENTITY}),
-        "generation": GENERATIONS,
+        "drift_id": DRIFT_IDS,
     }
 )
 
 
 def text_keys(inputs: dict[str, Any], extra: tuple[str, ...] = ()) -> dict[str, str]:
     rows = [{"path": f"{number}.png", "variants": [text]} for number, text in enumerate((*extra, inputs["text"]))]
-    captions = plan_captions(rows, TextParams(**inputs["params"]), FAMILY, inputs["encoders"], inputs["generation"])
+    captions = plan_captions(rows, TextParams(**inputs["params"]), FAMILY, inputs["encoders"], inputs["drift_id"])
     return {caption.text: caption.key for caption in captions}
 
 
@@ -174,7 +174,7 @@ def test_a_texts_key_changes_with_each_of_its_parts_and_with_nothing_else(
 
 def test_the_encode_numbers_are_in_the_keys(tmp_path: Path) -> None:
     inputs = {"text": "a fox", "params": {}, "encoders": {"text_encoder": {"content": "a", "config": "b"}}}
-    inputs |= {"generation": ""}
+    inputs |= {"drift_id": ""}
     before = text_keys(inputs)["a fox"]
     versions = FAMILY.VERSIONS
     try:

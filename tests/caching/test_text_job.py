@@ -1,4 +1,4 @@
-"""The job of the stage `text`: plan, probe, load and fill, as the stage and `why` use it."""
+"""The job of the stage `text`: plan, drift check, load and fill, as the stage and `why` use it."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_what_is_cut_off_is_said_before_the_closing_line(tmp_path: Path) -> None
         assert closing.startswith("text: 3 samples, ")
 
 
-def test_what_is_probed_is_remembered_of_this_encoder(tmp_path: Path) -> None:
+def test_the_drift_check_is_recorded_for_this_encoder(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     fill(job)
     memory = DriftRecords(job.root, job.encoder)
@@ -63,7 +63,7 @@ def test_what_is_probed_is_remembered_of_this_encoder(tmp_path: Path) -> None:
 
 
 def test_the_plan_is_that_of_the_bases_encoders(tmp_path: Path) -> None:
-    """And a generation of their numbers is in every key."""
+    """And a drift id of their numbers is in every key."""
     job = make_job(tmp_path)
     captions = plan_captions(ROWS, PARAMS, job.part.family, job.part.pointer.identity())
     assert [caption.key for caption in job.plan(NO_DRIFT)] == [caption.key for caption in captions]

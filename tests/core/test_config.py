@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from eridiff.core.config import Section, load_section, read_yaml, validate
 from eridiff.core.errors import ConfigError, did_you_mean
+from eridiff.machine import local
 from eridiff.machine.local import LocalConfig, bases_dir, checkout_root, find_upward, load_local, store_root
 from eridiff.params.model import ModelParams
 from eridiff.params.sample import SampleParams
@@ -246,3 +247,32 @@ def test_a_command_run_below_a_project_is_sent_up(tmp_path: Path, monkeypatch: p
     (tmp_path / "data" / "dvc.yaml").write_text("stages: {}\n")
     with pytest.raises(ConfigError, match=r"params\.yaml is missing\. A preset to copy lies in presets/\."):
         read_yaml(Path("params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("before", "today"), [("keep", "none"), ("selective", "selective"), ("recompute", "full"), ("offload", "offload")]
+)
+def test_earlier_words_of_local_yaml_are_read_with_a_line(
+    checkout: Path, before: str, today: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "local.yaml").write_text(f"device: cpu\nactivations: {before}\n")
+    local._warn_once.cache_clear()
+    assert load_local() == load_local() == LocalConfig(device="cpu", activation_checkpointing=today)  # type: ignore[arg-type]
+    line = f"'activations: {before}' is now 'activation_checkpointing: {today}'. The earlier words are still read."
+    assert capsys.readouterr() == ("", f"warning: local.yaml: {line}\n")
+
+
+def test_wrong_earlier_words_of_local_yaml_are_refused(checkout: Path) -> None:
+    for text, expected in (
+        ("activations: kep\n", "local.yaml: 'activation_checkpointing' is 'kep'"),
+        ("activations: 3\n", "local.yaml: 'activation_checkpointing' is 3"),
+        ("activation_checkpointing: keep\n", "local.yaml: 'activation_checkpointing' is 'keep'"),
+        (
+            "activations: keep\nactivation_checkpointing: full\n",
+            "local.yaml: 'activations' is the earlier name of 'activation_checkpointing', which is set too. Remove it.",
+        ),
+    ):
+        (checkout / "local.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_local()
+        assert str(caught.value).startswith(expected)

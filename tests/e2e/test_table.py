@@ -341,7 +341,7 @@ def test_settings_of_the_machine(clone: Clone) -> None:
         (folder / component).rename(elsewhere / component)
     for component in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
         clone.run("cp", "-r", str(folder / component), str(elsewhere))
-    text = f"device: cpu\npreview_every: 2\nactivations: recompute\nbases:\n  tiny-sdxl: {elsewhere}\n"
+    text = f"device: cpu\npreview_every: 2\nactivation_checkpointing: full\nbases:\n  tiny-sdxl: {elsewhere}\n"
     (clone.root / "local.yaml").write_text(text)
     predicted = clone.why()
     assert {plan["state"] for plan in predicted["stages"].values()} == {"-"}

@@ -52,10 +52,10 @@ def test_an_upgrade_within_rounding_encodes_nothing(clone: Clone, tmp_path: Path
     assert predicted["encoders"] == predicted["samples"] == []
     assert [note.split(":")[0] for note in predicted["notes"]] == ["latents", "text"]
     assert all("the same numbers" in note and "-> 0.98.0, but for rounding" in note for note in predicted["notes"])
-    assert clone.why(PYTHONPATH=path)["notes"] == []  # probed once
+    assert clone.why(PYTHONPATH=path)["notes"] == []  # checked once
     ran = clone.repro("-f", "-s", "latents", PYTHONPATH=path)
     assert ran.encoded == {"latents": (0, NUM_PICTURES)}
-    assert "probing" not in ran.output
+    assert "drift check of" not in ran.output
 
 
 def test_an_upgrade_beyond_rounding_is_named_and_encoded(clone: Clone, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_an_upgrade_beyond_rounding_is_named_and_encoded(clone: Clone, tmp_path:
 
 
 def test_going_back_to_the_older_library(clone: Clone, tmp_path: Path) -> None:
-    """Both generations stay in the store: what `why` names is reused, not encoded."""
+    """Entries of both drift ids stay in the store: what `why` names is reused, not encoded."""
     (encoder,) = clone.why()["encoders"]
     assert (encoder["encoded"], encoder["reused"]) == (0, NUM_PICTURES)
     assert "diffusers 0.99.0 -> 0." in encoder["message"]
@@ -93,12 +93,12 @@ def test_going_back_to_the_older_library(clone: Clone, tmp_path: Path) -> None:
     assert clone.why()["encoders"] == []
 
 
-def test_a_run_after_an_upgrade_probes_by_itself(clone: Clone, tmp_path: Path) -> None:
+def test_a_run_after_an_upgrade_checks_for_drift_itself(clone: Clone, tmp_path: Path) -> None:
     """Without `why`: one edited picture starts the stage, which finds the upgrade and encodes all."""
     path = upgrade(tmp_path, "1.0.0", 2e-2)
     Image.new("RGB", (160, 160), (10, 90, 200)).save(clone.root / "data/raw/fox.png")
     ran = clone.repro("latents", PYTHONPATH=path)
-    assert "latents: diffusers " in ran.output and "-> 1.0.0: probing the VAE of tiny-sdxl once" in ran.output
+    assert "latents: diffusers " in ran.output and "-> 1.0.0: drift check of the VAE of tiny-sdxl" in ran.output
     assert "the VAE of tiny-sdxl gives other numbers since" in ran.output
     assert ran.encoded == {"latents": (NUM_PICTURES, 0)}
 

@@ -291,7 +291,7 @@ def test_parts_that_do_not_give_the_key_are_not_published(tmp_path: Path) -> Non
     data = path.read_bytes()
     assert data.count(b"dddd") > 1
     path.write_bytes(data.replace(b"dddd", b"dddc", 1))
-    with pytest.raises(StoreError, match=rf"{path.name} is damaged: entry {path.stem[:12]} has parts that"):
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged: entry {path.stem[:12]} has key fields that"):
         Store(tmp_path, "latents").publish(KEYS[:2], tmp_path / "out")
 
 

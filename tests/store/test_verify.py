@@ -117,7 +117,7 @@ def test_edited_parts_are_found(root: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"flip", b"flop"))
     (fault,) = verify(root, [])
     assert (fault.path, fault.key) == (path, path.stem)
-    assert fault.problem == "has parts that do not give its key"
+    assert fault.problem == "has key fields that do not give its key"
 
 
 def test_stray_files_pixels_and_pins_are_found(root: Path) -> None:

@@ -75,7 +75,7 @@ def test_variants_beside_the_weights_are_not_read(tmp_path: Path) -> None:
     assert (only.variant, plain.variant, only.files.keys()) == ("fp16", None, {"model.fp16.safetensors"})
     weights_folder(tmp_path / "4" / "m", {"model.fp16.safetensors": half, "model.bf16.safetensors": half})
     with pytest.raises(
-        BaseError, match=r"holds the variants bf16, fp16 and no plain weights: choose one with --variant"
+        BaseError, match=r"holds the weight variants bf16, fp16 and none without a suffix: choose one with --variant"
     ):
         component(tmp_path / "4" / "m")
 

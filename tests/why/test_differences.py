@@ -34,7 +34,7 @@ PARTS: dict[str, Any] = {
         ({"params": {"dtype": "bf16", "tile": None}}, "latents.dtype 'fp32' -> 'bf16'"),
         ({"params": {"dtype": "bf16", "tile": 512}}, "latents.dtype 'fp32' -> 'bf16', latents.tile (absent) -> 512"),
         ({"version": 2}, "version 1 -> 2"),
-        ({"probe": "0123456789abcdef"}, "numbers of the libraries as at first -> 0123456789abcdef"),
+        ({"probe": "0123456789abcdef"}, "encoder drift none -> 0123456789abcdef"),
     ],
 )
 def test_each_part_is_named(change: dict[str, Any], words: str) -> None:

@@ -51,7 +51,7 @@ class LatentJob:
 
     @property
     def encoder(self) -> Encoder:
-        """The VAE as it is probed."""
+        """The VAE, for the drift check."""
         return vae_encoder(self.part.pointer, self.params, self.part.family.VERSIONS.family.vae_encode)
 
     @property

@@ -60,7 +60,7 @@ def common_key_fields(params: LatentParams, vae: Mapping[str, str], version: int
     """The fields of a key that all samples of one run of the stage share.
 
     vae: digests of the VAE's tensors and config. version: the family's vae_encode.
-    drift_id: of the VAE's numbers (eridiff/caching/drift_records.py); the first is in no key.
+    drift_id: of the VAE's numbers (eridiff/caching/drift_records.py); the first, empty, is in no key.
     """
     common: KeyFields = {"vae": dict(vae), "params": params.model_dump(exclude=IN_NO_KEY), "version": version}
     common |= {**pixels_part(), **({"probe": drift_id} if drift_id else {})}

@@ -68,7 +68,7 @@ def geometry_text(bucket: Size, crop: Crop, flip: bool) -> str:
 
 
 class KeyMaker:
-    """`entry_key` of a sample's key_fields at a third of its time: what many samples share is made into text once."""
+    """`entry_key` of a sample's key fields at a third of its time: what many samples share is made into text once."""
 
     def __init__(self, common: KeyFields) -> None:
         text = canonical_json({**common, "crop": "<crop>", "pixels": "<pixels>"})  # keys sorted: in this order
@@ -94,7 +94,7 @@ class Samples(Sequence[Sample]):
         self._pictures, self._crop_numbers, self._flips = array("L"), array("H"), bytearray()  # of a sample
 
     def add(self, row: Row, pixel_digest: str) -> None:
-        """The crop_numbers of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
+        """The crops of one row of buckets.parquet, each with its key: of what is common, the pixels and the crop."""
         numbers = NUMBERS(row)
         sizes, geometries = self._same.get(numbers) or self._same.setdefault(numbers, self._shared(numbers))
         for flip, geometry in enumerate(geometries):
@@ -147,7 +147,7 @@ class Samples(Sequence[Sample]):
         return float(self.areas.mean()) if len(self) else 0.0
 
     def order(self) -> Sequence[int]:
-        """Places of the samples by path, bucket, crop_number and mirror: as they stand, for those of a sorted table."""
+        """Places of the samples by path, bucket, crop and mirror: as they stand, for those of a sorted table."""
         pictures = list(zip(self._paths, (bucket for _, bucket, _ in self._sizes), strict=True))
         if all(one < other for one, other in pairwise(pictures)):
             return range(len(self))
@@ -201,7 +201,7 @@ class Samples(Sequence[Sample]):
         return Sample(
             path=self._paths[picture],
             flip=bool(self._flips[place]),
-            crop_number=variant,
+            crop_number=crop_number,
             file_digest=_digest(self._files, picture),
             pixel_digest=pixel_digest,
             original=original,

@@ -1,4 +1,4 @@
-"""The probe of the VAE: its fixed picture, and the numbers of its posterior."""
+"""The drift check's measurement of the VAE: a fixed picture, and some numbers of its posterior."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-SIDE = 64  # of the probe's picture, in pixels
+SIDE = 64  # of the fixed picture, in pixels
 
 
 def vae_encoder(pointer: Pointer, params: LatentParams, version: int) -> Encoder:

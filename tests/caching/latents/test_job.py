@@ -1,4 +1,4 @@
-"""The job of the stage `latents`: plan, probe, load and fill, as the stage and `why` use it."""
+"""The job of the stage `latents`: plan, drift check, load and fill, as the stage and `why` use it."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def test_a_second_run_loads_nothing_and_gives_the_same(tmp_path: Path, rows: lis
     assert (list(second.index), second.facts) == (list(first.index), first.facts)
 
 
-def test_what_is_probed_is_remembered_of_this_encoder(tmp_path: Path, rows: list[Row]) -> None:
+def test_the_drift_check_is_recorded_for_this_encoder(tmp_path: Path, rows: list[Row]) -> None:
     job = make_job(tmp_path, rows)
     fill(job)
     memory = DriftRecords(job.root, job.encoder)
@@ -73,7 +73,7 @@ def test_what_is_probed_is_remembered_of_this_encoder(tmp_path: Path, rows: list
 
 
 def test_the_plan_is_that_of_the_bases_vae(tmp_path: Path, rows: list[Row]) -> None:
-    """And a generation of its numbers is in every key."""
+    """And a drift id of its numbers is in every key."""
     job = make_job(tmp_path, rows)
     vae = job.part.pointer.components["vae"].identity()
     common = common_key_fields(PARAMS, vae, job.part.family.VERSIONS.family.vae_encode)

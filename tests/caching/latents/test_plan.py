@@ -162,7 +162,8 @@ from eridiff.store.pixels import PixelDigests
 folder = Path(sys.argv[1])
 rows, vae = pickle.loads((folder / "rows.pickle").read_bytes())
 params = LatentParams(batch_size=4)
-samples = plan_samples(rows, params, common_key_fields(params, vae, 1), 16, folder / "raw", PixelDigests(folder / "store"))
+common = common_key_fields(params, vae, 1)
+samples = plan_samples(rows, params, common, 16, folder / "raw", PixelDigests(folder / "store"))
 def load():
     raise AssertionError("nothing has to be encoded")
 resources = Resources(root=folder / "store", load=load, earlier=load)
