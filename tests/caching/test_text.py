@@ -224,8 +224,8 @@ def test_position_biases_are_what_fused_kernels_take(family: str) -> None:
 
 
 def test_compile_is_in_the_key_only_where_it_is_asked_for() -> None:
-    assert "compile" not in plan()[0].parts["params"]
-    assert plan(params=PARAMS.model_copy(update={"compile": True}))[0].parts["params"]["compile"] is True
+    assert "compile" not in plan()[0].key_fields["params"]
+    assert plan(params=PARAMS.model_copy(update={"compile": True}))[0].key_fields["params"]["compile"] is True
 
 
 def test_the_repeated_layers_are_those_of_the_longest_stack() -> None:
