@@ -77,7 +77,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where} has more than {MAX_YAML_BYTES} bytes: it is no file of settings.")
     if NEXT_LINE in text:  # as a value's other characters below, but the parser would leave a space of it
         line = text[: text.index(NEXT_LINE)].count("\n") + 1
-        raise ConfigError(f"{where}: line {line} holds the control character U+0085, which YAML takes for a line's end.")
+        raise ConfigError(f"{where}: line {line} holds the control character U+0085, an invisible line end.")
     try:
         value = _bounded_yaml().load(text)
     except YAMLError as error:
