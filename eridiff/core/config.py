@@ -15,6 +15,7 @@ from eridiff.core.value_limits import MAX_DEPTH, MAX_LETTERS, MAX_VALUES, find_f
 
 MAX_YAML_BYTES = 1 << 18  # of one file; the largest preset has 4,000, the demo's dvc.lock 30,000
 MAX_MESSAGE = 600  # letters of the parser's own words
+NEXT_LINE = "\x85"  # the one control character that the parser takes, and makes a space of
 
 
 class Section(BaseModel):
@@ -74,6 +75,9 @@ def parse_yaml(text: str, where: str) -> Any:
 
     if len(text.encode("utf-8", "replace")) > MAX_YAML_BYTES:
         raise ConfigError(f"{where} has more than {MAX_YAML_BYTES} bytes: it is no file of settings.")
+    if NEXT_LINE in text:  # as a value's other characters below, but the parser would leave a space of it
+        line = text[: text.index(NEXT_LINE)].count("\n") + 1
+        raise ConfigError(f"{where}: line {line} holds the control character U+0085, an invisible line end.")
     try:
         value = _bounded_yaml().load(text)
     except YAMLError as error:

@@ -21,6 +21,7 @@ OURS = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", 
 OTHERS = re.compile(r"\..+\.[0-9a-f]{12}\.tmp|\.export-[a-z0-9_]{8}|.*\.[\w-]{22}\.tmp", re.DOTALL)
 # So long they may still be somebody's. Another machine's processes, or another container's, cannot be seen from here.
 OTHERS_SECONDS, FOREIGN_SECONDS = 3600.0, 86400.0
+ENDED = ("zombie", "dead")  # psutil's states of what runs no more
 CLOCK_SECONDS = 2.0  # a process may look that much younger than a file that it has just written
 PLACES = ("data", "runs")  # of a project, with all that is below; of the project's own folder the files alone
 PICTURES = "raw"  # data/raw is the user's: nothing is taken away there
@@ -36,11 +37,15 @@ def _host() -> str:
 
 
 def lives(pid: int, seen: float) -> bool:
-    """Whether the process that was there at a time (s since 1970) still runs, and not another that got its number."""
+    """Whether the process that was there at a time (s since 1970) still runs, and not another that got its number.
+
+    One that ended and that its parent has not taken note of (a zombie) does not: containers without an init keep them.
+    """
     import psutil
 
     try:
-        return bool(psutil.Process(pid).create_time() <= seen + CLOCK_SECONDS)
+        process = psutil.Process(pid)
+        return process.create_time() <= seen + CLOCK_SECONDS and process.status() not in ENDED
     except psutil.NoSuchProcess:
         return False
 

@@ -31,8 +31,8 @@ with atomic_write(Path(sys.argv[1])) as file:
 """
 
 
-def killed_while_writing(path: Path) -> Path:
-    """What a process leaves that is killed in the middle of writing a file."""
+def killed_while_writing(path: Path, *, reaped: bool = True) -> Path:
+    """What a process leaves that is killed in the middle of writing a file. reaped: its parent has noticed."""
     process = begin(
         [sys.executable, "-c", WRITE, str(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -44,7 +44,10 @@ def killed_while_writing(path: Path) -> Path:
     (left,) = path.parent.glob(".*.tmp")
     assert not is_left(left)  # it lives
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    if reaped:
+        process.communicate()
+    else:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     return left
 
 
@@ -67,6 +70,12 @@ def test_the_next_start_takes_away_what_a_killed_process_left(project: Path, nam
         signal.signal(signal.SIGTERM, before)
     assert not left.exists()
     assert not (project / name).exists()
+
+
+def test_what_a_zombie_left_is_taken_away(project: Path) -> None:
+    """Nobody reaps it in a container without an init, so it would count as living for good."""
+    left = killed_while_writing(project / "data/buckets/buckets.parquet", reaped=False)
+    assert clear_project(project) == [left]
 
 
 def test_what_a_living_process_writes_stays(project: Path) -> None:

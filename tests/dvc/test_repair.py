@@ -130,6 +130,14 @@ def test_a_living_process_keeps_a_damaged_rwlock(project: Path, worker: "subproc
     assert "was cut short" in mend(project)[0]
 
 
+def test_a_process_that_nobody_reaped_keeps_nothing(project: Path, worker: "subprocess.Popen[bytes]") -> None:
+    path = project / ".dvc/tmp/rwlock"
+    path.write_text(f'{{"write": {{"/project/oa": {{"pid": {worker.pid}, "cm')
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    assert "was cut short" in mend(project)[0]
+
+
 def test_what_a_living_process_holds_stays_and_the_dead_goes(project: Path, worker: "subprocess.Popen[bytes]") -> None:
     path = project / ".dvc/tmp/rwlock"
     living, dead = ({"pid": pid, "cmd": "dvc repro"} for pid in (worker.pid, DEAD))

@@ -164,8 +164,8 @@ def make_clone(
         if (ROOT / line).is_file() and line != "dvc.lock":
             (root / line).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / line, root / line)
-    for name in ("eridiff", "stages"):  # compiled once for all clones: the sources' times are copied too
-        for compiled in (ROOT / name).rglob("*.pyc"):
+    for package in ("eridiff", "stages"):  # compiled once for all clones: the sources' times are copied too
+        for compiled in (ROOT / package).rglob("*.pyc"):
             place = root / compiled.relative_to(ROOT)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(compiled, place)

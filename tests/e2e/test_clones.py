@@ -44,8 +44,11 @@ def clone_of(first: Clone, folder: Path, name: str, *, share: bool) -> Clone:
 def test_an_empty_store_and_cache_give_the_same_bytes(first: Clone, folder: Path) -> None:
     """A whole run twice with nothing shared: equal digests of every out. A longer training twice: test_killed.py."""
     second = make_clone(folder, "second")
+    assert {second.store, second.cache}.isdisjoint({first.store, first.cache})  # else nothing would be encoded here
     second.params(AVERAGED)
-    assert second.repro().stages == ALL
+    ran = second.repro()
+    assert ran.stages == ALL
+    assert all(reused == 0 for _, reused in ran.encoded.values()) and set(ran.encoded) == {"latents", "text"}
     assert second.lock() == first.lock()
 
 

@@ -275,6 +275,15 @@ def test_an_override_that_dvc_would_change_is_refused(text: str, tmp_path: Path)
         assert path.read_text() == style, "only a copy is changed"
 
 
+@pytest.mark.parametrize("form", ["'a\x85    b'", '"a\x85b"', "a\x85b", "a  # b\x85"])
+def test_what_dvc_writes_of_an_invisible_line_end_is_refused(form: str, tmp_path: Path) -> None:
+    """`dvc exp run -S` itself writes U+0085 as the first of these; read as YAML says, the value would be `a b`."""
+    path = tmp_path / "params.yaml"
+    path.write_text(f"x: 1\nclass_word: {form}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml: line 2 holds the control character U\+0085"):
+        read_yaml(path)
+
+
 def test_keys_that_hydras_grammar_does_not_take_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"the key 'a\?;' cannot be passed"):
         list(changes({}, {"a?;": 1}))
