@@ -63,7 +63,7 @@ def explain(folder: Path, *, rehash: bool = False) -> Prediction:
         check_params(Path("params.yaml"))
     except EridiffError as error:
         prediction.error = str(error)
-        prediction.stages["check"] = StagePlan(state=RUNS, reasons=["params.yaml has a mistake: nothing else starts"])
+        prediction.stages["check"] = StagePlan(state=RUNS, reasons=["stops at this mistake; nothing else starts"])
         return prediction
     refuse_unbounded(Path())
     graph = Graph(folder)
