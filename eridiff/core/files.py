@@ -144,3 +144,9 @@ def link_or_copy(source: Path, target: Path) -> None:
         with open_file(source) as reader, atomic_write(target) as writer:
             while chunk := reader.read(CHUNK_BYTES):
                 writer.write(chunk)
+
+
+def inode(path: Path) -> tuple[int, int]:
+    """Which file on which disk a path leads to: equal for hard links of one file."""
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino

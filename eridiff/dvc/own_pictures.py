@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.core.files import MAX_LISTING_BYTES
+from eridiff.core.files import MAX_LISTING_BYTES, inode
 from eridiff.core.json_files import load_json
 from eridiff.core.leftovers import temporary_path
 from eridiff.core.progress import track
@@ -76,7 +76,7 @@ def make_own(pictures: Path, cache: Path) -> list[Path]:
     """Give each file below `pictures` that is a link into DVC's cache an inode of its own, and its owner the right to
     write all of them; returns the files that were changed. Their bytes stay.
     """
-    objects = {_inode(path) for path in all_objects(cache)}
+    objects = {inode(path) for path in all_objects(cache)}
     changed = []
     for path in _files(pictures):
         facts = path.stat()
@@ -156,8 +156,3 @@ def _file_names(cache: Path) -> Mapping[str, tuple[str, ...]]:
                 for item in load_json(path, MAX_LISTING_BYTES):
                     found.setdefault(item["md5"], set()).add(item["relpath"])
     return {digest: tuple(sorted(names)) for digest, names in found.items()}
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_dev, facts.st_ino

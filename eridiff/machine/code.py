@@ -1,9 +1,9 @@
 """Which code this is: its digest, what of it git calls changed, and where its presets and pipeline lie."""
 
-import subprocess
 from pathlib import Path
 
 from eridiff.core.files import digest_file, digest_json
+from eridiff.core.git import ask_git
 from eridiff.versions import NAME
 
 ROOT = Path(__file__).parent.parent.parent  # of the checkout, or where the package is installed
@@ -29,14 +29,8 @@ def changed_code(root: Path = ROOT) -> list[str]:
     """
     if TEMPLATE.is_dir():
         return []
-    command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *FOLDERS]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, check=False)
-    except FileNotFoundError:
-        return []
-    if done.returncode:
-        return []
-    files = (entry[3:] for entry in done.stdout.decode("utf-8", "replace").split("\0") if entry)
+    said = ask_git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *FOLDERS) or b""
+    files = (entry[3:] for entry in said.decode("utf-8", "replace").split("\0") if entry)
     return sorted(file for file in files if Path(file).name != NAME)  # at that one DVC looks
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eridiff.core.files import MAX_LISTING_BYTES, canonical_json, write_text
+from eridiff.core.files import MAX_LISTING_BYTES, canonical_json, inode, write_text
 from eridiff.core.json_files import load_json
 from eridiff.dvc.outs import KIND_OF, OwnOut, all_objects
 from eridiff.store.entries import open_shard, read_entry
@@ -55,11 +55,11 @@ def repair(root: Path, faults: Iterable[Fault], outs: Iterable[OwnOut], cache: P
 
 def _all_links(root: Path, damaged: list[Path], outs: list[OwnOut], cache: Path | None) -> list[Path]:
     """The damaged files and every other name of the same inode; for each lost object the project's file of it too."""
-    inodes = {_inode(path) for path in damaged if path.exists()}
+    inodes = {inode(path) for path in damaged if path.exists()}
     names = [path for kind in KINDS for path in sorted((root / kind).glob("shards/*.safetensors"))]
     names += [*all_objects(cache)] if cache is not None else []
     names += [file.path for out in outs for file in out.files if file.path.exists()]
-    found = dict.fromkeys([*damaged, *(path for path in names if _inode(path) in inodes)])
+    found = dict.fromkeys([*damaged, *(path for path in names if inode(path) in inodes)])
     copies = [file.path for out in outs for file in out.files if file.object in found and file.path.exists()]
     return list(dict.fromkeys([*found, *copies]))
 
@@ -111,8 +111,3 @@ def compare(outs: Iterable[OwnOut]) -> list[tuple[str, bool]]:
 def _is_whole(out: OwnOut) -> bool:
     """Whether an out and its objects are there again."""
     return bool(out.files) and all(path.exists() for path in _paths(out))
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_dev, facts.st_ino

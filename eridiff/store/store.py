@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import RLock
 
 from eridiff.core.errors import StoreError
-from eridiff.core.files import canonical_json, link_or_copy
+from eridiff.core.files import canonical_json, inode, link_or_copy
 from eridiff.core.progress import warn
 from eridiff.formats.safetensors import RawTensor, TensorFile, write_tensors
 from eridiff.store.catalogue import Catalogue, list_loose, read_store
@@ -133,9 +133,9 @@ class Store:
     def adopt(self, shards: Iterable[Path]) -> int:
         """Take in shards that lie elsewhere (a stage's own earlier output); returns how many keys were new."""
         before = len(self.catalogue)
-        inodes = {_inode(path) for path in self._catalogue.shards if path.exists()}
+        inodes = {inode(path) for path in self._catalogue.shards if path.exists()}
         for path in shards:
-            if _inode(path) in inodes:  # the same file: its entries are known
+            if inode(path) in inodes:  # the same file: its entries are known
                 continue
             file = open_shard(path)
             entries = read_catalogue(file)
@@ -298,11 +298,6 @@ def _with_parts(entries: Mapping[str, Location]) -> dict[str, Location]:
     for entry in found.values():
         check_parts(entry)
     return found
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_dev, facts.st_ino
 
 
 def _remove_copy(path: Path) -> None:
