@@ -42,13 +42,18 @@ def writer_of(folder: Path) -> str | None:
     return first.removeprefix(WRITER).partition(":")[0] if first.startswith(WRITER) else None
 
 
-def family_of(folder: Path) -> str | None:
-    """`model.family` of a project; None where params.yaml has none, which the stage `check` says."""
+def params_of(folder: Path) -> Mapping[str, Any]:
+    """params.yaml of a project; {} where it cannot be read, which the stage `check` says."""
     try:
-        params = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else None
+        found = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else None
     except EridiffError:
-        return None
-    model = params.get("model") if isinstance(params, Mapping) else None
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def family_of(params: Mapping[str, Any]) -> str | None:
+    """`model.family` of params.yaml; None where it has none, which the stage `check` says."""
+    model = params.get("model")
     family = model.get("family") if isinstance(model, Mapping) else None
     return family if isinstance(family, str) else None
 
@@ -69,7 +74,7 @@ def version_differences(folder: Path) -> list[str]:
 
     Only those of the project's own family count. Raises: ConfigError where a copy cannot be read.
     """
-    family, lines = family_of(folder), []
+    family, lines = family_of(params_of(folder)), []
     for place, file in known_versions(family).items():
         its, ours = _numbers(folder / place), file.numbers
         changed = [name for name in sorted({*its, *ours}) if its.get(name) != ours.get(name)]

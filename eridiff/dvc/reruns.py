@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eridiff.core.config import parse_yaml, read_yaml
-from eridiff.core.errors import EridiffError
+from eridiff.core.config import parse_yaml
 from eridiff.dvc.lock_form import stages_of
-from eridiff.dvc.project_versions import family_of, known_versions
+from eridiff.dvc.project_versions import family_of, known_versions, params_of
 from eridiff.versions import Versions, describe_change
 
 PARAMS = "params.yaml"
@@ -26,10 +25,9 @@ def foresee_reruns(folder: Path, pipeline: str, lock: str) -> list[str]:
     recorded = stages_of(parse_yaml(lock, "dvc.lock"), "dvc.lock")
     if not recorded:
         return ["nothing has run here yet"]
-    stages = {
-        name: _filled(stage, _params(folder)) for name, stage in stages_of(parse_yaml(pipeline, "dvc.yaml"), "").items()
-    }
-    family = family_of(folder)
+    params = params_of(folder)
+    stages = {name: _filled(stage, params) for name, stage in stages_of(parse_yaml(pipeline, "dvc.yaml"), "").items()}
+    family = family_of(params)
     files = {name: file for file in known_versions(family).values() for name in file.numbers}
     lines, changed, following = [], set[str](), []
     for name, stage in stages.items():
@@ -83,15 +81,6 @@ def _outs(stage: Mapping[str, Any]) -> set[str]:
 def _within(dep: str, out: str) -> bool:
     """Whether a dep is an out, in it or above it."""
     return dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/")
-
-
-def _params(folder: Path) -> Mapping[str, Any]:
-    """params.yaml, to fill dvc.yaml's places with; {} where it cannot be read, which the stage `check` says."""
-    try:
-        found = read_yaml(folder / PARAMS) if (folder / PARAMS).exists() else None
-    except EridiffError:
-        return {}
-    return found if isinstance(found, Mapping) else {}
 
 
 def _filled(value: Any, params: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ in its data/bases. The store and DVC's cache are the user's, shared by all of th
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from eridiff.core.files import read_text, write_text
@@ -38,11 +39,11 @@ def standalone_files() -> dict[str, str]:
     return {place: written(text) for place, text in files.items()}
 
 
-def outdated_files(folder: Path) -> list[str]:
-    """Which of them are missing or otherwise in a project, but for the name of the eridiff that wrote them."""
+def outdated_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Which of these files are missing or otherwise in a project, but for the name of the eridiff that wrote them."""
     return [
         place
-        for place, text in standalone_files().items()
+        for place, text in files.items()
         if not (folder / place).exists() or without_writer(read_text(folder / place)) != without_writer(text)
     ]
 

@@ -32,7 +32,7 @@ def find_behind(folder: Path) -> list[str]:
     if lists_code(folder / "dvc.lock"):
         found.append("its dvc.lock lists files of code, which have versions now")
     if is_standalone(folder):
-        found += [f"this eridiff writes its {place} otherwise" for place in outdated_files(folder)]
+        found += [f"this eridiff writes its {place} otherwise" for place in outdated_files(folder, standalone_files())]
     elif not _is_project(folder):
         return found
     elif read_text(folder / "dvc.yaml") != _renewed(folder):
@@ -50,7 +50,7 @@ def foresee_upgrade(folder: Path) -> list[str]:
     Raises: ConfigError where the folder is neither project nor checkout.
     """
     files, lock = _todays_files(folder), folder / "dvc.lock"
-    if not _differing(folder, files) and not lists_code(lock):
+    if not outdated_files(folder, files) and not lists_code(lock):
         return []
     text = with_versions(lock, files[PIPELINE])[0] if lists_code(lock) else read_text(lock) if lock.exists() else ""
     return foresee_reruns(folder, files[PIPELINE], text)
@@ -77,22 +77,16 @@ def _todays_files(folder: Path) -> dict[str, str]:
     return {PIPELINE: read_text(folder / PIPELINE)}
 
 
-def _differing(folder: Path, files: Mapping[str, str]) -> list[str]:
-    if is_standalone(folder):
-        return outdated_files(folder)
-    return [place for place, text in files.items() if read_text(folder / place) != text]
-
-
 def _upgrade_dvc_files(folder: Path, files: Mapping[str, str]) -> list[str]:
     """These files as they are today, and dvc.lock in today's form; each whole or as before, and not while DVC works."""
     lock, source = folder / "dvc.lock", "this eridiff's" if is_standalone(folder) else "the checkout's"
-    if not _differing(folder, files) and not lists_code(lock):
+    if not outdated_files(folder, files) and not lists_code(lock):
         return []
     with _dvc_lock(folder) as free:
         if not free or dvc_processes(folder):  # while a stage runs, DVC lets its lock go, and writes dvc.lock after it
             raise ConfigError(f"DVC works in {folder}: wait for it or stop it, then run this again.")
         done = []
-        for place in _differing(folder, files):
+        for place in outdated_files(folder, files):
             write_text(folder / place, files[place])
             done.append(f"{place} is {source} now")
         if lists_code(lock):

@@ -11,13 +11,14 @@ from eridiff.dvc import project_versions
 from eridiff.dvc.lock_form import refuse_early
 from eridiff.dvc.project_versions import (
     family_of,
+    params_of,
     refuse_other_versions,
     run_stage,
     version_differences,
     without_writer,
     writer_of,
 )
-from eridiff.projects.standalone import outdated_files, write_standalone
+from eridiff.projects.standalone import outdated_files, standalone_files, write_standalone
 from eridiff.versions import STAGES, is_standalone
 from tests.conftest import ROOT
 
@@ -43,7 +44,7 @@ def test_one_of_this_eridiff_runs(project: Path) -> None:
     ran: list[int] = []
     run_stage(lambda: ran.append(1))
     assert ran == [1] and is_standalone(project) and writer_of(project) == __version__
-    assert version_differences(project) == [] and outdated_files(project) == []
+    assert version_differences(project) == [] and outdated_files(project, standalone_files()) == []
 
 
 def test_what_is_no_standalone_project_is_not_looked_at(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_of_families_the_projects_own_counts(project: Path) -> None:
     edit(project / "versions/flux.yaml", "  train: 1", "  train: 7")
     (project / "versions/sd35.yaml").unlink()  # as where a family is new
     refuse_other_versions(project)
-    assert outdated_files(project) == ["versions/flux.yaml", "versions/sd35.yaml"]
+    assert outdated_files(project, standalone_files()) == ["versions/flux.yaml", "versions/sd35.yaml"]
     (project / "params.yaml").write_text("model: {family: sd35}\n")
     assert version_differences(project)[0] == "sd35's export (absent) -> 1"
     (project / "params.yaml").write_text("model: {family: flux}\n")
@@ -84,7 +85,7 @@ def test_of_families_the_projects_own_counts(project: Path) -> None:
 @pytest.mark.parametrize("text", ["", "model: [", "model: {family: [1]}", "[1]", "model: 1"])
 def test_broken_params_are_the_check_stages_business(text: str, project: Path) -> None:
     (project / "params.yaml").write_text(text)
-    assert family_of(project) is None and version_differences(project) == []
+    assert family_of(params_of(project)) is None and version_differences(project) == []
 
 
 def test_copies_of_another_shape_are_told_too(project: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_release_that_raises_nothing_makes_no_project_one_of_before(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(project_versions, "__version__", "99.0")
-    assert outdated_files(project) == [] and version_differences(project) == []
+    assert outdated_files(project, standalone_files()) == [] and version_differences(project) == []
     text = (project / STAGES).read_text()
     assert without_writer(text) == (ROOT / "eridiff/versions.yaml").read_text()
     assert without_writer("stages: 1\n") == "stages: 1\n"
