@@ -70,7 +70,7 @@ def spelled(value: Any) -> str:
 def refuse_lost(path: Path, sets: Sequence[str], wanted: Mapping[str, Any]) -> None:
     """Apply the changes to a copy of params.yaml as DVC will, and compare what came of them.
 
-    DVC writes the file anew in the style that it has: within brackets or braces its writer leaves some texts without
+    DVC writes the file again in the style that it has: within brackets or braces its writer leaves some texts without
     quotes that its reader takes for something else, such as `?;`. Raises: ConfigError that names the key.
     """
     from dvc.exceptions import DvcException

@@ -1,6 +1,6 @@
 """The copies of the versions in a standalone project, against this eridiff's: a stage runs only where they agree.
 
-Where they do not, `eridiff upgrade` shows what would run again, and writes the copies anew.
+Where they do not, `eridiff upgrade` shows what would run again, and writes the copies again.
 """
 
 from collections.abc import Callable, Mapping

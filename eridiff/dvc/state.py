@@ -1,4 +1,4 @@
-"""DVC's databases of a project, outside it: digests of files, links, an index. DVC makes anew what is not there."""
+"""DVC's databases of a project, outside it: digests of files, links, an index. DVC makes what is not there."""
 
 import getpass
 import hashlib

@@ -24,7 +24,7 @@ THRIFT: dict[str, Any] = {"thrift_string_size_limit": 1 << 27, "thrift_container
 
 
 class TableRows(Collection[Row]):
-    """The rows of a table, read anew from its file by each loop, some at a time; the columns named, or all."""
+    """The rows of a table, read again from its file by each loop, some at a time; the columns named, or all."""
 
     def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self.path, self.columns = path, None if columns is None else list(columns)

@@ -90,7 +90,7 @@ def compile_fixed_shapes(modules: Iterable[nn.Module], backend: str = "inductor"
     config.accumulated_recompile_limit = 64 * MAX_GRAPHS  # one code object may serve many layers
     config.fail_on_recompile_limit_hit = True
     for module in modules:
-        if module._compiled_call_impl is None:  # a second call would trace anew
+        if module._compiled_call_impl is None:  # a second call would trace again
             module.compile(dynamic=False, backend=backend)
 
 

@@ -58,7 +58,7 @@ def pin(root: Path, kind: str, project: Path, names: Iterable[str]) -> None:
     names = sorted(set(names))
     before: set[str] = set()
     for one in (path, unsealed):
-        with suppress(OSError, StoreError):  # a damaged one is written anew
+        with suppress(OSError, StoreError):  # a damaged one is written again
             old = read_pin(one)
             before |= {*old.names, *old.earlier}
     record = {
