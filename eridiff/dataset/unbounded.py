@@ -7,7 +7,7 @@ from eridiff.core.config import read_yaml
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import read_text
 from eridiff.dataset.intake import refuse_endless
-from eridiff.machine.local import find_upward
+from eridiff.machine.local import find_home
 
 SETTINGS = ("params.yaml", "dvc.yaml")  # files of YAML that DVC reads whole
 TEXTS = ("dvc.lock", ".dvcignore", ".dvc/config", ".dvc/config.local")
@@ -30,5 +30,5 @@ def refuse_unbounded(project: Path) -> None:
             except OSError as error:
                 raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     refuse_endless(project / "data")
-    if root := find_upward("eridiff/families", project):
-        refuse_endless(root / "data" / "bases")
+    if home := find_home(project):
+        refuse_endless(home / "data" / "bases")
