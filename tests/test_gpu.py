@@ -16,7 +16,8 @@ from eridiff.params.latents import LatentParams
 from eridiff.params.sample import Prompt, SampleParams
 from eridiff.sampling.draw import draw, embed_prompts
 from eridiff.sampling.sample import load_drawing
-from eridiff.training.train import Machine, Table, prepare_run, train
+from eridiff.training.run import Machine, prepare_run
+from eridiff.training.train import Table, train
 from tests import gpugoldens
 from tests.support.bases import FAMILIES, source
 from tests.support.training import params_of, random_set

@@ -33,12 +33,15 @@ class OptimizerKind:
     module: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    on_queue: Mapping[str, Any] = field(default_factory=dict)  # options with which it never waits for a GPU
     moment_bytes: int = 4
 
 
+ON_QUEUE = {"foreach": False, "fused": True, "capturable": True}  # torch's own, on CUDA
+
 # Name in params -> optimizer. Names only: `check` starts without torch.
 OPTIMIZERS: dict[str, OptimizerKind] = {
-    "adamw": OptimizerKind("torch.optim", "AdamW", {"foreach": True}),
+    "adamw": OptimizerKind("torch.optim", "AdamW", {"foreach": True}, ON_QUEUE),
     "adamw8bit": OptimizerKind("bitsandbytes.optim", "AdamW8bit", moment_bytes=1),
 }
 if TYPE_CHECKING:

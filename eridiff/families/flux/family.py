@@ -34,6 +34,7 @@ MODELS = {
 }
 TOKENIZERS = {"tokenizer": "transformers.CLIPTokenizer", "tokenizer_2": "transformers.T5TokenizerFast"}
 DENOISER = "transformer"
+BLOCKS = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 SIDE_MULTIPLE = 16  # the VAE's factor times the packing
 PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256
@@ -125,6 +126,7 @@ def image_ids(height: int, width: int, device: "torch.device") -> "Tensor":
     """img_ids [N, 3] = (0, row, column) of each token."""
     import torch
 
-    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    sides = (torch.arange(side // 2, device=device) for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
-    return ids.reshape(-1, 3).float().to(device)
+    return ids.reshape(-1, 3).float()

@@ -24,6 +24,7 @@ MODELS = {
 }
 TOKENIZERS = {"tokenizer": "eridiff.families.toy.models.Words"}
 DENOISER = "mixer"
+BLOCKS = ("Block",)
 SIDE_MULTIPLE = 8
 PATCH = 1
 TARGET_SETS = {"attention": r"blocks\.\d+\.(query|key)", "all-linear": r"blocks\.\d+\.(query|key|unused)"}
