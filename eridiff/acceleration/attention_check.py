@@ -132,7 +132,7 @@ def _keep(path: Path, identity: dict[str, Any], fault: str) -> None:
 
 def find_fault(kernel: Kernel, shape: AttentionShape, device: torch.device) -> str:
     """What is wrong with a kernel for a shape, in words; "" where it agrees with the plain product."""
-    query, key, value, gradient, mask = _inputs(shape, device)
+    query, key, value, gradient, mask = make_inputs(shape, device)
     if mask is None and not _takes(kernel, query, key, value):
         return f"does not take {shape.queries} x {shape.keys} x {shape.features} in {shape.dtype}"
     return compare(attention_by(kernel), query, key, value, gradient, mask)
@@ -157,7 +157,7 @@ def compare(
 def difference(found: Tensor, right: Tensor) -> tuple[str, str] | None:
     """How a tensor is wrong, and by how much; None where it is right but for rounding.
 
-    The first feature is not compared, but for being finite: it carries the negative logits (see `_inputs`), so its
+    The first feature is not compared, but for being finite: it carries the negative logits (see `make_inputs`), so its
     gradient is a small difference of large numbers.
     """
     if not bool(torch.isfinite(found).all()):
@@ -206,7 +206,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, gradient: Tensor,
     return output, dq, dk, dv
 
 
-def _inputs(shape: AttentionShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+def make_inputs(shape: AttentionShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Random query, key, value and gradient, and a mask that hides the last quarter of the keys.
 
     In every other head all logits are strongly negative, by a first feature that is the same for all tokens: kernels
