@@ -73,12 +73,13 @@ def use_attention(kernel: Kernel | None) -> Iterator[None]:
 
 def attention_by(kernel: Kernel) -> Attention:
     """torch's attention with a choice of kernel, and the guard where it may be cuDNN's."""
-    order = [BACKENDS[name] for name in KERNELS[KERNELS.index(kernel) :] if name != "math"]
-    if kernel == "math" or torch.backends.cuda.math_sdp_enabled():  # choose_device switches it off on CUDA
+    order: list[SDPBackend] = [BACKENDS[name] for name in KERNELS[KERNELS.index(kernel) :] if name != "math"]
+    backends: Any = torch.backends.cuda
+    if kernel == "math" or backends.math_sdp_enabled():  # choose_device switches it off on CUDA
         order.append(SDPBackend.MATH)
     # With any mask, even one that is all true, cuDNN's query gradient is NaN where L % 128 == 64 and logits are
     # strongly negative (pytorch#196678). No denoiser here has a mask, so a finer rule would gain nothing.
-    masked = [backend for backend in order if backend != SDPBackend.CUDNN_ATTENTION]
+    masked: list[SDPBackend] = [backend for backend in order if backend != SDPBackend.CUDNN_ATTENTION]
 
     def attention(
         query: Tensor,

@@ -74,7 +74,8 @@ def first_sound(shapes: Iterable[AttentionShape], kernels: Iterable[Kernel], che
 
     Raises: TrainError where there is none.
     """
-    shapes, refused = list(shapes), []
+    refused: list[str] = []
+    shapes = list(shapes)
     for kernel in kernels:
         fault = next(filter(None, (check(kernel, shape) for shape in shapes)), None)
         if fault is None:
@@ -90,12 +91,13 @@ def first_sound(shapes: Iterable[AttentionShape], kernels: Iterable[Kernel], che
 
 def machine_of(device: torch.device) -> dict[str, Any]:
     """All that a kernel's answer depends on, but the shape."""
+    cudnn: Any = torch.backends.cudnn
     return {
         "card": torch.cuda.get_device_name(device),
         "capability": list(torch.cuda.get_device_capability(device)),
         "driver": next((row[0] for row in ask_driver("driver_version")), ""),
         "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn.version(),
         "rules": RULES,
     }
 
@@ -177,8 +179,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     batch, heads, tokens, features = tensor.shape
     width = heads * features  # of what joins attention and feed-forward before one projection: some times wider
     wide = tensor.new_zeros(batch, tokens, width if layout == "swapped" else 2 * width)
-    inner = wide[..., :width].unflatten(-1, (heads, features)).transpose(1, 2)
-    return inner.copy_(tensor)
+    return wide[..., :width].view(batch, tokens, heads, features).transpose(1, 2).copy_(tensor)
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, mask: Tensor | None) -> Four:
@@ -202,7 +203,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, gradient: Tensor,
         inner = (grad @ v.mT - (grad * output).sum(-1, keepdim=True)).mul_(weights).mul_(scale)
         for result, values in zip(results, (output, inner @ k, inner.mT @ q, weights.mT @ grad), strict=True):
             result[part] = values
-    output, dq, dk, dv = (result.unflatten(0, (batch, heads)) for result in results)
+    output, dq, dk, dv = (result.view(batch, heads, -1, features) for result in results)
     return output, dq, dk, dv
 
 

@@ -79,6 +79,7 @@ def step_of(family: str, folder: Any) -> Callable[[], Any]:
     return lambda: train_step(run, batch, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_attention_of_a_step_passes_the_guard(family: str, tmp_path: Any, guarded: list[Tensor]) -> None:
     """Were one of the family's processors to bind torch's function early, kernels would run that passed no guard."""
@@ -231,6 +232,7 @@ def test_a_compiled_region_has_it_whole() -> None:
         check_cacheable(graphs[0])
 
 
+@pytest.mark.slow
 def test_shapes_that_a_step_meets(tmp_path: Any) -> None:
     """128 x 128 pixels are 16 x 16 latents, 64 tokens of a transformer that joins them with those of the text."""
     before = functional.scaled_dot_product_attention
