@@ -233,6 +233,35 @@ def test_a_compiled_region_has_it_whole() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_blocks_of_every_family_have_it_whole(family: str, tmp_path: Any) -> None:
+    """Each block is one graph (`fullgraph`), and the adapters' gradients are those of torch without any of it."""
+    run = start(family, params_of())
+    data = random_set(family, tmp_path, run.params)
+    blocks = [module for module in run.denoiser.modules() if type(module).__name__.endswith("TransformerBlock")]
+    found, guards = [], []
+
+    def kept(graph: Any, inputs: Any) -> Any:
+        guards.append(sum("autograd_function_apply" in str(node.target) for node in graph.graph.nodes))
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    for compiled in (False, True):
+        for tensor in run.adapters.values():
+            tensor.grad = None
+        for block in blocks if compiled else ():
+            block.compile(fullgraph=True, dynamic=False, backend=kept)
+        with use_attention("cudnn" if compiled else None):
+            train_step(run, data.batch([0, 1], 1, 0), 1)
+        found.append({name: tensor.grad for name, tensor in run.adapters.items()})
+    assert guards
+    assert min(guards) > 0
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.slow
 def test_shapes_that_a_step_meets(tmp_path: Any) -> None:
     """128 x 128 pixels are 16 x 16 latents, 64 tokens of a transformer that joins them with those of the text."""
     before = functional.scaled_dot_product_attention
