@@ -61,7 +61,9 @@ def choose_attention(shapes: Iterable[AttentionShape], device: torch.device, sto
         return AttentionChoice(kernel=None, note=f"attention: torch's own on {device.type}")
     capability = torch.cuda.get_device_capability(device)
     check = remembered(machine_of(device), store / FOLDER, partial(find_fault, device=device))
-    return first_sound(sorted(set(shapes)), candidates(capability), check)
+    choice = first_sound(sorted(set(shapes)), candidates(capability), check)
+    torch.cuda.empty_cache()  # what the checks held
+    return choice
 
 
 def candidates(capability: tuple[int, int]) -> tuple[Kernel, ...]:

@@ -289,6 +289,7 @@ class Kernels(TorchDispatchMode):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch's compiler
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_models_gradients_are_those_of_flash(family: str, compiled: bool, tmp_path: Path) -> None:
