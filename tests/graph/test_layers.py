@@ -37,7 +37,7 @@ WITH_TORCH |= {f"models.{name}" for name in ("activation_checkpointing", "precis
 WITH_TORCH |= {
     f"training.{name}" for name in ("base_check", "checkpoint", "data", "job", "loss_scale", "objectives", "resume")
 }
-WITH_TORCH |= {"training.train", "acceleration.recompute"}
+WITH_TORCH |= {"training.train", "acceleration.levels", "acceleration.recompute", "acceleration.swap"}
 
 
 def files() -> dict[str, Path]:
