@@ -37,7 +37,9 @@ WITH_TORCH |= {f"models.{name}" for name in ("activation_checkpointing", "precis
 WITH_TORCH |= {
     f"training.{name}" for name in ("base_check", "checkpoint", "data", "job", "loss_scale", "objectives", "resume")
 }
-WITH_TORCH |= {"training.train", "acceleration.attention", "acceleration.attention_check"}
+WITH_TORCH |= {f"training.{name}" for name in ("fast", "plain", "prepare", "run", "step", "train")}
+WITH_TORCH |= {f"acceleration.{name}" for name in ("adapters", "attention", "attention_check", "choose", "graph")}
+WITH_TORCH |= {f"acceleration.{name}" for name in ("levels", "recompute", "regions", "swap")}
 
 
 def files() -> dict[str, Path]:

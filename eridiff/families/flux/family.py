@@ -40,6 +40,7 @@ PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256
 GUIDANCE = True
 NEGATIVE = False  # guidance is embedded
+BLOCKS: tuple[str, ...] = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"

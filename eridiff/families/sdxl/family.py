@@ -37,6 +37,7 @@ PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used f
 MAX_TOKENS = (77,)
 GUIDANCE = False
 NEGATIVE = True
+BLOCKS: tuple[str, ...] = ("BasicTransformerBlock", "ResnetBlock2D")
 VERSIONS = family_versions(Path(__file__).parent)
 
 _BLOCK = r".*\.attentions\.\d+\.transformer_blocks\.\d+\."

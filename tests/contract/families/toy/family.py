@@ -27,6 +27,7 @@ DENOISER = "mixer"
 BLOCKS = ("Block",)
 SIDE_MULTIPLE = 8
 PATCH = 1
+BLOCKS: tuple[str, ...] = ("Block",)
 TARGET_SETS = {"attention": r"blocks\.\d+\.(query|key)", "all-linear": r"blocks\.\d+\.(query|key|unused)"}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {"euler": ("FlowMatchEulerDiscreteScheduler", {})}
 MAX_TOKENS = (8,)
