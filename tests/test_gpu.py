@@ -174,7 +174,7 @@ def test_products_in_eight_bits_on_cuda_are_those_of_a_cpu(kind: Any, rows: int)
         linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
         model.blocks = torch.nn.ModuleList([torch.nn.Sequential(linear.requires_grad_(False).bfloat16())])
         layer = storage_of(asked, device).settle_all(model).get_submodule("blocks.0.0")
-        inputs = values.to(device).requires_grad_()
+        inputs = values.clone().to(device).requires_grad_()
         answer = layer(inputs)
         answer.backward(direction.to(device))
         assert inputs.grad is not None
