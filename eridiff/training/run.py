@@ -14,7 +14,7 @@ from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activatio
 from eridiff.models.load import load_denoiser
 from eridiff.models.lora import add_adapter, target_modules
 from eridiff.models.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
-from eridiff.models.quantise import Storage
+from eridiff.models.quantise import storage_of
 from eridiff.params.train import DdpmParams, FlowParams, TrainParams, refuse_other_objective
 from eridiff.training.objectives import Ddpm, Flow, Objective
 from eridiff.training.optim import make_optimizer
@@ -81,7 +81,7 @@ def prepare_run(
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params).to(device)
-    storage = Storage(kind=params.quantise, device=device, store=machine.store)
+    storage = storage_of(params.quantise, device, machine.store)
     denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
     unused = family.unused_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGET_SETS, params.lora.targets, unused)
