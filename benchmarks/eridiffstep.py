@@ -27,27 +27,25 @@ def params_of(changes: Mapping[str, Any]) -> TrainParams:
     return validate(TrainParams, {**plain, **changes}, where="benchmark", prefix="train")
 
 
-def prepare(base: RandomBase, params: TrainParams, device: torch.device, store: Path | None, model: nn.Module) -> Run:
+def prepare(base: RandomBase, params: TrainParams, machine: Machine, place: torch.device | None = None) -> Run:
     """`prepare_run` over a denoiser with random weights in place of one from files."""
 
-    def loaded(_: object, __: object, dtype: torch.dtype, storage: Storage | None = None) -> nn.Module:
-        return storage.settle_all(model) if storage else model
+    def load(_: object, __: object, dtype: torch.dtype, storage: Storage | None = None) -> nn.Module:
+        assert dtype == base.dtype
+        return base.denoiser(machine.device, storage.settle if storage else None, place)
 
-    with patch.object(train, "load_denoiser", loaded):
-        machine = Machine(device=device, fixed=False, store=store)
+    with patch.object(train, "load_denoiser", load):
         return prepare_run(params, base.family, base.source, base.configs["vae"], machine)
 
 
-def eridiff_step(base: RandomBase, params: TrainParams, device: torch.device, store: Path) -> Callable[[], Tensor]:
-    """A function that trains one step and returns its loss. Weights are made before anything is prepared."""
-    return eridiff_loop(base, params, device, store, base.denoiser(device))
-
-
-def eridiff_loop(
-    base: RandomBase, params: TrainParams, device: torch.device, store: Path, model: nn.Module
+def eridiff_step(
+    base: RandomBase, params: TrainParams, device: torch.device, store: Path, place: torch.device | None = None
 ) -> Callable[[], Tensor]:
-    """The loop of eridiff/training/train.py, a step a call."""
-    run = prepare(base, params, device, store, model)
+    """A function that trains one step and returns its loss: the loop of eridiff/training/train.py, a step a call.
+
+    place: where the base's weights lie when they come from their files, if not on the device.
+    """
+    run = prepare(base, params, Machine(device=device, fixed=False, store=store), place)
     optimizer = make_optimizer(params.optimizer, run.adapters.values())
     data = base.training_set(params.seed)
     batches = data.stream(plan_batches(data.samples, params.batch_size, 1000, params.seed), 1, 1)

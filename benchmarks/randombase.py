@@ -5,7 +5,7 @@ that activations stay finite in bf16.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.family import Family, load_family, published
+from eridiff.models.assemble import build_empty
 from eridiff.models.load import find_class, frozen
 from eridiff.models.precision import DTYPES
 from eridiff.training.data import Sample, TrainingSet
@@ -23,6 +24,7 @@ from eridiff.weights.pointers import ModelSource, Pointer, empty_source
 BASES = Path(__file__).parent.parent / "data" / "bases"
 PICTURES = 16
 CLIP_TOKENS = 77
+Settle = Callable[[nn.Module, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +57,27 @@ class RandomBase:
         }
         return empty_source([Pointer(base="", family="", part="denoiser", components=components)])
 
-    def denoiser(self, device: torch.device, seed: int = 0) -> nn.Module:
-        """The denoiser, frozen, on the device; equal seeds give equal weights on devices of one kind."""
-        torch.manual_seed(seed)
-        kind, before = find_class(self.family.MODELS[self.family.DENOISER]), torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with torch.device(device):
-                model: nn.Module = kind.from_config(self.denoiser_config)
-        finally:
-            torch.set_default_dtype(before)
-        for name, parameter in model.named_parameters():
-            _fill(name, parameter.data)
+    def denoiser(
+        self, device: torch.device, settle: Settle | None = None, place: torch.device | None = None, seed: int = 0
+    ) -> nn.Module:
+        """The denoiser, frozen; equal seeds give equal weights on devices of one kind.
+
+        Tensors are made on `device` one by one, as a loader brings them, and stay there or go to `place`; after each
+        settle(model, name) may quantise its layer, so that no more is ever in memory than stays there.
+        """
+        kind = find_class(self.family.MODELS[self.family.DENOISER])
+        model = build_empty(kind, self.denoiser_config, self.dtype)
+        generator = torch.Generator(device).manual_seed(seed)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            path, _, last = name.rpartition(".")
+            value = _random(name, tensor, generator).to(place or device)
+            module = model.get_submodule(path)
+            if last in module._parameters:
+                module._parameters[last] = nn.Parameter(value, requires_grad=False)
+            else:
+                module._buffers[last] = value
+            if settle is not None:
+                settle(model, name)
         return frozen(model)
 
     def latent_shape(self) -> tuple[int, int, int]:
@@ -127,12 +138,12 @@ def _embeds(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -
     return {name: torch.randn(shape, generator=generator).to(torch.bfloat16) for name, shape in shapes.items()}
 
 
-def _fill(name: str, tensor: Tensor) -> None:
+def _random(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random matrices that keep the size of what goes through; norms and biases that do nothing."""
+    value = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
     if tensor.dim() >= 2:
-        tensor.normal_(0, tensor[0].numel() ** -0.5)
-    else:
-        tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+        return value.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
+    return value.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 def random_base(family_name: str, model: str, *, tiny: bool) -> RandomBase:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.randombase import RandomBase
+from benchmarks.randombase import RandomBase, Settle
 from eridiff.models.lora import target_modules
 from eridiff.models.quantise import Storage, is_quantised
 
@@ -45,6 +45,22 @@ def adapt(base: RandomBase, model: Any, targets: str, rank: int) -> list[nn.Para
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def settle_in(quantise: str | None, device: torch.device) -> Settle | None:
+    """How the frozen weights of the blocks are stored: bitsandbytes' four bits; or fp8, expanded for each product."""
+    if quantise == "nf4":
+        return Storage(kind="nf4", device=device).settle
+
+    def settle(model: nn.Module, name: str) -> None:
+        path, _, last = name.rpartition(".")
+        if last == "weight" and is_quantised(model, path):
+            layer: Any = model.get_submodule(path)
+            dtype = layer.weight.dtype
+            layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+            layer.forward = lambda x: functional.linear(x, layer.weight.to(dtype), layer.bias)
+
+    return settle if quantise == "fp8" else None
+
+
 def script_step(
     base: RandomBase, batch: int, targets: str, quantise: str | None, device: torch.device
 ) -> Callable[[], Tensor]:
@@ -53,16 +69,8 @@ def script_step(
     from diffusers.optimization import get_scheduler
 
     accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=device.type == "cpu")
-    model: Any = base.denoiser(device)
-    if quantise == "nf4":
-        Storage(kind="nf4", device=device).settle_all(model)  # bitsandbytes' layers
-    inner = [path for path, _ in model.named_modules() if is_quantised(model, path)]
+    model: Any = base.denoiser(device, settle_in(quantise, device))
     parameters = adapt(base, model, targets, 16)
-    if quantise == "fp8":
-        for path in inner:
-            layer = model.get_submodule(path)
-            layer = getattr(layer, "base_layer", layer)
-            layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
     model.enable_gradient_checkpointing()
     model.train()
     optimizer = make_optimizer(parameters, device)

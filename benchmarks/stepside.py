@@ -136,7 +136,9 @@ def make_step(row: Row, arguments: argparse.Namespace, device: torch.device) -> 
     }
     changes |= {"lora": {"rank": 16, "alpha": 16.0, "targets": row.targets}, **(row.options or {})}
     changes |= {"quantise": row.quantise} if row.quantise else {}
-    return eridiff_step(base, params_of(changes), device, Path(arguments.store))
+    is_larger = row.gib is not None and not row.quantise  # than the card, maybe: weights come to the CPU first
+    place = torch.device("cpu") if is_larger else None
+    return eridiff_step(base, params_of(changes), device, Path(arguments.store), place)
 
 
 @contextmanager
