@@ -1,0 +1,58 @@
+"""eridiff's own training step, as its stage runs it: its loader, its draws, its optimizer, its choice of levers."""
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.randombase import RandomBase
+from eridiff.core.config import validate
+from eridiff.models.quantise import Storage
+from eridiff.params.train import TrainParams
+from eridiff.training import train
+from eridiff.training.data import plan_batches
+from eridiff.training.optim import make_optimizer
+from eridiff.training.train import Machine, Run, prepare_run
+
+STEPS = 100_000  # of the plan: more than are run
+
+
+def params_of(changes: Mapping[str, Any]) -> TrainParams:
+    """train's params, as params.yaml would give them."""
+    plain = {"steps": STEPS, "check_base": False, "lora": {"rank": 16, "alpha": 16.0}}
+    return validate(TrainParams, {**plain, **changes}, where="benchmark", prefix="train")
+
+
+def prepare(base: RandomBase, params: TrainParams, machine: Machine, place: torch.device | None = None) -> Run:
+    """`prepare_run` over a denoiser with random weights in place of one from files."""
+
+    def load(_: object, __: object, dtype: torch.dtype, storage: Storage | None = None) -> nn.Module:
+        assert dtype == base.dtype
+        return base.denoiser(machine.device, storage.settle if storage else None, place)
+
+    with patch.object(train, "load_denoiser", load):
+        return prepare_run(params, base.family, base.source, base.configs["vae"], machine)
+
+
+def eridiff_step(
+    base: RandomBase, params: TrainParams, device: torch.device, store: Path, place: torch.device | None = None
+) -> Callable[[], Tensor]:
+    """A function that trains one step and returns its loss: the loop of eridiff/training/train.py, a step a call.
+
+    place: where the base's weights lie when they come from their files, if not on the device.
+    """
+    run = prepare(base, params, Machine(device=device, fixed=False, store=store), place)
+    optimizer = make_optimizer(params.optimizer, run.adapters.values())
+    data = base.training_set(params.seed)
+    batches = data.stream(plan_batches(data.samples, params.batch_size, 1000, params.seed), 1, 1)
+    steps = count(1)
+
+    def step() -> Tensor:
+        losses = train._optimizer_step(run, batches, optimizer, next(steps))
+        return torch.tensor(losses["loss"])
+
+    return step
