@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,18 +13,17 @@ class Levers:
     compile: bool
     graph: bool
     channels_last: bool
-    attention: str = "flash"
 
     def described(self) -> str:
         """In words, for the first line and runs/."""
-        words = ["compiled" if self.compile else "not compiled"]
-        words += ["graph"] if self.graph else []
-        words += ["channels last"] if self.channels_last else []
-        return ", ".join([*words, f"{self.attention} attention"])
+        words = {"compiled": self.compile, "graph": self.graph, "channels last": self.channels_last}
+        return ", ".join(word for word, is_taken in words.items() if is_taken) or "not compiled"
 
 
-def choose_levers(device: torch.device, *, deterministic: bool) -> Levers | None:
-    """None: the plain path."""
-    if deterministic or device.type != "cuda":
-        return None
-    return Levers(compile=True, graph=True, channels_last=True)
+def choose_levers(denoiser: nn.Module, device: torch.device) -> Levers:
+    """Levers for a denoiser on a CUDA device."""
+    capability = torch.cuda.get_device_capability(device)
+    has_convolutions = any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in denoiser.modules()
+    )
+    return Levers(compile=capability >= (7, 0), graph=True, channels_last=has_convolutions)

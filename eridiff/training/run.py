@@ -35,6 +35,7 @@ class Run:
     device: torch.device
     activation_checkpointing: Checkpointing
     fixed: bool  # by local.yaml; otherwise the next level is used when memory runs out
+    store: Path | None = None  # the store's folder, which remembers what was checked on this machine
     loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
 
     @property
@@ -97,6 +98,7 @@ def prepare_run(
         device=device,
         activation_checkpointing=machine.activation_checkpointing,
         fixed=machine.fixed,
+        store=machine.store,
     )
     checkpoint_activations(denoiser, run.activation_checkpointing)
     return run

@@ -41,27 +41,28 @@ def train(
     if average is not None:
         groups["average"] = average.tensors
     done, table = _resume(state, params, groups, optimizer)
-    step_once = prepare(train_step, run, optimizer)
     plan = plan_batches(data.samples, params.batch_size, params.steps * params.accumulation, params.seed)
     examples = data.stream(plan, params.accumulation, done + 1, examples_of(run))
     rows = _Rows(run, table, _Meter(done, params.steps))
-    for step in range(done + 1, params.steps + 1):
-        if params.precision == "fp16":
-            run.loss_scale = next_scale(table.get("loss_scale", []))
-        rows.add(step, step_once([next(examples) for _ in range(params.accumulation)], step))
-        if average is not None:
-            average.update(run.adapters)
-        signum, is_saved = asked(), step % params.save_every == 0 or step == params.steps
-        is_kept = signum or is_saved or step % state_every == 0
-        rows.read(0 if is_kept or preview is not None else step_once.late)
-        if is_saved:
-            save_adapters(state, step, groups)
-        if is_kept:
-            save_state(state, step, groups, optimizer, table)
-        if signum:
-            raise Stopped(signum, f"stopped after step {step} of {params.steps}: dvc repro goes on from there")
-        if preview is not None:
-            preview(step)
+    with prepare(train_step, run, optimizer, data) as step_once:
+        for step in range(done + 1, params.steps + 1):
+            if params.precision == "fp16":
+                run.loss_scale = next_scale(table.get("loss_scale", []))
+            rows.add(step, step_once([next(examples) for _ in range(params.accumulation)], step))
+            if average is not None:
+                average.update(run.adapters)
+            signum, is_saved = asked(), step % params.save_every == 0 or step == params.steps
+            is_kept = signum or is_saved or step % state_every == 0
+            rows.read(0 if is_kept or preview is not None else step_once.late)
+            if is_saved:
+                save_adapters(state, step, groups)
+            if is_kept:
+                save_state(state, step, groups, optimizer, table)
+            if signum:
+                raise Stopped(signum, f"stopped after step {step} of {params.steps}: dvc repro goes on from there")
+            if preview is not None:
+                with torch.compiler.set_stance("force_eager"):  # pictures have other shapes
+                    preview(step)
     return table, time.monotonic() - rows.meter.start
 
 
