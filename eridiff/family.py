@@ -58,7 +58,7 @@ class Family(Protocol):
     DENOISER: str  # component that is trained, and the prefix of its LoRA keys
     SIDE_MULTIPLE: int  # sides of pictures must be multiples of this many pixels
     PATCH: int  # latent pixels a side of one image token
-    BLOCKS: tuple[str, ...]  # classes of its repeated blocks, which are compiled: first those that keep most bytes for each operation
+    BLOCKS: tuple[str, ...]  # classes of the blocks that repeat, those first that keep most bytes for each operation
     TARGET_SETS: Mapping[str, str]  # target set -> regular expression over full module names
     SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]]  # name in params -> (diffusers class, config changes)
     MAX_TOKENS: tuple[int, ...]  # choices of text.max_tokens; the first is the default

@@ -34,7 +34,6 @@ MODELS = {
 }
 TOKENIZERS = {"tokenizer": "transformers.CLIPTokenizer", "tokenizer_2": "transformers.T5TokenizerFast"}
 DENOISER = "transformer"
-BLOCKS = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 SIDE_MULTIPLE = 16  # the VAE's factor times the packing
 PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256

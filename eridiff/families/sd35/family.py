@@ -36,7 +36,6 @@ TOKENIZERS = {
     "tokenizer_3": "transformers.T5TokenizerFast",
 }
 DENOISER = "transformer"
-BLOCKS = ("JointTransformerBlock",)
 SIDE_MULTIPLE = 16  # the VAE's factor times the patch
 PATCH = 2
 MAX_TOKENS = (256, 77, 154, 512)  # T5's part; the pipeline's default first

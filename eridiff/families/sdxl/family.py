@@ -31,7 +31,6 @@ MODELS = {
 }
 TOKENIZERS = dict.fromkeys(("tokenizer", "tokenizer_2"), "transformers.CLIPTokenizer")
 DENOISER = "unet"
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 SIDE_MULTIPLE = 8  # the VAE's factor
 PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used for the shift of flows
 MAX_TOKENS = (77,)

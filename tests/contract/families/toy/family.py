@@ -24,7 +24,6 @@ MODELS = {
 }
 TOKENIZERS = {"tokenizer": "eridiff.families.toy.models.Words"}
 DENOISER = "mixer"
-BLOCKS = ("Block",)
 SIDE_MULTIPLE = 8
 PATCH = 1
 BLOCKS: tuple[str, ...] = ("Block",)
