@@ -12,7 +12,7 @@ from eridiff.core.config import parse_yaml, read_yaml, validate
 from eridiff.core.errors import ConfigError, did_you_mean
 from eridiff.core.files import read_text, write_text
 from eridiff.core.printable import printable
-from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.dataset.image.header import PICTURE_SUFFIXES
 from eridiff.family import family_names, load_family, published
 from eridiff.params.edit import filled
 from eridiff.projects.eridiffusion_keys import ACTIONS, EPOCHS, NEGATIVE, TILING, USE_EMA, Known, Refused

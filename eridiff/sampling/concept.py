@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eridiff.core.errors import DataError
-from eridiff.dataset.image.image import crop_picture, load_pixels
+from eridiff.dataset.image.decode import crop_picture, load_pixels
 from eridiff.formats.tables import Row, read_table
 from eridiff.params.trigger import holds_word
 from eridiff.sampling.descriptors import at_measure

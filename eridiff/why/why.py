@@ -30,7 +30,7 @@ from eridiff.formats.tables import Row, read_facts, read_table, table_bytes
 from eridiff.machine.code import changed_code, describe_changed
 from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import store_root
-from eridiff.params.choices import choices_text
+from eridiff.params.inherited import inherited_text
 from eridiff.versions import code_versions
 from eridiff.why.cache_lookup import CachePlan, forced, plan_latents, plan_text
 from eridiff.why.differences import changed_params, leaves
@@ -181,7 +181,7 @@ class _Predictor:
         """Sound params give a constant, and what some keys take from others."""
         return {
             "data/check.txt": _md5(b"params.yaml is sound\n"),
-            "data/choices.json": _md5(choices_text(self.params).encode()),
+            "data/choices.json": _md5(inherited_text(self.params).encode()),
         }
 
     def _captions(self, record: StageRecord, plan: StagePlan) -> Outs:

@@ -16,7 +16,7 @@ from eridiff.caching.processes import encode_together
 from eridiff.core.errors import DataError
 from eridiff.core.progress import track
 from eridiff.core.threads import WriteBehind, batches_ahead
-from eridiff.dataset.image.image import crop_picture, load_pixels
+from eridiff.dataset.image.decode import crop_picture, load_pixels
 from eridiff.formats.tables import Row
 from eridiff.params.latents import LatentParams
 from eridiff.store.store import Store

@@ -26,7 +26,7 @@ from eridiff.caching.pipeline import readers_in_memory
 from eridiff.core.errors import DataError
 from eridiff.core.progress import track
 from eridiff.core.threads import MAX_READERS, ahead, shared_cores
-from eridiff.dataset.image.image import load_pixels, pixel_digest
+from eridiff.dataset.image.decode import load_pixels, pixel_digest
 from eridiff.formats.tables import Row
 from eridiff.params.latents import LatentParams
 from eridiff.store.catalogue import list_loose

@@ -11,7 +11,7 @@ from pathlib import Path
 from eridiff.core.errors import DataError, listing
 from eridiff.dataset.caption.files import is_caption_file, leads_out
 from eridiff.dataset.image.first_bytes import first_bytes, is_picture, what_else
-from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.dataset.image.header import PICTURE_SUFFIXES
 
 UNREAD_SUFFIXES = (
     ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
