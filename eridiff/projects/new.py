@@ -7,7 +7,7 @@ from typing import Any
 from eridiff.bases.add import add_base, missing_components
 from eridiff.bases.hub import cached_snapshot
 from eridiff.bases.places import Places
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.bases.wanted import has_pointers, how_to_add, write_wanted
 from eridiff.core.config import load_section, read_yaml, validate
 from eridiff.core.errors import BaseError, DataError
@@ -171,7 +171,7 @@ def find_published(family: str, variant: str) -> Path | None:
 def _shows(path: Path, variant: str) -> bool:
     """Whether a file's header shows this model."""
     try:
-        parts, _ = find_parts(open_weights(path))
+        found, _ = components_in(open_weights(path))
     except (BaseError, DataError):
         return False
-    return any(part.look.model == variant for part in parts)
+    return any(one.look.model == variant for one in found)

@@ -84,7 +84,7 @@ def described(name: str, config: Mapping[str, Any], files: Mapping[str, int], di
     return Component(name=name, config=meant, files=dict(files), digest=digest)
 
 
-def describe_part(tensors: ComponentTensors, config: Mapping[str, Any], digests: FileDigests) -> Component:
+def describe_tensors(tensors: ComponentTensors, config: Mapping[str, Any], digests: FileDigests) -> Component:
     """What a part of a file, or of shards, is: the same as a folder that holds the same tensors."""
     files = {path.name: path.stat().st_size for path in tensors.found.weights.paths}
     return described(tensors.component, config, files, digest_json(tensors.digests(digests)))
