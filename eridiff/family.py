@@ -155,7 +155,7 @@ def published(name: str) -> Published:
     path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
     record = json.loads(path.read_text("utf-8")) if path.exists() else {"common": {}}
     return Published(
-        models={model: record["common"] | own for model, own in record.get("variants", {}).items()},
+        models={model: record["common"] | own for model, own in record.get("models", {}).items()},
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
         comfyui=record.get("comfyui", {}),

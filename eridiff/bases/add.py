@@ -62,8 +62,8 @@ def detect_family(folder: Path) -> str:
     return known[pipeline]
 
 
-def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[Pointer]:
-    """The pointers of base NAME to what a model folder holds.
+def make_pointers(name: str, folder: Path, weights: str | None = None) -> list[Pointer]:
+    """The pointers of base NAME to what a model folder holds. weights: as in `describe_folder`.
 
     Raises: BaseError where the folder is no base of a family, or is missing a component.
     """
@@ -78,7 +78,7 @@ def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[P
         def describe(component: str) -> Component:
             if component == "scheduler":
                 return describe_scheduler(scheduler)
-            described = describe_folder(folder / component, canonical, digests, variant)
+            described = describe_folder(folder / component, canonical, digests, weights)
             refuse_nonfinite(folder / component, described, digests)
             return described
 
@@ -131,12 +131,13 @@ def _pointers(name: str, family: str, describe: Any) -> list[Pointer]:
 
 
 def add_base(
-    name: str, sources: Sequence[str | Path], config: Path | None = None, variant: str | None = None
+    name: str, sources: Sequence[str | Path], config: Path | None = None, weights: str | None = None
 ) -> list[Path]:
     """Write data/bases/NAME/{vae,text,denoiser}.json and license.json; returns their paths.
 
     sources: one folder in diffusers' layout, or a repository of the hub; or single files, by path or by name where
     ComfyUI has them. config: a folder in diffusers' layout whose configs and tokenizers the files are read with.
+    weights: which ones of a folder that has several, such as fp16.
     What lies outside data/bases is remembered in local.yaml. Everything is read before anything is written.
     """
     if not NAME.fullmatch(name):
@@ -145,7 +146,7 @@ def add_base(
     if len(paths) == 1 and paths[0].is_dir():
         if config is not None:
             raise BaseError(f"--config belongs to single files; {paths[0]} is a folder with configs of its own.")
-        pointers, used = make_pointers(name, paths[0], variant), paths
+        pointers, used = make_pointers(name, paths[0], weights), paths
         licences = licences_of_folder(paths[0])
     else:
         if folders := [str(path) for path in paths if path.is_dir()]:
