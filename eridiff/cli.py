@@ -234,7 +234,7 @@ def why(
     import contextlib
 
     from eridiff.core.progress import warn
-    from eridiff.dvc.lock_form import refuse_early
+    from eridiff.dvc.before_versions import refuse_early
     from eridiff.dvc.outs import read_outs
     from eridiff.machine.local import store_root
     from eridiff.projects.upgrade import find_behind

@@ -30,8 +30,8 @@ from eridiff.core.errors import ConfigError, EridiffError, run_main
 from eridiff.core.locks import hold_file
 from eridiff.core.progress import say
 from eridiff.dataset.unbounded import refuse_unbounded
+from eridiff.dvc.before_versions import refuse_early
 from eridiff.dvc.experiments import refuse_uncommitted, results
-from eridiff.dvc.lock_form import refuse_early
 from eridiff.dvc.repair import mend
 from eridiff.flow.allowed import FlowPage
 from eridiff.flow.deployment import close_books, keep_form
