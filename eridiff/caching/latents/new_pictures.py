@@ -22,7 +22,7 @@ from eridiff.caching.latents.crops import Size
 from eridiff.caching.latents.encode import BatchEncoder, cut_sample
 from eridiff.caching.latents.plan import check_sides, refuse_unusable, take_over_pixels
 from eridiff.caching.latents.samples import Sample, Samples
-from eridiff.caching.pipeline import readers_in_memory
+from eridiff.caching.pipeline import entry_writer, readers_in_memory
 from eridiff.core.errors import DataError
 from eridiff.core.progress import track
 from eridiff.core.threads import MAX_READERS, ahead, shared_cores
@@ -197,7 +197,9 @@ class FormingBatches:
             return
         self.begun.add(sample.key)
         if self._encoder is None:
-            self._encoder = self._stack.enter_context(BatchEncoder(self._store, self._params, *self._load()))
+            vae, device = self._load()
+            writer = self._stack.enter_context(entry_writer(device, self._params.batch_size))
+            self._encoder = BatchEncoder(self._store, self._params, vae, device, writer)
         if sample.bucket not in self._open:
             self._open[sample.bucket] = [], self._encoder.allocate(sample.bucket)
         batch, bytes_BHWC = self._open[sample.bucket]
