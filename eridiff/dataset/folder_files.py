@@ -93,7 +93,7 @@ def leads_outside(folder: Path, path: str | Path) -> str | None:
 def real_files(folder: Path, files: Iterable[str], ignored: list[Ignored], problems: list[str]) -> list[str]:
     """The files that can be read to an end, and whose words are of this folder; the others become ignored or problems.
 
-    A pipe would wait for its writer, a device has no end, and the text that a link finds elsewhere is nobody's caption.
+    A pipe would wait for its writer, a device has no end, and text outside the folder is no caption of it.
     """
     real: list[str] = []
     wrong: list[str] = []

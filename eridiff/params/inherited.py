@@ -23,7 +23,7 @@ def inherited_text(sections: Mapping[str, Any]) -> str:
 
 
 def inherited_differences(sections: Mapping[str, Any]) -> list[str]:
-    """Where a section says otherwise than the one that it would follow, and what that means."""
+    """Where a section differs from the section that it would inherit from, and what that means."""
     own, samples = sections["export"].ema, sections["sample"].ema
     if own is None or own == samples:
         return []

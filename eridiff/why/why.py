@@ -172,7 +172,7 @@ class _Predictor:
         return self.tables[path]
 
     def _recorded_table(self, digest: str | None) -> Table:
-        """A table that dvc.lock names, without rows where DVC's cache lacks it."""
+        """A table that dvc.lock names, without rows where it is not in DVC's cache."""
         if digest is None or not self.graph.has_object(digest):
             return [], {}
         return read_table(self.graph.object_path(digest))

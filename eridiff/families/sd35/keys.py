@@ -30,7 +30,7 @@ EVERY = (
     Row("joint_blocks.{i}.x_block.mlp.fc2", (_BLOCK + "ff.net.2",)),
     Row("joint_blocks.{i}.x_block.adaLN_modulation.1", (_BLOCK + "norm1.linear",)),
 )
-# The text stream's way out of a block, which the last block lacks.
+# The text stream's way out of a block, which the last block does not have.
 ALL_BUT_LAST = (
     Row("joint_blocks.{i}.context_block.attn.proj", (_BLOCK + "attn.to_add_out",)),
     Row("joint_blocks.{i}.context_block.mlp.fc1", (_BLOCK + "ff_context.net.0.proj",)),
