@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from eridiff.core.value_limits import find_fault
 from eridiff.flow.access import NONCE, PROOF, Keys, proof
 from eridiff.flow.retry_busy import App, Message, Receive, Send
 
@@ -101,6 +102,8 @@ class Gate:
             body = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise Refused(400, "its body is no JSON") from None
+        if fault := find_fault(value):  # Prefect keeps more than it can write: its lists of runs would fail ever after
+            raise Refused(400, f"its body holds what is not kept: {_shown(fault)}")
         if fault := action.shape.fault(value):
             raise Refused(403, f"pages may not give {_shown(fault)}")
         kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"content-type")]
