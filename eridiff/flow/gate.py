@@ -97,7 +97,7 @@ class Gate:
         if action.shape is None:
             return scope, receive
         try:
-            value = json.loads(await _body(receive))
+            value = json.loads(await _body(receive), parse_int=_number)
             # Python reads NaN, infinity and half of a surrogate pair, which are no JSON: this refuses them.
             body = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
@@ -244,6 +244,12 @@ async def _body(receive: Receive) -> bytes:
         if len(parts) > LARGEST:
             raise Refused(413, f"its body has more than {LARGEST} bytes")
     return parts
+
+
+def _number(text: str) -> int | float:
+    """A whole number as every reader has it: beyond 64 bits Prefect keeps it, and then fails to list its runs."""
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 64 else float(text)
 
 
 def _shown(text: str) -> str:
