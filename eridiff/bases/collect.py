@@ -129,9 +129,10 @@ def _scheduler(
     """
     objective, path = load_family(denoiser.family).OBJECTIVE, denoiser.weights.paths[0]
     marks, stated = denoiser_marks(denoiser, objective), str(folder or "")
-    beside = None if folder else scheduler_beside(path)
-    if beside:
-        stated, named = str(beside), read_config(beside)
+    beside = scheduler_beside(path)
+    named = read_config(beside) if beside else {}
+    if beside and not folder:
+        stated = str(beside)
         given, _ = settle_scheduler(named, marks, objective, str(path), stated)
         others = set(weight_files(path.parent)) - {*paths, *denoiser.weights.paths}
         plain = settle_scheduler(config, marks, objective, str(path))[0] if others else {}
@@ -143,7 +144,8 @@ def _scheduler(
             )
         config = named
     settled, lines = settle_scheduler(config, marks, objective, str(path), stated)
-    for line in lines:
+    overruled = any((named[key] or None) != (settled.get(key) or None) for key in DECISIVE if key in named)
+    for line in [*lines, *([f"objective: not heeded: {beside}"] if overruled else [])]:
         say(line)
     return settled
 

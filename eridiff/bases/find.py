@@ -131,7 +131,12 @@ def _difference(place: Path | ComponentTensors, here: Component, meant: Componen
     if here.digest != meant.digest:
         wrong = f"its content has digest {here.digest[:12]}, the pointer says {meant.digest[:12]}"
     elif here.config != meant.config:
-        keys = sorted(k for k in {*here.config, *meant.config} if here.config.get(k) != meant.config.get(k))
+        missing = object()  # a key that holds nothing is another thing than no key
+        keys = sorted(
+            key
+            for key in {*here.config, *meant.config}
+            if here.config.get(key, missing) != meant.config.get(key, missing)
+        )
         wrong = f"its config differs from the pointer's in {', '.join(keys)}"
     else:
         return ""

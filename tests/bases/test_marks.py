@@ -185,6 +185,24 @@ def test_a_scheduler_config_beside_the_file_counts(checkout: Path, tmp_path: Pat
     assert said == "  objective: predicts v, zero terminal SNR, trailing timesteps, by scheduler_config.json"
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_scheduler_config_that_is_overruled_is_said(
+    given: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By --config, or by a tensor of the file."""
+    path = marked(tmp_path, {} if given else {"v_pred": EMPTY, "ztsnr": EMPTY})
+    beside = tmp_path / "scheduler_config.json"
+    beside.write_text(json.dumps(scheduler(**V_ZERO_SNR if given else {"prediction_type": "epsilon"})))
+    (denoiser,) = (part for part in find_parts(open_weights(path))[0] if part.kind == "denoiser")
+    folder = SMALL / "bases" / "tiny-sdxl" if given else None
+    settled = collecting._scheduler(denoiser, PUBLISHED, folder, [path])
+    assert settled["prediction_type"] == ("epsilon" if given else "v_prediction")
+    assert f"objective: not heeded: {beside}" in "".join(capsys.readouterr())
+    beside.write_text(json.dumps(settled))
+    collecting._scheduler(denoiser, PUBLISHED, folder, [path])
+    assert "not heeded" not in "".join(capsys.readouterr())
+
+
 def test_a_part_of_a_model_folder_has_the_folders_scheduler(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SMALL / "bases" / "tiny-sdxl", tmp_path / "m"))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(**V_ZERO_SNR)))
