@@ -8,6 +8,9 @@ files. The child imports the clone's own code. All else goes to the real python.
 The workers of xdist are children of one such process too (tests/conftest.py): the libraries are imported once a run of
 the tests, not once a worker. The server of a worker's own stages is then a child of it as well, and ready at once.
 
+What starts stages by `sys.executable` finds that `python` with `stages` in front of PYTHONPATH; of that one only stages
+are children, and all else, Prefect's processes and DVC, is as ever.
+
 A caller that is killed ends its child; SIGINT and SIGTERM are passed on. But a child is in the server's process group,
 not in the caller's: what is killed by its group, with all that it started, must be started by the real `dvc`.
 """
@@ -36,12 +39,13 @@ from typing import Any
 SHIM = """#!{python} -SE
 import array, json, os, signal, socket, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
-if name == "worker":  # of xdist: -u -c CODE
+if arguments[:1] == ["-u"]:  # the output of a child is a pipe, and written at its end
     arguments = arguments[1:]
-elif name != "python":  # a command of that name's module
+if name not in ("python", "worker"):  # a command of that name's module
     arguments = ["-m", name, *arguments]
-if arguments[:1] != ["-m"] and name != "worker":
-    os.execv({python!r}, [{python!r}, *arguments])
+mine = arguments[:1] == ["-m"] and arguments[1] != "stages.flow" and arguments[1].startswith({only!r})
+if not mine and name != "worker":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({place!r})
 wanted = json.dumps({{"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
@@ -80,6 +84,7 @@ class Prefork:
     folder: Path
     dvc: Path
     worker: Path  # a python for a worker of xdist
+    stages: Path  # for PYTHONPATH: sys.executable is a python that forks stages and nothing else
     process: "subprocess.Popen[bytes]"  # what holds it alive
     pid: int  # its own
 
@@ -89,11 +94,13 @@ def start() -> Prefork:
     """Start the server of this process, once, and wait until it has imported everything. It ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="prefork-"))
     place = folder / "socket"
-    shims = (folder / "python", folder / "commands" / "dvc", folder / "workers" / "worker")
+    shims = [folder / name for name in ("python", "commands/dvc", "workers/worker", "stages/python")]
     for shim in shims:
         shim.parent.mkdir(exist_ok=True)
-        shim.write_text(SHIM.format(python=sys.executable, place=str(place)))
+        only = "stages." if shim.parent.name == "stages" else ""
+        shim.write_text(SHIM.format(python=sys.executable, place=str(place), only=only))
         shim.chmod(0o755)
+    (shims[3].parent / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(shims[3])!r}\n")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "DVC_NO_ANALYTICS": "1"}
     environment |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):  # clones are compiled once: each child else compiled them
@@ -107,7 +114,7 @@ def start() -> Prefork:
     assert process.stdout is not None
     word, _, pid = process.stdout.readline().decode().partition(" ")
     assert word == "ready", "the server of end-to-end tests did not start"
-    return Prefork(folder, shims[1].parent, shims[2], process, int(pid))
+    return Prefork(folder, shims[1].parent, shims[2], shims[3].parent, process, int(pid))
 
 
 def started() -> int | None:

@@ -54,6 +54,22 @@ def test_a_worker_of_xdist_runs_the_code_that_it_is_given(tmp_path: Path) -> Non
     assert _say([str(start().folder / "python"), "-m", "nested"], tmp_path, **given) == "True\n3\n"
 
 
+def test_a_program_forks_the_stages_that_it_starts_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    said = "import os, sys; print('torch' in sys.modules, flush=True)"
+    for name in ("part", "flow"):
+        (tmp_path / "stages" / f"{name}.py").write_text(said)
+    (tmp_path / "program.py").write_text(
+        "import subprocess, sys\n"
+        "print('torch' in sys.modules, flush=True)\n"
+        "for name in ('part', 'flow'):\n"
+        "    subprocess.run([sys.executable, '-u', '-m', f'stages.{name}'], timeout=300, check=True)\n"
+    )
+    command, given = [sys.executable, "-m", "program"], {"PYTHONPATH": str(start().stages)}
+    assert _say(command, tmp_path, **given) == "False\nTrue\nFalse\n"
+    assert _say(["python", "-m", "program"], tmp_path, PATH=str(start().stages), **given) == "False\nTrue\nFalse\n"
+
+
 def _say(command: list[str], place: Path, **more: str) -> str:
     done = subprocess.run(
         command, cwd=place, env={**os.environ, **more}, input="asked", capture_output=True, text=True, timeout=300
