@@ -38,6 +38,8 @@ class RowScaledLinear(nn.Linear):
     """
 
     scale: Tensor
+    turned: Tensor  # [I, O], with `compute` alone, as is `ones` [I, 1]
+    ones: Tensor
 
     def __init__(self, linear: nn.Linear, stored: Tensor, scale: Tensor, compute: bool = False) -> None:
         """linear: whose bias is taken over. stored [O, I] and scale [O, 1]: of quantise_rows.
