@@ -124,6 +124,7 @@ OF_NO_MODULE = {
     "caching/test_keys.py": "the keys of both caches, pinned",
     "caching/test_keys_properties.py": "the keys of both caches: what is in them, and what is not",
     "export/test_comfyui.py": "every family's keys against those of a ComfyUI checkout",
+    "models/test_quantised_compiled.py": "quantised layers of every kind, inside compiled blocks",
     "store/test_docs.py": "docs/store.md: its reader and its table",
     "store/test_processes.py": "the store under several processes",
     "store/test_survival.py": "the store under kills, full disks and open files",
