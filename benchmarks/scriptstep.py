@@ -6,6 +6,7 @@ The adapted modules are the row's, the same as eridiff's.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -67,12 +68,11 @@ def script_step(
     optimizer = make_optimizer(parameters, device)
     schedule = get_scheduler("constant", optimizer=optimizer)
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
-    batches, place = cached_batches(base, batch, device), 0
+    batches = cycle(cached_batches(base, batch, device))
     draw, loss_of = make_draw(base, device), make_loss(base, Options())
 
     def step() -> Tensor:
-        nonlocal place
-        cached, place = batches[place % len(batches)], place + 1
+        cached = next(batches)
         with accelerator.accumulate(model):
             loss = loss_of(model, cached, draw(cached))
             accelerator.backward(loss)

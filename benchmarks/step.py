@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steprow import ROWS, USEFUL_TERAFLOPS, Row
+from benchmarks.steprow import PEERS, ROWS, USEFUL_TERAFLOPS, Row
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("script ms", "plain ms", "fast ms", "fast p10-p90", "img/s", "GiB script / plain / fast", "MFU")
@@ -251,9 +251,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after them")
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", type=Path, metavar="FOLDER", help="a checkout: its step is a side of each row")
     parser.add_argument("--tiny", action="store_true", help="the small bases, 64 x 64 pictures")
     arguments = parser.parse_args()
-    arguments.peers = {}
+    arguments.peers = {peer: path.resolve() for peer in PEERS if (path := getattr(arguments, peer)) is not None}
     rows: list[dict[str, Any]] = []
     deadline, facts = time.monotonic() + 60 * arguments.minutes, machine(arguments.device)
     with tempfile.TemporaryDirectory() as work:

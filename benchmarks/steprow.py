@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SIDES = ("script", "plain", "fast")
+PEERS = ("kohya",)  # further sides, of checkouts (benchmarks/peerstep.py)
 EIGHT_BITS_BOTH_WAYS = {"storage": "fp8", "compute": "fp8"}
 
 # 10^12 floating point operations that one picture of 1024 x 1024 cannot do without: forward, and backward to the
