@@ -7,19 +7,17 @@ all families), SDPA, eight-bit AdamW, checkpointing only where activations would
 Legend: B batch, C H W channels and sides of latents.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from itertools import cycle
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from benchmarks.checkout import importing
 from benchmarks.randombase import RandomBase, filled
 from benchmarks.scriptloss import Cached, is_packed
 from benchmarks.scriptstep import MAX_GRAD_NORM, MIXED, cached_batches, make_optimizer, settle_in
@@ -27,7 +25,7 @@ from benchmarks.steprow import Row
 from eridiff.models.load import find_class
 
 Predict = Callable[[Any, Tensor, Tensor, Cached], Tensor]
-LARGE = ("flux-dev", "sd35-large")  # whose activations of several pictures no card holds
+UNNEEDED = ("cv2", "torchvision")  # what it reads pictures with
 
 
 def kohya_step(checkout: Path, base: RandomBase, row: Row, device: torch.device) -> Callable[[], Tensor]:
@@ -37,11 +35,11 @@ def kohya_step(checkout: Path, base: RandomBase, row: Row, device: torch.device)
     if row.script_quantise == "nf4":
         raise ValueError("sd-scripts trains on no base in four bits")
     accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=device.type == "cpu")
-    with importing(checkout):
+    with importing(checkout, UNNEEDED):
         model, network, predict = make_models(base)
     model = filled(model, torch.Generator(device).manual_seed(0), settle_in(row.script_quantise, device))
     model.requires_grad_(False)
-    if row.gib is not None or (row.batch > 1 and row.model in LARGE):
+    if row.is_checkpointed:
         model.enable_gradient_checkpointing()
     network = make_network(network, model).to(device, torch.float32)
     optimizer = make_optimizer(network.get_trainable_params(), device)
@@ -60,34 +58,6 @@ def kohya_step(checkout: Path, base: RandomBase, row: Row, device: torch.device)
         return torch.tensor(loss.detach().item())
 
     return step
-
-
-@contextmanager
-def importing(checkout: Path) -> Iterator[None]:
-    """Import from the checkout; what it imports for pictures alone need not be installed."""
-    import diffusers
-    import transformers
-
-    assert diffusers and transformers  # they look for torchvision themselves: before a name stands in for it
-    standing = [name for name in ("cv2", "torchvision") if not _is_here(name)]
-    for name in standing:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].transforms = None  # type: ignore[attr-defined]
-    sys.path.insert(0, str(checkout))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(checkout))
-        for name in standing:
-            del sys.modules[name]
-
-
-def _is_here(name: str) -> bool:
-    try:
-        import_module(name)
-    except ImportError:
-        return False
-    return True
 
 
 def make_models(base: RandomBase) -> tuple[nn.Module, Any, Predict]:

@@ -29,7 +29,15 @@ def test_every_row_names_a_published_model_and_its_flops() -> None:
 
 def test_pictures_a_second_mfu_and_ratio() -> None:
     found = summary(ROWS["sd35m-b4"], {"script": side(800.0), "fast": side(400.0), "TFLOP/s": 534.0}, tiny=False)
-    assert found == {"img/s": 10.0, "MFU": pytest.approx(0.5), "ratio": 2.0}
+    assert found == {"img/s": 10.0, "MFU": pytest.approx(0.5), "ratio": 2.0, "fastest ratio": 2.0}
+
+
+def test_the_fastest_of_all_peers_counts() -> None:
+    row = ROWS["sdxl-b1"]
+    measured = {"name": row.name, "script": side(900.0), "kohya": side(600.0, **{"peak GiB": 9.0}), "fast": side(300.0)}
+    found = summary(row, measured, tiny=False)
+    assert (found["ratio"], found["fastest ratio"]) == (3.0, 2.0)
+    assert "| 600, 9.0 | 2.00 |" in table([measured | found])
 
 
 def test_a_side_that_failed_leaves_the_other() -> None:
