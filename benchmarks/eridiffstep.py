@@ -1,6 +1,8 @@
 """eridiff's own training step, as its stage runs it: its loader, its draws, its optimizer, its choice of levers."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from benchmarks.randombase import RandomBase
 from eridiff.core.config import validate
 from eridiff.models.quantise import Storage
 from eridiff.params.train import TrainParams
-from eridiff.training import train
+from eridiff.training import run as training_run
 from eridiff.training.data import plan_batches
-from eridiff.training.optim import make_optimizer
-from eridiff.training.train import Machine, Run, prepare_run
+from eridiff.training.prepare import Reading, prepare
+from eridiff.training.run import Machine, Run, prepare_run
+from eridiff.training.step import examples_of, train_step
 
 STEPS = 100_000  # of the plan: more than are run
 
@@ -27,14 +30,14 @@ def params_of(changes: Mapping[str, Any]) -> TrainParams:
     return validate(TrainParams, {**plain, **changes}, where="benchmark", prefix="train")
 
 
-def prepare(base: RandomBase, params: TrainParams, machine: Machine, place: torch.device | None = None) -> Run:
+def loaded(base: RandomBase, params: TrainParams, machine: Machine, place: torch.device | None = None) -> Run:
     """`prepare_run` over a denoiser with random weights in place of one from files."""
 
     def load(_: object, __: object, dtype: torch.dtype, storage: Storage | None = None) -> nn.Module:
         assert dtype == base.dtype
         return base.denoiser(machine.device, storage.settle if storage else None, place)
 
-    with patch.object(train, "load_denoiser", load):
+    with patch.object(training_run, "load_denoiser", load):
         return prepare_run(params, base.family, base.source, base.configs["vae"], machine)
 
 
@@ -45,14 +48,19 @@ def eridiff_step(
 
     place: where the base's weights lie when they come from their files, if not on the device.
     """
-    run = prepare(base, params, Machine(device=device, fixed=False, store=store), place)
-    optimizer = make_optimizer(params.optimizer, run.adapters.values())
+    run = loaded(base, params, Machine(device=device, fixed=False, store=store), place)
     data = base.training_set(params.seed)
-    batches = data.stream(plan_batches(data.samples, params.batch_size, 1000, params.seed), 1, 1)
-    steps = count(1)
+    plan = plan_batches(data.samples, params.batch_size, 1000, params.seed)
+    examples, steps = data.stream(plan, 1, 1, examples_of(run)), count(1)
+    step_once = ExitStack().enter_context(prepare(train_step, run, run.make_optimizer(), data))
+    waiting: deque[Reading] = deque()
 
     def step() -> Tensor:
-        losses = train._optimizer_step(run, batches, optimizer, next(steps))
-        return torch.tensor(losses["loss"])
+        """The loss of the latest row that the loop would have read: the first one is of this step."""
+        waiting.append(step_once([next(examples)], next(steps)))
+        loss = waiting[0]()["loss"]
+        while len(waiting) > step_once.late:
+            loss = waiting.popleft()()["loss"]
+        return torch.tensor(loss)
 
     return step

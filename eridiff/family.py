@@ -7,7 +7,7 @@ implementation: no class, no registry.
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -27,9 +27,23 @@ if TYPE_CHECKING:
 class Sizes:
     """Where each crop of a batch comes from: what a denoiser may be told about its picture's geometry."""
 
-    original: Sequence[tuple[int, int]]  # (width, height) of the whole picture
-    crop: Sequence[tuple[int, int]]  # (left, top) of the crop in the resized picture
+    original: "Tensor"  # [B, 2] fp32 (width, height) of the whole picture
+    crop: "Tensor"  # [B, 2] fp32 (left, top) of the crop in the resized picture
     target: tuple[int, int]  # (width, height) of the bucket
+
+    @classmethod
+    def of(
+        cls, *, original: Sequence[tuple[int, int]], crop: Sequence[tuple[int, int]], target: tuple[int, int]
+    ) -> "Sizes":
+        """Of whole numbers, one pair a sample, on the CPU."""
+        import torch
+
+        pairs = [torch.tensor(list(rows), dtype=torch.float32) for rows in (original, crop)]
+        return cls(original=pairs[0], crop=pairs[1], target=target)
+
+    def map(self, change: "Callable[[Tensor], Tensor]") -> "Sizes":
+        """The same sizes with every tensor changed."""
+        return Sizes(original=change(self.original), crop=change(self.crop), target=self.target)
 
 
 class Family(Protocol):
@@ -44,6 +58,7 @@ class Family(Protocol):
     DENOISER: str  # component that is trained, and the prefix of its LoRA keys
     SIDE_MULTIPLE: int  # sides of pictures must be multiples of this many pixels
     PATCH: int  # latent pixels a side of one image token
+    BLOCKS: tuple[str, ...]  # classes of the blocks that repeat, those first that keep most bytes for each operation
     TARGET_SETS: Mapping[str, str]  # target set -> regular expression over full module names
     SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]]  # name in params -> (diffusers class, config changes)
     MAX_TOKENS: tuple[int, ...]  # choices of text.max_tokens; the first is the default

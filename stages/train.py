@@ -1,4 +1,4 @@
-"""train: cached latents and embeddings -> LoRA checkpoints. eridiff/training/train.py: train_step."""
+"""train: cached latents and embeddings -> LoRA checkpoints. eridiff/training/step.py: train_step."""
 
 from functools import partial
 from pathlib import Path

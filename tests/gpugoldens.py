@@ -46,7 +46,8 @@ def outs(family: str, folder: Path) -> dict[str, Any]:
 
     from eridiff.caching.latents.vae import encode, prepare_vae
     from eridiff.params.latents import LatentParams
-    from eridiff.training.train import Machine, prepare_run, train
+    from eridiff.training.run import Machine, prepare_run
+    from eridiff.training.train import train
     from tests.goldenouts import tensor_facts
     from tests.support.bases import source
     from tests.support.training import params_of, random_set

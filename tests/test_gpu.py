@@ -11,12 +11,14 @@ from eridiff.caching.latents.vae import encode, prepare_vae
 from eridiff.family import load_family
 from eridiff.models.load import load_denoiser, load_text_encoders, load_vae
 from eridiff.models.precision import choose_device, describe_backend
-from eridiff.models.quantise import Storage
+from eridiff.models.quantise import Storage, storage_of
 from eridiff.params.latents import LatentParams
+from eridiff.params.model import QuantisedArithmetic
 from eridiff.params.sample import Prompt, SampleParams
 from eridiff.sampling.draw import draw, embed_prompts
 from eridiff.sampling.sample import load_drawing
-from eridiff.training.train import Machine, Table, prepare_run, train
+from eridiff.training.run import Machine, prepare_run
+from eridiff.training.train import Table, train
 from tests import gpugoldens
 from tests.support.bases import FAMILIES, source
 from tests.support.training import params_of, random_set
@@ -157,6 +159,38 @@ def test_a_quantised_base_is_kept_on_cuda(family: str, kind: Any, tmp_path: Path
     assert len(list(tmp_path.glob("bases/*.safetensors"))) == 1
     assert loaded[0].keys() == loaded[1].keys()
     assert all(torch.equal(tensor, loaded[1][name]) for name, tensor in loaded[0].items())
+
+
+@pytest.mark.parametrize("rows", [1, 17, 77, 4096])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_products_in_eight_bits_on_cuda_are_those_of_a_cpu(kind: Any, rows: int) -> None:
+    """Both passes: the tensor cores multiply the very numbers that the CPU does."""
+    asked = QuantisedArithmetic(storage=kind, compute=kind)
+    generator = torch.Generator().manual_seed(1)
+    values, direction = (torch.randn(rows, side, generator=generator).bfloat16() for side in (512, 768))
+    weight, bias = torch.randn(768, 512, generator=generator) * 0.02, torch.randn(768, generator=generator)
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        model, linear = torch.nn.Module(), torch.nn.Linear(512, 768)
+        linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
+        model.blocks = torch.nn.ModuleList([torch.nn.Sequential(linear.requires_grad_(False).bfloat16())])
+        layer = storage_of(asked, device).settle_all(model).get_submodule("blocks.0.0")
+        inputs = values.clone().to(device).requires_grad_()
+        answer = layer(inputs)
+        answer.backward(direction.to(device))
+        assert inputs.grad is not None
+        found.append((answer.detach().cpu().double(), inputs.grad.cpu().double()))
+    for there, here in zip(*found, strict=True):
+        assert (there - here).norm() < 5e-3 * here.norm()  # of bf16 at the end, and of sums in fewer bits
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_in_eight_bits_on_cuda_is_training_on_a_cpu(family: str, kind: str, tmp_path: Path) -> None:
+    asked = {"precision": "bf16", "quantise": {"storage": kind, "compute": kind}}
+    there = losses(family, tmp_path / "cuda", CUDA, asked)
+    here = losses(family, tmp_path / "cpu", torch.device("cpu"), asked)
+    assert there["loss"] == pytest.approx(here["loss"], rel=2e-2)
 
 
 @pytest.mark.filterwarnings("ignore:inner dimension .* is not aligned:UserWarning")  # of bitsandbytes: a small base

@@ -79,7 +79,7 @@ class Base:
         if self.zeros:  # for half of the batch, so that the encoded empty caption is learned too
             kept = (captions != 0) | (torch.arange(count, device=captions.device) % 2 == 0)
             text = {name: value * kept.view(-1, *[1] * (value.ndim - 1)) for name, value in text.items()}
-        sizes = Sizes(original=[size] * count, crop=[(0, 0)] * count, target=size)
+        sizes = Sizes.of(original=[size] * count, crop=[(0, 0)] * count, target=size).map(lambda t: t.to(noisy.device))
         answer: Tensor = self.family.predict(self.denoiser, noisy, level, text, sizes, guidance)
         return answer
 

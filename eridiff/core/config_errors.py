@@ -14,7 +14,7 @@ def explain_all(model: type[BaseModel], error: ValidationError, where: str, pref
     by_path: dict[str, list[str]] = {}
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "literal_error")
     for problem in problems:
-        location = _real_location(model, problem["loc"])
+        location = _real_location(model, problem["loc"], unknown=problem["type"] == "extra_forbidden")
         inside = any(other["loc"][: len(problem["loc"])] == problem["loc"] for other in problems if other != problem)
         if problem["type"] == "too_short" and inside:
             continue  # a list whose items are wrong counts as empty
@@ -23,8 +23,11 @@ def explain_all(model: type[BaseModel], error: ValidationError, where: str, pref
     return [f"{where}: {' Or: '.join(dict.fromkeys(sentences))}" for sentences in by_path.values()]
 
 
-def _real_location(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """A problem's location as keys and places of the file, without pydantic's names of union branches."""
+def _real_location(model: type[BaseModel], location: tuple[int | str, ...], *, unknown: bool) -> list[str]:
+    """A problem's location as keys and places of the file, without pydantic's names of union branches.
+
+    unknown: whether its last part is a key that the section does not have.
+    """
     if not location:
         return []
     section: type[BaseModel] | None = model
@@ -36,7 +39,8 @@ def _real_location(model: type[BaseModel], location: tuple[int | str, ...]) -> l
             real.append(part)
             section = section_of(section, part)
     last = location[-1]
-    branch = section is None and not isinstance(last, int)
+    known = section is not None and (unknown or last in section.model_fields)
+    branch = not known and not isinstance(last, int)
     return real if branch else [*real, str(last)]
 
 

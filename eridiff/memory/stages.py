@@ -95,7 +95,7 @@ def made_up_batch(
         mean=latents,
         std=latents,
         text={name: torch.empty(count, *shape, device=META) for name, shape in text.items()},
-        sizes=Sizes(original=[size] * count, crop=[(0, 0)] * count, target=size),
+        sizes=Sizes.of(original=[size] * count, crop=[(0, 0)] * count, target=size).map(lambda pairs: pairs.to(META)),
         paths=[""] * count,
         captions=[""] * count,
         indices=list(range(count)),

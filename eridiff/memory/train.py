@@ -25,7 +25,8 @@ from eridiff.params.model import Quantised
 from eridiff.params.train import OPTIMIZERS, TrainParams
 from eridiff.training.data import Batch
 from eridiff.training.job import TrainJob
-from eridiff.training.train import Machine, prepare_run, train_step
+from eridiff.training.run import Machine, prepare_run
+from eridiff.training.step import add_gradients, draw, train_step
 from eridiff.weights.pointers import ModelSource, empty_source
 
 GIB = 2**30
@@ -60,7 +61,8 @@ def train_estimates(
     traceable = params.model_copy(update={"quantise": params.quantise and "int8"})  # the same expanded weights
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
     machine = Machine(device=META, activation_checkpointing=levels[0])
-    run, here = prepare_run(traceable, family, source, facts, machine), batch.to(META)
+    run = prepare_run(traceable, family, source, facts, machine)
+    here, draws = batch.to(META), draw(run, batch, 1).map(lambda tensor: tensor.to(META))
     adapters = sum(tensor.numel() for tensor in run.adapters.values())
     moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
@@ -72,7 +74,7 @@ def train_estimates(
 
         def work(level: Checkpointing = level) -> None:
             with offload_activations(level, META):
-                train_step(run, here, 1)
+                add_gradients(run, train_step(run, here, draws))
 
         traced = trace(work)
         yield level, MemoryEstimate(weights=weights, work=traced.peak, flops=traced.flops, calls=traced.calls)

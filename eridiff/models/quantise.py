@@ -1,4 +1,5 @@
-"""A frozen base in eight or four bits: its layers' weights are stored small and computed with in the base's format.
+"""A frozen base in eight or four bits: its layers' weights are stored small and computed with in the base's format;
+or, asked for by params, in their own eight bits (eridiff/models/quantised_product.py).
 
 Quantised are the linear layers of the repeated blocks, where nearly all weights are; embeddings and the last layer stay
 as they are. A layer is quantised on the device as soon as its weight has come there (eridiff/models/assemble.py),
@@ -20,39 +21,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eridiff.params.model import Quantised
+from eridiff.core.errors import ConfigError
+from eridiff.models.quantised_product import FP8, LARGEST, fits, quantised_product
+from eridiff.params.model import Quantised, QuantisedArithmetic, Stored
 
 INSIDE_A_STACK = re.compile(r"\.\d+\.")  # in a module's path: part of one of many equal blocks
-FP8, LARGEST = torch.float8_e4m3fn, {"fp8": 448.0, "int8": 127.0}
+FIRST_CARDS = {"fp8": (8, 9), "int8": (7, 5)}  # compute capability with tensor cores for the format: Ada, Turing
 
 
 class RowScaledLinear(nn.Linear):
     """A frozen linear layer whose weight [O, I] is stored in eight bits, with a scale for each row.
 
     Both ways the weight is expanded to the input's format for as long as one product takes: autograd keeps the stored
-    one, so that training, too, holds no expanded weights.
+    one, so that training, too, holds no expanded weights. With `compute` nothing is expanded, and the weight is held
+    transposed as well: the same numbers, which the state_dict leaves out.
     """
 
-    def __init__(self, linear: nn.Linear, stored: Tensor, scale: Tensor) -> None:
-        """linear: whose bias is taken over. stored [O, I] and scale [O, 1]: of quantise_rows."""
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, stored: Tensor, scale: Tensor, compute: bool = False) -> None:
+        """linear: whose bias is taken over. stored [O, I] and scale [O, 1]: of quantise_rows.
+
+        compute: also multiply in eight bits. Sides that the tensor cores do not take are expanded all the same.
+        """
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.register_buffer("scale", scale)
+        self.compute = compute and fits(self.in_features, self.out_features)
+        if self.compute:
+            self.register_buffer("turned", stored.t().contiguous(), persistent=False)
+            self.register_buffer("ones", scale.new_ones(self.in_features, 1), persistent=False)
         self.bias = linear.bias
 
     @classmethod
-    def restored(cls, linear: nn.Linear, tensors: dict[str, Tensor]) -> "RowScaledLinear":
+    def restored(cls, linear: nn.Linear, tensors: dict[str, Tensor], compute: bool = False) -> "RowScaledLinear":
         """A layer out of its own tensors."""
         _set_bias(linear, tensors)
-        return cls(linear, tensors["weight"], tensors["scale"])
+        return cls(linear, tensors["weight"], tensors["scale"], compute)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] => [..., O], in the input's format."""
-        product: Tensor = _FrozenProduct.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
-        return product if self.bias is None else product + self.bias.to(product.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        if self.compute:
+            return quantised_product(input, self.weight, self.turned, self.scale, self.ones, bias)
+        product: Tensor = _ExpandedProduct.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
+        return product if bias is None else product + bias
 
 
-class _FrozenProduct(torch.autograd.Function):
+class _ExpandedProduct(torch.autograd.Function):
     """input times the transposed expanded weight; the weight gets no gradient."""
 
     @staticmethod
@@ -88,9 +104,10 @@ def expand_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 class Storage:
     """Where a model goes as it is loaded, and in how many bits; kind None: as it is."""
 
-    kind: Quantised | None
+    kind: Stored | None
     device: torch.device
     store: Path | None = None  # whose folder `bases` keeps what was quantised
+    compute: bool = False  # whether it is also multiplied in eight bits; what is kept in the store is the same
 
     def settle(self, model: nn.Module, name: str) -> None:
         """A tensor of the model has come to the device: quantise its layer, if it is the weight of one that is."""
@@ -98,7 +115,7 @@ class Storage:
         if self.kind is not None and last == "weight" and is_quantised(model, path):
             parent, _, place = path.rpartition(".")
             linear = model.get_submodule(path)
-            setattr(model.get_submodule(parent), place, _quantised(linear, self.kind, self.device))
+            setattr(model.get_submodule(parent), place, self._quantised(linear))
 
     def quantised_paths(self, model: nn.Module) -> list[str]:
         """Modules of a plain model that are quantised."""
@@ -109,14 +126,55 @@ class Storage:
         assert self.kind is not None
         parent, _, place = path.rpartition(".")
         linear: Any = model.get_submodule(path)
-        make = _restored_four_bits if self.kind == "nf4" else RowScaledLinear.restored
-        setattr(model.get_submodule(parent), place, make(linear, tensors))
+        made = (
+            _restored_four_bits(linear, tensors)
+            if self.kind == "nf4"
+            else RowScaledLinear.restored(linear, tensors, self.compute)
+        )
+        setattr(model.get_submodule(parent), place, made)
 
     def settle_all(self, model: nn.Module) -> nn.Module:
         """The model on the device, with the layers that are still plain quantised on the way."""
         for path, _ in list(model.named_modules()):
             self.settle(model, f"{path}.weight")
         return model.to(self.device)
+
+    def _quantised(self, linear: Any) -> nn.Linear:
+        """One layer's quantised twin on the device; the layer itself loses its weight. A bias may come later."""
+        weight = linear.weight.detach().to(self.device)
+        if linear.bias is not None and not linear.bias.is_meta:
+            linear.bias = nn.Parameter(linear.bias.detach().to(self.device), requires_grad=False)
+        linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        if self.kind == "nf4":
+            return _four_bits(linear, weight)
+        assert self.kind is not None
+        return RowScaledLinear(linear, *quantise_rows(weight, self.kind), self.compute)
+
+
+def storage_of(quantise: Quantised | None, device: torch.device, store: Path | None = None) -> Storage:
+    """Where a base goes, and in how many bits, as params ask for it.
+
+    Raises: ConfigError where the card has no products of the format that is asked for; nothing falls back.
+    """
+    if not isinstance(quantise, QuantisedArithmetic):
+        return Storage(kind=quantise, device=device, store=store)
+    if device.type == "cuda":
+        card, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        _refuse_older_card(quantise.compute, card, capability)
+    return Storage(kind=quantise.storage, device=device, store=store, compute=True)
+
+
+def _refuse_older_card(compute: Literal["fp8", "int8"], card: str, capability: tuple[int, int]) -> None:
+    """Raises: ConfigError for a card without tensor cores for the format, with what it can do."""
+    if capability >= FIRST_CARDS[compute]:
+        return
+    needed, found = (".".join(map(str, version)) for version in (FIRST_CARDS[compute], capability))
+    other = "{storage: int8, compute: int8}, or " if capability >= FIRST_CARDS["int8"] else ""
+    raise ConfigError(
+        f"params.yaml: train.quantise asks for compute: {compute}, which needs compute capability {needed} or later, "
+        f"but {card} has {found}. Take train.quantise: {other}{compute}, which stores in {compute} and computes in "
+        "train.precision."
+    )
 
 
 def is_quantised(model: nn.Module, path: str) -> bool:
@@ -127,15 +185,6 @@ def is_quantised(model: nn.Module, path: str) -> bool:
     kept = getattr(model, "_keep_in_fp32_modules", None) or ()
     inside = INSIDE_A_STACK.search(f"{path}.") and path.rpartition(".")[2] not in kept
     return bool(inside) and type(model.get_submodule(path)) is nn.Linear
-
-
-def _quantised(linear: Any, kind: Quantised, device: torch.device) -> nn.Linear:
-    """One layer's quantised twin on the device; the layer itself is left without its weight. A bias may come later."""
-    weight = linear.weight.detach().to(device)
-    if linear.bias is not None and not linear.bias.is_meta:
-        linear.bias = nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
-    linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    return _four_bits(linear, weight) if kind == "nf4" else RowScaledLinear(linear, *quantise_rows(weight, kind))
 
 
 def _four_bits(linear: nn.Linear, weight: Tensor) -> nn.Linear:

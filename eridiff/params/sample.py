@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from eridiff.core.config import MAX_STEPS, Section, Seed
 from eridiff.core.errors import ConfigError, did_you_mean
 from eridiff.family import Family
-from eridiff.params.model import Quantised
+from eridiff.params.model import Stored
 from eridiff.params.trigger import PLACE, without_trigger
 
 
@@ -37,8 +37,9 @@ class DrawParams(Section):
     """Tokens of the T5 encoder, as in text.max_tokens; null: the family's default."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of the whole pipeline. An overflow in fp16 is an error, not a black picture."""
-    quantise: Quantised | None = None
-    """As train.quantise. Text encoders are never quantised: they are on the device alone, before the denoiser."""
+    quantise: Stored | None = None
+    """As train.quantise, of which drawing knows the storage alone. Text encoders are never quantised: they are on the
+    device alone, before the denoiser."""
 
 
 def check_draw(params: DrawParams, family: Family, prompts: tuple[Prompt, ...], where: str) -> None:

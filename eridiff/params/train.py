@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from eridiff.core.config import MAX_STEPS, Section, Seed
 from eridiff.core.errors import ConfigError
 from eridiff.family import Family
-from eridiff.params.model import Quantised
+from eridiff.params.model import Quantised, QuantisedArithmetic
 
 
 class LoraParams(Section):
@@ -33,12 +33,15 @@ class OptimizerKind:
     module: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    on_queue: Mapping[str, Any] = field(default_factory=dict)  # options with which it never waits for a GPU
     moment_bytes: int = 4
 
 
+ON_QUEUE = {"foreach": False, "fused": True, "capturable": True}  # torch's own, on CUDA
+
 # Name in params -> optimizer. Names only: `check` starts without torch.
 OPTIMIZERS: dict[str, OptimizerKind] = {
-    "adamw": OptimizerKind("torch.optim", "AdamW", {"foreach": True}),
+    "adamw": OptimizerKind("torch.optim", "AdamW", {"foreach": True}, ON_QUEUE),
     "adamw8bit": OptimizerKind("bitsandbytes.optim", "AdamW8bit", moment_bytes=1),
 }
 if TYPE_CHECKING:
@@ -138,7 +141,8 @@ class TrainParams(Section):
     small, so the loss is scaled, and what overflows is an error."""
     quantise: Quantised | None = None
     """Store the weights of the base's blocks in fewer bits and compute in `precision` all the same: fp8 and int8 take
-    half of bf16's memory, nf4 a little more than a quarter. Each rounds the base (docs/training.md)."""
+    half of bf16's memory, nf4 a little more than a quarter. Each rounds the base (docs/training.md). A section also
+    multiplies in eight bits, which is faster and rounds every input and gradient too."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of samples that are trained with the empty caption."""
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
@@ -165,6 +169,16 @@ class TrainParams(Section):
     """Options of families that are trained by denoising diffusion."""
     flow: FlowParams | None = None
     """Options of families that are trained by rectified flow."""
+
+    @model_validator(mode="after")
+    def _computable(self) -> Self:
+        asked = isinstance(self.quantise, QuantisedArithmetic) and self.quantise.compute == "fp8"
+        if asked and self.precision != "bf16":
+            raise ValueError(
+                f"quantise computes in fp8, whose products are bf16, but precision is {self.precision}. Set precision: "
+                "bf16, or quantise: fp8, which only stores"
+            )
+        return self
 
 
 def refuse_other_objective(family: Family, params: TrainParams) -> None:

@@ -70,7 +70,14 @@ def _unpinned(root: Path, pins: Iterable[Pin]) -> Iterator[tuple[Path, str]]:
             yield path, "state"
     for path in sorted((root / BASES).glob("*.safetensors")):
         yield path, "base"
-    for place in (".*.tmp", f"{PINS}/.*.tmp", "pixels/.*.tmp", f"{BASES}/.*.tmp", *(f"{k}/**/.*.tmp" for k in KINDS)):
+    for place in (
+        ".*.tmp",
+        f"{PINS}/.*.tmp",
+        "pixels/.*.tmp",
+        f"{BASES}/.*.tmp",
+        "kernels/.*.tmp",
+        *(f"{k}/**/.*.tmp" for k in KINDS),
+    ):
         yield from ((path, "temporary") for path in sorted(root.glob(place)))
 
 

@@ -7,7 +7,8 @@ from eridiff.core.errors import StoreError
 from eridiff.core.files import atomic_write, read_text
 
 FORMAT = "eridiff-store 1\n"
-OWN_NAMES = {"FORMAT", "bases", "footprints", "latents", "texts", "pixels", "probes", "rates", "roots", "runs"}
+FOLDERS = ("bases", "footprints", "kernels", "latents", "texts", "pixels", "probes", "rates", "roots", "runs")
+OWN_NAMES = {"FORMAT", *FOLDERS}
 
 
 def check_format(root: Path) -> None:

@@ -1,10 +1,10 @@
 """`eridiff store verify`: every byte of the store, of the project's outs and of DVC's objects of them is looked at.
 
 A file of the store is sound where it is, byte for byte, what the store would write: shards and entries
-(eridiff/store/faults.py), states and checkpoints of trainings, pins, drift checks and the catalogue by their checksum
-(eridiff/formats/seals.py), quantised bases by their digest, pixel digests by their name. A file of an out or of DVC's
-cache is sound where its md5 is the one that dvc.lock leads to. Files that change no result (`rates`, `footprints`) have
-none.
+(eridiff/store/faults.py), states and checkpoints of trainings, pins, checks of drift and of kernels, and the catalogue
+by their checksum (eridiff/formats/seals.py), quantised bases by their digest, pixel digests by their name. A file of an
+out or of DVC's cache is sound where its md5 is the one that dvc.lock leads to. Files that change no result (`rates`,
+`footprints`) have none.
 """
 
 import os
@@ -34,6 +34,7 @@ SEALED = {  # files of the store that carry a checksum -> what they are
     "runs/*/*.safetensors": "state",
     "runs/*/checkpoints/*.safetensors": "checkpoint",
     "probes/*/*.json": "drift check",
+    "kernels/*.json": "kernel check",
 }
 Check = Callable[[Path], Iterable[Fault]]
 

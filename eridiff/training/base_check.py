@@ -24,7 +24,7 @@ from eridiff.models.precision import DTYPES
 from eridiff.params.model import ModelParams
 from eridiff.training.data import TrainingSet
 from eridiff.training.objectives import Ddpm
-from eridiff.training.train import Run
+from eridiff.training.run import Run
 from eridiff.weights.nonfinite import blame
 from eridiff.weights.pointers import ModelSource
 
@@ -70,8 +70,7 @@ def _measure_level(run: Run, data: TrainingSet, chosen: Sequence[int], share: fl
         if isinstance(run.objective, Ddpm):
             level = (level * len(run.objective.alphas_cumprod)).long()
         noise = normal(0, place, [0], latents.shape[1:], "base check").to(run.device)
-        still = torch.zeros_like(latents)
-        mixed = run.objective.mix(latents, noise, level, still[..., :1, :1], still)
+        mixed = run.objective.mix(latents, noise, level, None, None)
         answer = _answer(run, mixed.noisy_latents, level, batch)
         t, x = mixed.target.double(), mixed.noisy_latents.double()
         tt, tx, xx = tt + float((t * t).sum()), tx + float((t * x).sum()), xx + float((x * x).sum())

@@ -6,10 +6,10 @@ caption, whatever is shuffled. Which samples a step sees is a function of the se
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from eridiff.core.threads import ahead
 from eridiff.family import Sizes
 from eridiff.formats.tables import Row
 from eridiff.store.reader import Cache
+
+Example = TypeVar("Example")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +49,15 @@ class Batch:
     captions: list[str]
     indices: list[int]  # of each sample in the global batch
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        text = {name: change(tensor) for name, tensor in self.text.items()}
+        own = {"mean": change(self.mean), "std": change(self.std), "text": text, "sizes": self.sizes.map(change)}
+        return Batch(**{**vars(self), **own})
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        text = {name: tensor.to(device) for name, tensor in self.text.items()}
-        return Batch(**{**vars(self), "mean": self.mean.to(device), "std": self.std.to(device), "text": text})
+        return self.map(lambda tensor: tensor.to(device))
 
 
 def join_tables(captions: list[Row], buckets: list[Row], latents: list[Row]) -> list[Sample]:
@@ -180,7 +187,7 @@ class TrainingSet:
             mean=mean,
             std=torch.stack(std),
             text={name: torch.stack([entry[name] for entry in texts]) for name in names},
-            sizes=Sizes(
+            sizes=Sizes.of(
                 original=[sample.original for sample in chosen],
                 crop=[sample.crops[crop] for sample, crop in zip(chosen, crops, strict=True)],
                 target=chosen[0].bucket,
@@ -190,14 +197,19 @@ class TrainingSet:
             indices=indices,
         )
 
-    def stream(self, plan: list[list[int]], accumulation: int, first_step: int) -> Iterator[Batch]:
-        """The micro-batches of a plan from a step on, read in a thread while the step before them runs."""
+    def stream(
+        self, plan: list[list[int]], accumulation: int, first_step: int, complete: Callable[[Batch, int], Example]
+    ) -> Iterator[Example]:
+        """The micro-batches of a plan from a step on, read in threads while the steps before them run.
 
-        def read(place: int) -> Batch:
-            numbers = plan[place]
-            return self.batch(numbers, 1 + place // accumulation, place % accumulation * len(numbers))
+        complete(batch, step): what is made of each, in those threads.
+        """
 
-        return ahead(range((first_step - 1) * accumulation, len(plan)), read, threads=1, depth=2)
+        def read(place: int) -> Example:
+            numbers, step = plan[place], 1 + place // accumulation
+            return complete(self.batch(numbers, step, place % accumulation * len(numbers)), step)
+
+        return ahead(range((first_step - 1) * accumulation, len(plan)), read, threads=2, depth=4)
 
     def _choose(self, step: int, indices: list[int], purpose: str, counts: list[int]) -> list[int]:
         """One of `count` choices for each sample."""

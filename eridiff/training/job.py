@@ -27,7 +27,8 @@ from eridiff.training.base_check import check_denoiser, check_vae, find_vae
 from eridiff.training.checkpoint import make_lineage, put_out, train_key, write_losses
 from eridiff.training.data import TrainingSet, open_training_set
 from eridiff.training.resume import hold, states, stopped_at_once
-from eridiff.training.train import Machine, Preview, Run, Table, prepare_run, train
+from eridiff.training.run import Machine, Run, prepare_run
+from eridiff.training.train import Preview, Table, train
 from eridiff.weights.pointers import ModelSource, Pointer
 
 # Of a project, as the stage names them too: dvc.yaml's deps are read off its source.

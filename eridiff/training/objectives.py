@@ -19,10 +19,9 @@ from eridiff.weights.schedules import refuse_schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed:
-    """One batch made noisy: the denoiser's input, its noise level, what it should answer, and the weight."""
+    """One batch made noisy: the denoiser's input, what it should answer, and the weight."""
 
     noisy_latents: Tensor  # [B, C, H, W]
-    level: Tensor  # [B]: timesteps (int64) for ddpm, sigmas (fp32, 0..1) for flow
     target: Tensor  # [B, C, H, W]
     loss_weight: Tensor  # [B]
 
@@ -35,24 +34,33 @@ class Ddpm:
         self.params = params
         self.prediction_type = str(scheduler.get("prediction_type", "epsilon"))
         self.alphas_cumprod = alphas_cumprod(scheduler)  # [1000] fp32
+        self.takes_offset = params.noise_offset != 0
+        self.takes_perturbation = params.input_perturbation != 0
+
+    def to(self, device: torch.device) -> "Ddpm":
+        """The same objective, its schedule on a device."""
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        return self
 
     def draw_level(self, uniform: Tensor, num_tokens: int) -> Tensor:
         """Timesteps [B], uniform over timestep_min..timestep_max."""
         low, high = self.params.timestep_min, self.params.timestep_max
         return low + (uniform * (high - low + 1)).long()
 
-    def mix(self, latents: Tensor, noise: Tensor, level: Tensor, offset: Tensor, perturbation: Tensor) -> Mixed:
+    def mix(
+        self, latents: Tensor, noise: Tensor, level: Tensor, offset: Tensor | None, perturbation: Tensor | None
+    ) -> Mixed:
         """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) e; target e, or sqrt(abar) e - sqrt(1 - abar) x0.
 
-        offset [B, C, 1, 1] and perturbation [B, C, H, W] are normal draws for the options of those names.
+        offset [B, C, 1, 1] and perturbation [B, C, H, W] are normal draws for the options of those names; None: off.
         """
-        abar = self.alphas_cumprod.to(latents.device)[level].view(-1, 1, 1, 1)
-        noise = noise + self.params.noise_offset * offset
-        seen = noise + self.params.input_perturbation * perturbation
+        abar = self.alphas_cumprod[level].view(-1, 1, 1, 1)
+        noise = noise if offset is None else noise + self.params.noise_offset * offset
+        seen = noise if perturbation is None else noise + self.params.input_perturbation * perturbation
         noisy = abar.sqrt() * latents + (1 - abar).sqrt() * seen
         v = self.prediction_type == "v_prediction"
         target = abar.sqrt() * noise - (1 - abar).sqrt() * latents if v else noise
-        return Mixed(noisy_latents=noisy, level=level, target=target, loss_weight=self._weight(abar.flatten()))
+        return Mixed(noisy_latents=noisy, target=target, loss_weight=self._weight(abar.flatten()))
 
     def _weight(self, abar: Tensor) -> Tensor:
         """Loss weight [B]. SNR = abar / (1 - abar) is 0 at a zero terminal SNR: clamped, not divided by."""
@@ -71,6 +79,11 @@ class Flow:
     def __init__(self, scheduler: Mapping[str, Any], params: FlowParams) -> None:
         self.params = params
         self.scheduler = dict(scheduler)
+        self.takes_offset = self.takes_perturbation = False
+
+    def to(self, device: torch.device) -> "Flow":
+        """The same objective: it has no tensors."""
+        return self
 
     def draw_level(self, uniform: Tensor, num_tokens: int) -> Tensor:
         """Sigmas [B] in fp32; num_tokens is the number of image tokens, for the resolution's shift."""
@@ -88,11 +101,13 @@ class Flow:
         y1, y2 = get("base_shift", 0.5), get("max_shift", 1.15)
         return float(y1 + (y2 - y1) * (num_tokens - x1) / (x2 - x1))
 
-    def mix(self, latents: Tensor, noise: Tensor, level: Tensor, offset: Tensor, perturbation: Tensor) -> Mixed:
+    def mix(
+        self, latents: Tensor, noise: Tensor, level: Tensor, offset: Tensor | None, perturbation: Tensor | None
+    ) -> Mixed:
         """x_t and the velocity e - x0; offset and perturbation are not used by flows."""
         sigma = level.view(-1, 1, 1, 1)
         noisy = (1 - sigma) * latents + sigma * noise
-        return Mixed(noisy_latents=noisy, level=level, target=noise - latents, loss_weight=self._weight(level))
+        return Mixed(noisy_latents=noisy, target=noise - latents, loss_weight=self._weight(level))
 
     def _weight(self, sigma: Tensor) -> Tensor:
         if self.params.loss_weight == "sigma_sqrt":

@@ -22,12 +22,22 @@ def learning_rate(params: OptimParams, step: int, steps: int) -> float:
     return params.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(params: OptimParams, tensors: "Iterable[Tensor]") -> "torch.optim.Optimizer":
-    """The optimizer by name over the adapters' tensors."""
+def make_optimizer(
+    params: OptimParams, tensors: "Iterable[Tensor]", device: "torch.device | None" = None
+) -> "torch.optim.Optimizer":
+    """The optimizer by name over the adapters' tensors.
+
+    device: a GPU on whose queue the optimizer moves them, without waiting, where it can; None: the plain way.
+    """
+    import torch
+
     kind = OPTIMIZERS[params.name]
     make = getattr(importlib.import_module(kind.module), kind.name)
     common = {"lr": params.lr, "betas": params.betas, "eps": params.eps, "weight_decay": params.weight_decay}
-    optimizer: torch.optim.Optimizer = make(tensors, **common, **kind.options)
+    options = {**kind.options, **(kind.on_queue if device else {})}
+    if device and kind.on_queue:
+        common["lr"] = torch.tensor(params.lr, device=device)  # so that a CUDA graph reads each step's rate
+    optimizer: torch.optim.Optimizer = make(tensors, **common, **options)
     return optimizer
 
 
@@ -40,5 +50,7 @@ class MovingAverage:
 
     def update(self, tensors: "Mapping[str, Tensor]") -> None:
         """Take one step's tensors in."""
-        for name, average in self.tensors.items():
-            average.lerp_(tensors[name].detach(), 1 - self.decay)
+        import torch
+
+        current = [tensors[name].detach() for name in self.tensors]
+        torch._foreach_lerp_(list(self.tensors.values()), current, 1 - self.decay)

@@ -1,139 +1,26 @@
-"""Training: the step in plain sight, and the loop around it.
-
-Legend: B batch, C H W channels and sides of latents. Every draw is a function of (seed, step, index).
-"""
+"""The training loop: steps, the table of losses, checkpoints and states."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eridiff.core.errors import TrainError
-from eridiff.core.noise import normal, uniform
 from eridiff.core.progress import say
 from eridiff.core.stopping import Asked, Stopped, never
-from eridiff.family import Family
-from eridiff.machine.local import Checkpointing
-from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations, offload_activations
-from eridiff.models.load import load_denoiser
-from eridiff.models.lora import add_adapter, target_modules
-from eridiff.models.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
-from eridiff.models.quantise import Storage
-from eridiff.params.train import DdpmParams, FlowParams, TrainParams, kept_steps, refuse_other_objective
-from eridiff.training.data import Batch, TrainingSet, plan_batches
-from eridiff.training.loss_scale import next_scale, unscale
-from eridiff.training.objectives import Ddpm, Flow, Objective, elementwise_loss
-from eridiff.training.optim import MovingAverage, learning_rate, make_optimizer
+from eridiff.params.train import TrainParams, kept_steps
+from eridiff.training.data import TrainingSet, plan_batches
+from eridiff.training.loss_scale import next_scale
+from eridiff.training.optim import MovingAverage
+from eridiff.training.prepare import Reading, prepare
 from eridiff.training.resume import load_adapters, load_state, save_adapters, save_state
+from eridiff.training.run import Run
+from eridiff.training.step import examples_of, train_step
 from eridiff.weights.nonfinite import blame, first_weight
-from eridiff.weights.pointers import ModelSource
-
-
-@dataclass(kw_only=True)
-class Run:
-    """All that a step needs."""
-
-    params: TrainParams
-    family: Family
-    objective: Objective
-    denoiser: nn.Module
-    adapters: dict[str, Tensor]
-    scaling_factor: float
-    shift_factor: float
-    device: torch.device
-    activation_checkpointing: Checkpointing
-    fixed: bool  # by local.yaml; otherwise the next level is used when memory runs out
-    loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
-
-
-def train_step(run: Run, batch: Batch, step: int) -> Tensor:
-    """Draw, mix, predict, compare: one micro-batch. Adds to the adapters' scaled gradients; returns the loss, fp32.
-
-    The loss is the mean over C, H, W, then weighted, then the mean over the batch and the micro-batches.
-    """
-    params, shape = run.params, batch.mean.shape[1:]
-
-    def draw(purpose: str, *shape: int) -> Tensor:
-        return normal(params.seed, step, batch.indices, shape, purpose).to(run.device)
-
-    raw = batch.mean.float() + batch.std.float() * draw("posterior", *shape)
-    latents = (raw - run.shift_factor) * run.scaling_factor  # raw latents => training space
-
-    num_tokens = shape[1] * shape[2] // run.family.PATCH**2
-    level = run.objective.draw_level(uniform(params.seed, step, batch.indices, "level"), num_tokens).to(run.device)
-    offset, perturbation = draw("offset", shape[0], 1, 1), draw("perturbation", *shape)
-    mixed = run.objective.mix(latents, draw("noise", *shape), level, offset, perturbation)
-
-    dtype = DTYPES[params.precision]
-    text = {name: tensor.to(dtype) for name, tensor in batch.text.items()}
-    guidance = 1.0 if params.guidance is None else params.guidance
-    model_pred = run.family.predict(run.denoiser, mixed.noisy_latents.to(dtype), level, text, batch.sizes, guidance)
-
-    loss_BCHW = elementwise_loss(params.loss, params.huber_delta, model_pred, mixed.target)
-    loss = (loss_BCHW.mean(dim=(1, 2, 3)) * mixed.loss_weight).mean() / params.accumulation
-    (loss * run.loss_scale).backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
-
-
-def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainParams) -> Objective:
-    """The family's objective over the base's noise schedule."""
-    refuse_other_objective(family, params)
-    if family.OBJECTIVE == "ddpm":
-        return Ddpm(scheduler, params.ddpm or DdpmParams())
-    return Flow(scheduler, params.flow or FlowParams())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a training has on this machine: none of it changes a byte of the result beyond rounding.
-
-    fixed: whether that level stays where memory runs out. store: the store's folder, where a quantised
-    base is kept.
-    """
-
-    device: torch.device
-    activation_checkpointing: Checkpointing = LEVELS[0]
-    fixed: bool = True
-    store: Path | None = None
-
-
-def prepare_run(
-    params: TrainParams, family: Family, source: ModelSource, latent_facts: Mapping[str, Any], machine: Machine
-) -> Run:
-    """Load the denoiser, add the adapters, move both to the device.
-
-    latent_facts: the VAE's scaling_factor and shift_factor, as the latents' index says.
-    """
-    device = machine.device
-    fix_threads(device)
-    use_deterministic_kernels(params.deterministic)
-    avoid_cudnn_attention()
-    objective = make_objective(family, source.config("scheduler"), params)
-    storage = Storage(kind=params.quantise, device=device, store=machine.store)
-    denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
-    unused = family.unused_modules(source.config(family.DENOISER))
-    modules = target_modules(denoiser, family.TARGET_SETS, params.lora.targets, unused)
-    adapters = add_adapter(denoiser, params.lora, modules, params.seed)
-    run = Run(
-        params=params,
-        family=family,
-        objective=objective,
-        denoiser=denoiser,
-        adapters=adapters,
-        scaling_factor=float(latent_facts["scaling_factor"]),
-        shift_factor=float(latent_facts["shift_factor"] or 0.0),
-        device=device,
-        activation_checkpointing=machine.activation_checkpointing,
-        fixed=machine.fixed,
-    )
-    checkpoint_activations(denoiser, run.activation_checkpointing)
-    return run
-
 
 Table = dict[str, list[float]]  # column -> value of each step, from step 1
 Preview = Callable[[int], None]
@@ -148,35 +35,35 @@ def train(
     Raises: TrainError where the loss is no longer finite; Stopped where a signal asked for it, the state saved.
     """
     params = run.params
-    optimizer = make_optimizer(params.optimizer, run.adapters.values())
+    optimizer = run.make_optimizer()
     average = MovingAverage(run.adapters, params.ema_decay) if params.ema_decay is not None else None
     groups: dict[str, dict[str, Tensor]] = {"adapters": run.adapters}
     if average is not None:
         groups["average"] = average.tensors
     done, table = _resume(state, params, groups, optimizer)
     plan = plan_batches(data.samples, params.batch_size, params.steps * params.accumulation, params.seed)
-    batches = data.stream(plan, params.accumulation, done + 1)
-    meter = _Meter(done, params.steps)
-    for step in range(done + 1, params.steps + 1):
-        if params.precision == "fp16":
-            run.loss_scale = next_scale(table.get("loss_scale", []))
-        losses = _optimizer_step(run, batches, optimizer, step)
-        if average is not None:
-            average.update(run.adapters)
-        for name, value in losses.items():
-            table.setdefault(name, []).append(value)
-        _refuse_nonfinite(run, losses, step)
-        if step % params.save_every == 0 or step == params.steps:
-            save_adapters(state, step, groups)
-        signum = asked()
-        if signum or step % state_every == 0 or step % params.save_every == 0 or step == params.steps:
-            save_state(state, step, groups, optimizer, table)
-        if signum:
-            raise Stopped(signum, f"stopped after step {step} of {params.steps}: dvc repro goes on from there")
-        if preview is not None:
-            preview(step)
-        meter.show(step, losses["loss"])
-    return table, time.monotonic() - meter.start
+    examples = data.stream(plan, params.accumulation, done + 1, examples_of(run))
+    rows = _Rows(run, table, _Meter(done, params.steps))
+    with prepare(train_step, run, optimizer, data) as step_once:
+        for step in range(done + 1, params.steps + 1):
+            if params.precision == "fp16":
+                run.loss_scale = next_scale(table.get("loss_scale", []))
+            rows.add(step, step_once([next(examples) for _ in range(params.accumulation)], step))
+            if average is not None:
+                average.update(run.adapters)
+            signum, is_saved = asked(), step % params.save_every == 0 or step == params.steps
+            is_kept = signum or is_saved or step % state_every == 0
+            rows.read(0 if is_kept or preview is not None else step_once.late)
+            if is_saved:
+                save_adapters(state, step, groups)
+            if is_kept:
+                save_state(state, step, groups, optimizer, table)
+            if signum:
+                raise Stopped(signum, f"stopped after step {step} of {params.steps}: dvc repro goes on from there")
+            if preview is not None:
+                with torch.compiler.set_stance("force_eager"):  # pictures have other shapes
+                    preview(step)
+    return table, time.monotonic() - rows.meter.start
 
 
 def _resume(
@@ -206,77 +93,34 @@ def _resume(
     return done, table
 
 
-def _optimizer_step(
-    run: Run, batches: Iterator[Batch], optimizer: torch.optim.Optimizer, step: int
-) -> dict[str, float]:
-    """All micro-batches of one step and the optimizer's move; returns the step's row of the loss table."""
-    params = run.params
-    taken = [next(batches) for _ in range(params.accumulation)]
-    while (loss := _accumulate(run, taken, step)) is None or not _unscaled(run, loss):
-        optimizer.zero_grad(set_to_none=True)  # what came of the step before memory, or the range of fp16, ran out
-        if loss is None:
-            _checkpoint_more(run, step)
-        else:
-            _halve_scale(run, step)
-    norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
-    rate = learning_rate(params.optimizer, step, params.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    scale = {"loss_scale": run.loss_scale} if params.precision == "fp16" else {}
-    return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate, **scale}
+class _Rows:
+    """Rows of the table of losses, read when they are needed: reading one waits for the device."""
+
+    def __init__(self, run: Run, table: Table, meter: "_Meter") -> None:
+        self.run, self.table, self.meter = run, table, meter
+        self._waiting: deque[tuple[int, Reading]] = deque()
+
+    def add(self, step: int, reading: Reading) -> None:
+        """A step's row, not read yet."""
+        self._waiting.append((step, reading))
+
+    def read(self, late: int) -> None:
+        """Read all but the last `late` rows. Raises: TrainError where a number is not finite."""
+        while len(self._waiting) > late:
+            step, reading = self._waiting.popleft()
+            row = reading()
+            for name, value in row.items():
+                self.table.setdefault(name, []).append(value)
+            _refuse_nonfinite(self.run, row, step)
+            self.meter.show(step, row["loss"])
 
 
-def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
-    """Add a step's gradients up; its loss, or None where memory ran out and a next level of checkpointing is left."""
-    loss = torch.zeros((), device=run.device)
-    try:
-        for batch in batches:
-            with offload_activations(run.activation_checkpointing, run.device):
-                loss += train_step(run, batch.to(run.device), step)
-    except torch.OutOfMemoryError as error:
-        if not run.fixed and run.activation_checkpointing != LEVELS[-1]:
-            return None
-        raise TrainError(
-            f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
-            "kept. Ways out: no `activation_checkpointing` in local.yaml, or `offload`; in params.yaml a smaller "
-            "train.batch_size with more train.accumulation, train.quantise, a lower buckets.resolution."
-        ) from None
-    return loss
-
-
-def _unscaled(run: Run, loss: Tensor) -> bool:
-    """Divide gradients by the loss's scale; False where they alone overflowed, so that a smaller scale may do."""
-    if run.params.precision != "fp16":
-        return True
-    return unscale(run.adapters.values(), run.loss_scale) or not bool(loss.isfinite())
-
-
-def _halve_scale(run: Run, step: int) -> None:
-    """Go on with half the scale of the loss: gradients overflowed."""
-    run.loss_scale /= 2
-    if run.loss_scale < 1:
-        raise TrainError(f"step {step}: gradients overflow fp16 at any scale. Take train.precision bf16 or fp32.")
-    say(f"train: step {step}: gradients overflow fp16; again with the loss scaled by {run.loss_scale:g}")
-
-
-def _checkpoint_more(run: Run, step: int) -> None:
-    """Go on with the next level: exact, so it may begin at any step."""
-    run.activation_checkpointing = LEVELS[LEVELS.index(run.activation_checkpointing) + 1]
-    checkpoint_activations(run.denoiser, run.activation_checkpointing)
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
-    level = run.activation_checkpointing
-    say(f"train: {run.device} has too little memory at step {step}: activation checkpointing '{level}' from here on")
-
-
-def _refuse_nonfinite(run: Run, losses: dict[str, float], step: int) -> None:
+def _refuse_nonfinite(run: Run, row: dict[str, float], step: int) -> None:
     """Raises: TrainError where a step's loss or gradients are not finite, with what may be the cause."""
-    if all(math.isfinite(value) for value in losses.values()):
+    if all(math.isfinite(value) for value in row.values()):
         return
     raise TrainError(
-        f"step {step}: the loss is {losses['loss']} and the gradients' norm {losses['grad_norm']}. Nothing of "
+        f"step {step}: the loss is {row['loss']} and the gradients' norm {row['grad_norm']}. Nothing of "
         f"this step is kept. {_why_nonfinite(run, step)}"
     )
 

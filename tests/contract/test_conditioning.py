@@ -50,7 +50,7 @@ def predicted(
 
 
 def plain_sizes(count: int, width: int = 96, height: int = 64) -> Sizes:
-    return Sizes(original=[(width, height)] * count, crop=[(0, 0)] * count, target=(width, height))
+    return Sizes.of(original=[(width, height)] * count, crop=[(0, 0)] * count, target=(width, height))
 
 
 @pytest.mark.parametrize("family", PACKING)
@@ -70,15 +70,15 @@ def test_packing_and_ids_equal_diffusers(family: str, height: int, width: int) -
 @pytest.mark.parametrize("family", WITH_SIZES)
 def test_time_ids_are_exact(family: str) -> None:
     """(original h, w, crop top, left, target h, w) as the pipeline has them; 1023 stays 1023 in a bf16 training."""
-    sizes = Sizes(original=[(1023, 771), (515, 2049)], crop=[(3, 5), (0, 129)], target=(96, 64))
+    sizes = Sizes.of(original=[(1023, 771), (515, 2049)], crop=[(3, 5), (0, 129)], target=(96, 64))
     denoiser = copy.deepcopy(training.base_denoiser(family)).to(torch.bfloat16)
     ids = predicted(family, torch.tensor([1, 999]), sizes, denoiser)["added_cond_kwargs"]["time_ids"]
     assert ids.dtype == torch.float32
     assert ids.tolist() == [[771, 1023, 5, 3, 64, 96], [2049, 515, 129, 0, 64, 96]]
     pipe = pipeline(family)
     projection = int(pipe.text_encoder_2.config.projection_dim)
-    for row, (original, crop) in enumerate(zip(sizes.original, sizes.crop, strict=True)):
-        theirs = pipe._get_add_time_ids(original[::-1], crop[::-1], (64, 96), torch.float32, projection)
+    for row, (original, crop) in enumerate(zip(sizes.original.tolist(), sizes.crop.tolist(), strict=True)):
+        theirs = pipe._get_add_time_ids(tuple(original[::-1]), tuple(crop[::-1]), (64, 96), torch.float32, projection)
         assert torch.equal(ids[row : row + 1], theirs)
 
 
@@ -113,8 +113,8 @@ def test_samples_of_a_batch_do_not_mix(family: str) -> None:
     noisy = torch.randn(2, channels, 8, 12, generator=generator)
     text = {name: torch.randn(2, *shape, generator=generator) for name, shape in training.text_shapes(family).items()}
     level = torch.tensor([10, 900]) if module.OBJECTIVE == "ddpm" else torch.tensor([0.1, 0.9])
-    sizes = Sizes(original=[(96, 64), (300, 200)], crop=[(0, 0), (7, 9)], target=(96, 64))
-    alone = Sizes(original=sizes.original[1:], crop=sizes.crop[1:], target=sizes.target)
+    sizes = Sizes.of(original=[(96, 64), (300, 200)], crop=[(0, 0), (7, 9)], target=(96, 64))
+    alone = sizes.map(lambda pairs: pairs[1:])
     with torch.no_grad():
         both = module.predict(denoiser, noisy, level, text, sizes, 1.0)
         one = module.predict(denoiser, noisy[1:], level[1:], {k: v[1:] for k, v in text.items()}, alone, 1.0)

@@ -97,7 +97,7 @@ def sample_by_predict(family: str, noise: torch.Tensor, size: tuple[int, int]) -
     for t in scheduler.timesteps:
         level = t.reshape(1) / 1000 if flow else t.reshape(1)
         seen = latents if flow else scheduler.scale_model_input(latents, t)
-        sizes = Sizes(original=[size], crop=[(0, 0)], target=size)
+        sizes = Sizes.of(original=[size], crop=[(0, 0)], target=size)
         prediction = module.predict(denoiser, seen, level, text, sizes, 1.0)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
     return latents
@@ -122,7 +122,7 @@ def test_saved_adapter_loads_without_any_difference(family: str, tmp_path: Path)
     config = source(family).config("vae")
     noisy = torch.randn(1, config["latent_channels"], 16, 16, generator=generator)
     text = {name: tensor[:1] for name, tensor in encode(family).items()}
-    sizes = Sizes(original=[(128, 128)], crop=[(0, 0)], target=(128, 128))
+    sizes = Sizes.of(original=[(128, 128)], crop=[(0, 0)], target=(128, 128))
     level = torch.tensor([500 if module.OBJECTIVE == "ddpm" else 0.5])
     with torch.inference_mode():
         ours = module.predict(trained, noisy, level, text, sizes, 1.0)

@@ -12,6 +12,7 @@ import pytest
 from eridiff.family import Family, Keys, Scene, Workflow, load_family, load_keys, load_workflow, pipeline_name
 from eridiff.models.load import find_class
 from eridiff.weights.lora_keys import Dialect
+from tests.support import training
 from tests.support.bases import FAMILIES, source
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,6 +88,8 @@ def test_values_fit_each_other(family: str) -> None:
     assert {"attention", "all-linear"} <= set(module.TARGET_SETS)
     assert all(re.compile(pattern) for pattern in module.TARGET_SETS.values())
     assert "euler" in module.SCHEDULERS
+    kinds = {type(block).__name__ for block in training.base_denoiser(family).modules()}
+    assert set(module.BLOCKS) <= kinds
     assert len(set(module.MAX_TOKENS)) == len(module.MAX_TOKENS) > 0
     vae = source(family).config("vae")
     assert module.SIDE_MULTIPLE % 2 ** (len(vae["block_out_channels"]) - 1) == 0

@@ -31,7 +31,8 @@ from eridiff.store.pixels import PixelDigests
 from eridiff.store.reader import Cache
 from eridiff.training.checkpoint import make_lineage, put_out
 from eridiff.training.data import TrainingSet, join_tables
-from eridiff.training.train import Machine, prepare_run, train
+from eridiff.training.run import Machine, prepare_run
+from eridiff.training.train import train
 from eridiff.weights.pointers import ModelSource
 from tests.contract.test_protocol import assert_whole
 from tests.support.checkouts import make_checkout

@@ -33,11 +33,15 @@ HEAVY = {
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
 WITH_TORCH = {"core.noise", "store.reader", "memory.plan", "memory.stages", "memory.trace", "memory.train"}
-WITH_TORCH |= {f"models.{name}" for name in ("activation_checkpointing", "precision", "quantise", "upload")}
+WITH_TORCH |= {
+    f"models.{name}" for name in ("activation_checkpointing", "precision", "quantise", "quantised_product", "upload")
+}
 WITH_TORCH |= {
     f"training.{name}" for name in ("base_check", "checkpoint", "data", "job", "loss_scale", "objectives", "resume")
 }
-WITH_TORCH |= {"training.train"}
+WITH_TORCH |= {f"training.{name}" for name in ("fast", "plain", "prepare", "run", "step", "train")}
+WITH_TORCH |= {f"acceleration.{name}" for name in ("adapters", "attention", "attention_check", "choose", "graph")}
+WITH_TORCH |= {f"acceleration.{name}" for name in ("levels", "recompute", "regions", "swap")}
 
 
 def files() -> dict[str, Path]:

@@ -22,7 +22,7 @@ from eridiff.models.lora import add_adapter, target_modules
 from eridiff.models.quantise import RowScaledLinear, Storage, expand_rows, quantise_rows
 from eridiff.params.train import LoraParams
 from eridiff.sampling.sample import draw_samples
-from eridiff.training.train import train, train_step
+from eridiff.training.train import train
 from tests.conftest import ROOT
 from tests.sampling import test_sample as test_sample
 from tests.support import training
@@ -185,7 +185,7 @@ def test_a_training_is_that_on_the_expanded_weights(
                 patch.setattr(training, "base_denoiser", lambda _, base=base: base)
             run = training.start(family, params := training.params_of({"quantise": quantised, "steps": 6}))
         data = training.random_set(family, tmp_path / f"data-{number}", params)
-        train_step(run, data.batch([0, 1], 0, 1), 1)
+        training.do_step(run, data.batch([0, 1], 0, 1), 1)
         gradients.append(torch.cat([t.grad.flatten() for t in run.adapters.values() if t.grad is not None]))
         for tensor in run.adapters.values():
             tensor.grad = None

@@ -171,9 +171,11 @@ def other_files(root: Path) -> list[Path]:
     write_sealed_tensors(run / "checkpoints/adapters-000002.sealed.safetensors", tensors, {})
     write_tensors(root / "bases/key.safetensors", tensors, {"digest": digest_tensors(tensors)})
     write_text(root / "probes/encoder/versions-1.sealed.json", sealed_json({"generation": ""}))
+    write_text(root / "kernels/answer.sealed.json", sealed_json({"fault": ""}))
     assert Store(root, "latents").catalogue  # which writes catalogue.sealed.parquet
     assert verify(root, []) == []
-    paths = [path for place in ("runs", "bases", "probes") for path in (root / place).rglob("*") if path.is_file()]
+    places = ("runs", "bases", "probes", "kernels")
+    paths = [path for place in places for path in (root / place).rglob("*") if path.is_file()]
     return [*paths, root / "latents/catalogue.sealed.parquet", root / "FORMAT"]
 
 

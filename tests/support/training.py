@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eridiff.core.config import validate
 from eridiff.family import Family, load_family
@@ -20,10 +20,11 @@ from eridiff.params.train import TrainParams
 from eridiff.store.entries import entry_key
 from eridiff.store.reader import Cache
 from eridiff.store.store import Store
-from eridiff.training import train
-from eridiff.training.data import Sample, TrainingSet
+from eridiff.training import run as training_run
+from eridiff.training.data import Batch, Sample, TrainingSet
 from eridiff.training.job import TrainJob
-from eridiff.training.train import Machine, Run, prepare_run
+from eridiff.training.run import Machine, Run, prepare_run
+from eridiff.training.step import add_gradients, draw, train_step
 from eridiff.weights.pointers import ModelSource
 from tests.support.bases import source
 
@@ -58,7 +59,7 @@ def start(family: str, params: TrainParams, *, activation_checkpointing: Checkpo
         model = copy.deepcopy(base)
         return storage.settle_all(model if dtype == torch.float32 else model.to(dtype))
 
-    with patch.object(train, "load_denoiser", loaded):
+    with patch.object(training_run, "load_denoiser", loaded):
         return prepare_run(
             params,
             load_family(family),
@@ -70,6 +71,11 @@ def start(family: str, params: TrainParams, *, activation_checkpointing: Checkpo
                 fixed=activation_checkpointing is not None,
             ),
         )
+
+
+def do_step(run: Run, batch: Batch, step: int) -> Tensor:
+    """One micro-batch's forward and backward pass; the loss."""
+    return add_gradients(run, train_step(run, batch, draw(run, batch, step)))
 
 
 def text_shapes(family: str) -> dict[str, tuple[int, ...]]:

@@ -12,11 +12,12 @@ from eridiff.family import load_family
 from eridiff.models.load import load_denoiser
 from eridiff.models.quantise import Storage
 from eridiff.training import loss_scale as lossscale
-from eridiff.training import train as training_loop
+from eridiff.training import plain as plain_step
 from eridiff.training.data import TrainingSet
 from eridiff.training.loss_scale import FIRST_SCALE, STEPS_TO_DOUBLE, next_scale, unscale
 from eridiff.training.resume import states
-from eridiff.training.train import Run, Table, train, train_step
+from eridiff.training.run import Run
+from eridiff.training.train import Table, train
 from eridiff.weights.pointers import ModelSource
 from tests.support import training
 from tests.support.bases import FAMILIES, source
@@ -31,7 +32,7 @@ def half(changes: dict[str, Any] | None = None, family: str = FAMILY) -> Run:
 
 def gradients(run: Run, data: TrainingSet) -> Tensor:
     """Of one step, in one vector."""
-    train_step(run, data.batch([0, 1], step=1, first_index=0), step=1)
+    training.do_step(run, data.batch([0, 1], step=1, first_index=0), step=1)
     return torch.cat([t.grad.flatten() for t in run.adapters.values() if t.grad is not None])
 
 
@@ -137,7 +138,7 @@ def test_a_resumed_training_goes_on_with_the_scale(
 def test_what_no_scale_mends(data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = half()
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "unscale", lambda *_: False)
+        patch.setattr(plain_step, "unscale", lambda *_: False)
         with pytest.raises(TrainError, match=r"step 1: gradients overflow fp16 at any scale\. Take train\.precision"):
             train(run, data, tmp_path / "gradients", 9)
     run = half()

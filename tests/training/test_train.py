@@ -18,7 +18,8 @@ from eridiff.models.lora import add_adapter, target_modules
 from eridiff.params.train import LoraParams
 from eridiff.training.data import Batch, TrainingSet, plan_batches
 from eridiff.training.resume import checkpoint_path, load_adapters
-from eridiff.training.train import Run, train, train_step
+from eridiff.training.run import Run
+from eridiff.training.train import train
 from tests.support import training
 from tests.support.bases import FAMILIES, source
 
@@ -55,7 +56,7 @@ def test_step_equals_the_training_script(family: str, sets: dict[str, TrainingSe
     run = shaken(training.start(family, params))
     batch = sets[family].batch([0, 2], step=3, first_index=2)
     assert batch.indices == [2, 3]
-    loss = train_step(run, batch, step=3)
+    loss = training.do_step(run, batch, step=3)
     ours = {name: tensor.grad.clone() for name, tensor in run.adapters.items() if tensor.grad is not None}
     for tensor in run.adapters.values():
         tensor.grad = None
@@ -89,7 +90,7 @@ def script_ddpm(run: Run, batch: Batch, x0: Tensor, noise: Tensor, timesteps: Te
     width, height = batch.sizes.target
     rows = [
         [original[1], original[0], crop[1], crop[0], height, width]
-        for original, crop in zip(batch.sizes.original, batch.sizes.crop, strict=True)
+        for original, crop in zip(batch.sizes.original.tolist(), batch.sizes.crop.tolist(), strict=True)
     ]
     conditions = {"time_ids": torch.tensor(rows), "text_embeds": batch.text["pooled_prompt_embeds"]}
     embeds = batch.text["prompt_embeds"]
@@ -142,7 +143,7 @@ def test_first_gradients(family: str, targets: str, sets: dict[str, TrainingSet]
     assert {name.rsplit(".lora_", 1)[0] for name in run.adapters} == set(modules) - set(unused)
     assert set(unused) <= set(modules)
     run.denoiser, run.adapters = denoiser, add_adapter(denoiser, params.lora, modules, params.seed)
-    train_step(run, sets[family].batch([0, 1], step=1, first_index=0), step=1)
+    training.do_step(run, sets[family].batch([0, 1], step=1, first_index=0), step=1)
     for name, tensor in run.adapters.items():
         path, half = name.rsplit(".lora_", 1)
         size = 0.0 if tensor.grad is None else tensor.grad.abs().max().item()
@@ -188,7 +189,7 @@ def test_activations_change_no_number(family: str, sets: dict[str, TrainingSet])
     for level in LEVELS:
         run = shaken(training.start(family, training.params_of(), activation_checkpointing=level))
         with offload_activations(level, run.device):
-            train_step(run, batch, step=1)
+            training.do_step(run, batch, step=1)
         gradients.append({name: tensor.grad for name, tensor in run.adapters.items()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
@@ -257,9 +258,9 @@ def test_micro_batches_add_up(sets: dict[str, TrainingSet]) -> None:
     whole, halves = [shaken(training.start(family, training.params_of({"accumulation": n}))) for n in (1, 2)]
     data = sets[family]
     numbers = [0, 1, 2, 0]
-    loss = train_step(whole, data.batch(numbers, step=5, first_index=0), step=5)
-    sum_ = train_step(halves, data.batch(numbers[:2], step=5, first_index=0), step=5)
-    sum_ += train_step(halves, data.batch(numbers[2:], step=5, first_index=2), step=5)
+    loss = training.do_step(whole, data.batch(numbers, step=5, first_index=0), step=5)
+    sum_ = training.do_step(halves, data.batch(numbers[:2], step=5, first_index=0), step=5)
+    sum_ += training.do_step(halves, data.batch(numbers[2:], step=5, first_index=2), step=5)
     assert loss.item() == pytest.approx(sum_.item(), rel=1e-6)
     for name, tensor in whole.adapters.items():
         assert tensor.grad is not None
@@ -278,7 +279,7 @@ def test_the_loop_by_hand(sets: dict[str, TrainingSet], tmp_path: Path) -> None:
     adamw = torch.optim.AdamW(adapters, weight_decay=0.01)
     plan = plan_batches(sets[family].samples, 2, 3, params.seed)
     for step in (1, 2, 3):
-        loss = train_step(run, sets[family].batch(plan[step - 1], step, 0), step)
+        loss = training.do_step(run, sets[family].batch(plan[step - 1], step, 0), step)
         norm = torch.stack([tensor.grad.norm() for tensor in adapters if tensor.grad is not None]).norm()
         assert norm > 0.02
         for tensor in adapters:
@@ -331,7 +332,7 @@ def test_half_precision_keeps_adapters_and_loss_in_fp32(sets: dict[str, Training
     family, losses = FAMILIES[0], []
     for precision in ("fp32", "bf16"):
         run = shaken(training.start(family, training.params_of({"precision": precision})))
-        losses.append(train_step(run, sets[family].batch([0, 1], step=1, first_index=0), step=1))
+        losses.append(training.do_step(run, sets[family].batch([0, 1], step=1, first_index=0), step=1))
         assert {tensor.dtype for tensor in run.adapters.values()} == {torch.float32}
         assert {t.grad.dtype for t in run.adapters.values() if t.grad is not None} == {torch.float32}
     assert losses[1].dtype == torch.float32

@@ -39,6 +39,7 @@ PATCH = 2
 MAX_TOKENS = (512, 256, 128, 77)  # of T5: dev 512, schnell 256
 GUIDANCE = True
 NEGATIVE = False  # guidance is embedded
+BLOCKS: tuple[str, ...] = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -125,6 +126,7 @@ def image_ids(height: int, width: int, device: "torch.device") -> "Tensor":
     """img_ids [N, 3] = (0, row, column) of each token."""
     import torch
 
-    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    sides = (torch.arange(side // 2, device=device) for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
-    return ids.reshape(-1, 3).float().to(device)
+    return ids.reshape(-1, 3).float()

@@ -41,6 +41,7 @@ PATCH = 2
 MAX_TOKENS = (256, 77, 154, 512)  # T5's part; the pipeline's default first
 GUIDANCE = False
 NEGATIVE = True
+BLOCKS: tuple[str, ...] = ("JointTransformerBlock",)
 VERSIONS = family_versions(Path(__file__).parent)
 
 _ATTENTION = r"attn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"

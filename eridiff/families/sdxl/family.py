@@ -36,6 +36,7 @@ PATCH = 2  # the UNet's deepest attention sees latents at a quarter; only used f
 MAX_TOKENS = (77,)
 GUIDANCE = False
 NEGATIVE = True
+BLOCKS: tuple[str, ...] = ("BasicTransformerBlock", "ResnetBlock2D")
 VERSIONS = family_versions(Path(__file__).parent)
 
 _BLOCK = r".*\.attentions\.\d+\.transformer_blocks\.\d+\."
@@ -88,20 +89,16 @@ def predict(
     guidance: float,
 ) -> "Tensor":
     """The UNet's answer [B, C, H, W] at timesteps `level` [B]."""
-    conditions = {"text_embeds": text["pooled_prompt_embeds"], "time_ids": time_ids(sizes, noisy_latents)}
+    conditions = {"text_embeds": text["pooled_prompt_embeds"], "time_ids": time_ids(sizes)}
     answer: Tensor = denoiser(
         noisy_latents, level, text["prompt_embeds"], added_cond_kwargs=conditions, return_dict=False
     )[0]
     return answer
 
 
-def time_ids(sizes: Sizes, like: "Tensor") -> "Tensor":
+def time_ids(sizes: Sizes) -> "Tensor":
     """[B, 6] = (original h, w, crop top, left, target h, w), fp32 until the embedding: bf16 makes 1023 1024."""
     import torch
 
-    width, height = sizes.target
-    rows = [
-        (original[1], original[0], crop[1], crop[0], height, width)
-        for original, crop in zip(sizes.original, sizes.crop, strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.float32, device=like.device)
+    target = [torch.full_like(sizes.crop[:, :1], side) for side in reversed(sizes.target)]
+    return torch.cat([sizes.original.flip(1), sizes.crop.flip(1), *target], dim=1)

@@ -26,6 +26,7 @@ TOKENIZERS = {"tokenizer": "eridiff.families.toy.models.Words"}
 DENOISER = "mixer"
 SIDE_MULTIPLE = 8
 PATCH = 1
+BLOCKS: tuple[str, ...] = ("Block",)
 TARGET_SETS = {"attention": r"blocks\.\d+\.(query|key)", "all-linear": r"blocks\.\d+\.(query|key|unused)"}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {"euler": ("FlowMatchEulerDiscreteScheduler", {})}
 MAX_TOKENS = (8,)

@@ -1,0 +1,117 @@
+"""The fast path on a GPU: nothing waits for the device, blocks are compiled, passes are replayed from CUDA graphs.
+
+The same mathematics as the plain path, in the base's number format: it differs by rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eridiff.acceleration.adapters import WorkingAdapters
+from eridiff.acceleration.choose import Levers
+from eridiff.acceleration.graph import Recorded, RecordedByShape
+from eridiff.acceleration.regions import compile_blocks, use_channels_last
+from eridiff.models.precision import DTYPES
+from eridiff.training.optim import learning_rate
+from eridiff.training.plain import halve_scale, unscaled
+from eridiff.training.run import Run
+from eridiff.training.step import Example, TrainStep
+
+MAX_GRAPHS = 16  # shapes of batches; beyond, the longest unused is recorded again
+
+
+class FastStep:
+    """All micro-batches of one step and the optimizer's move, put into the device's queue."""
+
+    late = 1  # rows that may wait while the device works
+
+    def __init__(self, train_step: TrainStep, run: Run, optimizer: torch.optim.Optimizer, levers: Levers) -> None:
+        self.train_step, self.run, self.optimizer, self.levers = train_step, run, optimizer, levers
+        self.adapters = WorkingAdapters(run.denoiser, run.adapters, DTYPES[run.params.precision])
+        self.loss, self.norm, self.found_inf, self.scale = (torch.zeros((), device=run.device) for _ in range(4))
+        if levers.channels_last:
+            use_channels_last(run.denoiser)
+        if levers.compile:
+            compile_blocks(run.denoiser, run.family.BLOCKS)
+        self._passes: list[Callable[[Example], None]] = [
+            self._recorded(first) if levers.graph else self._pass(first) for first in (True, False)
+        ]
+        self._capturable = bool(optimizer.param_groups[0].get("capturable"))
+        if self._capturable:
+            self._make_moments()
+        self._move: Callable[[], None] | None = None
+
+    def __call__(self, examples: list[Example], step: int) -> Callable[[], dict[str, float]]:
+        """Queue the step; returns what reads its row of the loss table, and waits for it."""
+        params = self.run.params
+        while True:
+            self.scale.fill_(self.run.loss_scale)
+            for number, example in enumerate(examples):
+                self._passes[min(number, 1)](example)
+            if unscaled(self.run, self.loss):
+                break
+            halve_scale(self.run, step)
+        rate = learning_rate(params.optimizer, step, params.steps)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._update()
+        return self._reading(rate)
+
+    def _pass(self, first: bool) -> Callable[[Example], None]:
+        """Forward and backward pass of a step's first micro-batch, or of a later one."""
+
+        def work(example: Example) -> None:
+            here = example.to(self.run.device)
+            loss = self.train_step(self.run, here.batch, here.draws)
+            scaled = loss if self.run.params.precision != "fp16" else loss * self.scale
+            self.adapters.add_gradients(scaled, first=first)
+            self.loss.copy_(loss.detach()) if first else self.loss.add_(loss.detach())
+
+        return work
+
+    def _recorded(self, first: bool) -> Callable[[Example], None]:
+        return RecordedByShape(self._pass(first), self.run.device, MAX_GRAPHS)
+
+    def _update(self) -> None:
+        """Clip, move, copy: from one graph where the optimizer can be in it."""
+        if not (self.levers.graph and self._capturable):
+            self._clip_and_move()
+            return
+        if self._move is None:
+            self._move = Recorded(self._clip_and_move, warm_up=0)  # since each run of it moves the adapters
+        self._move()
+
+    def _clip_and_move(self) -> None:
+        """A step whose norm is not finite moves nothing: fused optimizers see `found_inf`."""
+        gradients: Any = [master.grad for master in self.adapters.masters]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.norm.copy_(norm)
+        self.found_inf.copy_(norm.isfinite().logical_not())
+        torch.nn.utils.clip_grads_with_norm_(self.adapters.masters, self.run.params.optimizer.max_grad_norm, self.norm)
+        self.optimizer.step()
+        self.adapters.refresh()
+
+    def _make_moments(self) -> None:
+        """Have the optimizer make its state, which a graph must not do: by a step that moves nothing."""
+        setattr(self.optimizer, "found_inf", self.found_inf.fill_(1.0))  # noqa: B010
+        self.optimizer.step()
+        self.found_inf.zero_()
+
+    def _reading(self, rate: float) -> Callable[[], dict[str, float]]:
+        """What waits for the numbers of this step, copied behind it."""
+        numbers = torch.stack([self.loss, self.norm]).to("cpu", non_blocking=True)
+        done = torch.Event(self.run.device.type)
+        done.record()
+        scale = {"loss_scale": self.run.loss_scale} if self.run.params.precision == "fp16" else {}
+
+        def read() -> dict[str, float]:
+            done.synchronize()
+            loss, norm = numbers.tolist()
+            return {"loss": loss, "grad_norm": norm, "lr": rate, **scale}
+
+        return read

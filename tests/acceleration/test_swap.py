@@ -1,0 +1,122 @@
+"""Weights that wait in RAM: equal numbers in every pass, few bytes on the device, compiled blocks, and the way back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from eridiff.acceleration.recompute import recompute
+from eridiff.acceleration.swap import SLOTS, Swap, swap_sizes, swapped_bytes, swapped_places
+from eridiff.training.data import TrainingSet
+from tests.acceleration.test_recompute import Attending, blocks_of, gradients, shaken_run
+from tests.support import training
+from tests.support.bases import FAMILIES
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def stack(width: int = 16, count: int = 5) -> list[nn.Module]:
+    """Frozen blocks, each with something to train in it; the third's weights are laid out in another order."""
+    torch.manual_seed(1)
+    blocks: list[nn.Module] = [Attending(width) for _ in range(count)]
+    for block in blocks:
+        block.requires_grad_(False)
+        block.register_parameter("added", nn.Parameter(torch.ones(width)))
+        block.register_buffer("unused", torch.arange(7))
+        block.register_forward_hook(lambda block, _, answer: answer * block.added)
+    weight = blocks[2].get_parameter("up.weight")
+    weight.data = weight.data.t().contiguous().t()
+    return blocks
+
+
+def ran(blocks: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
+    """The answer, and all gradients."""
+    for block in blocks:
+        block.zero_grad()
+        x = block(x, scale=0.5)
+    x.square().sum().backward()  # type: ignore[no-untyped-call]
+    return [x.detach(), *(grad for block in blocks if (grad := block.get_parameter("added").grad) is not None)]
+
+
+def addresses(blocks: list[nn.Module]) -> set[int]:
+    return {
+        weight.untyped_storage().data_ptr()
+        for block in blocks
+        for weight in block.parameters()
+        if not weight.requires_grad
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("recomputes", [0, 3])
+def test_swapped_blocks_compute_the_same(device: str, recomputes: int) -> None:
+    """Any number of them, raised and lowered; several steps, a pass without gradients between them; two slots."""
+    blocks = stack()
+    for block in blocks:
+        block.to(device)
+    x = torch.randn(2, 8, 16, device=device)
+    expected = ran(blocks, x)
+    recompute(blocks, recomputes)
+    swap = Swap(blocks, torch.device(device))
+    for count in (2, 5, 4, 1, 0, 5):
+        swap.swap(count)
+        places = swapped_places(count, 5)
+        for _ in range(2):
+            found = ran(blocks, x)
+            assert len(found) == 6 and all(torch.equal(*pair) for pair in zip(found, expected, strict=True)), count
+        assert len(addresses([blocks[place] for place in places])) == min(count, SLOTS)
+        with torch.no_grad():
+            blocks[0](x, scale=1.0)
+            blocks[4](x, scale=1.0)
+        assert all(torch.equal(*pair) for pair in zip(ran(blocks, x), expected, strict=True)), count
+    swap.swap(0)
+    assert all(block._compiled_call_impl is None for block in blocks)
+    assert all(torch.equal(*pair) for pair in zip(ran(blocks, x), expected, strict=True))
+
+
+def test_weights_are_not_kept_twice() -> None:
+    """Where each is, and what a device holds less."""
+    blocks = stack()
+    sizes = swap_sizes(blocks)
+    assert (
+        sizes[0] >= sum(w.nbytes for w in blocks[0].parameters() if w.requires_grad is False) and len(set(sizes)) == 1
+    )
+    assert [swapped_bytes(sizes, count) for count in (0, 1, 2, 3, 5)] == [0, 0, 0, sizes[0], 3 * sizes[0]]
+    assert [swapped_places(n, 6) for n in (1, 2, 3, 6)] == [[0], [0, 3], [0, 2, 4], [0, 1, 2, 3, 4, 5]]
+    meta = [copy.deepcopy(block).to("meta") for block in blocks]
+    assert swap_sizes(meta) == sizes, "the estimate's blocks have no data"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.slow
+def test_compiled_blocks_are_not_compiled_again(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots stand at fixed addresses, and the swap stands outside the compiled call."""
+    torch._dynamo.reset()
+    blocks = [block.to(device) for block in stack()]
+    x = torch.randn(2, 8, 16, device=device, requires_grad=True) * 1.0
+    expected = ran(blocks, x.detach())
+    recompute(blocks, 2)
+    for block in blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    Swap(blocks, torch.device(device)).swap(4)
+    first = ran(blocks, x.detach())
+    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
+    for found in (first, ran(blocks, x.detach()), ran(blocks, x.detach())):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
+def test_swapped_denoisers_of_all_families(family: str, sets: dict[str, TrainingSet]) -> None:
+    """The adapters' gradients, bit for bit, kept or computed again."""
+    run = shaken_run(family)
+    blocks = blocks_of(run)
+    expected = gradients(run, sets[family])
+    Swap(blocks, training.CPU).swap(len(blocks))
+    for count in (0, len(blocks)):
+        recompute(blocks, count)
+        found = gradients(run, sets[family])
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), count
