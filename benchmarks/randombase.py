@@ -66,19 +66,8 @@ class RandomBase:
         settle(model, name) may quantise its layer, so that no more is ever in memory than stays there.
         """
         kind = find_class(self.family.MODELS[self.family.DENOISER])
-        model = build_empty(kind, self.denoiser_config, self.dtype)
         generator = torch.Generator(device).manual_seed(seed)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            path, _, last = name.rpartition(".")
-            value = _random(name, tensor, generator).to(place or device)
-            module = model.get_submodule(path)
-            if last in module._parameters:
-                module._parameters[last] = nn.Parameter(value, requires_grad=False)
-            else:
-                module._buffers[last] = value
-            if settle is not None:
-                settle(model, name)
-        return frozen(model)
+        return frozen(filled(build_empty(kind, self.denoiser_config, self.dtype), generator, settle, place))
 
     def latent_shape(self) -> tuple[int, int, int]:
         """C, H, W of one picture's latents."""
@@ -136,6 +125,22 @@ class MemoryCache:
 def _embeds(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
     """Random embeddings in the format that the text stage writes."""
     return {name: torch.randn(shape, generator=generator).to(torch.bfloat16) for name, shape in shapes.items()}
+
+
+def filled(
+    model: nn.Module, generator: torch.Generator, settle: Settle | None = None, place: torch.device | None = None
+) -> nn.Module:
+    """A model of torch's meta device with random weights, made on the generator's device."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        path, _, last = name.rpartition(".")
+        module, value = model.get_submodule(path), _random(name, tensor, generator).to(place or generator.device)
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(value, requires_grad=False)
+        else:
+            module._buffers[last] = value
+        if settle is not None:
+            settle(model, name)
+    return model
 
 
 def _random(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:

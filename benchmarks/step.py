@@ -4,7 +4,8 @@
     python -m benchmarks.step --tiny --device cpu        # that it runs
 
 Sides of a row take turns of a few steps. script: the loop of diffusers' example; plain: eridiff with
-`train.deterministic: true`; fast: with false. A row with a smaller card's memory has one side after the other.
+`train.deterministic: true`; fast: with false. A row with a smaller card's memory has one side after the other; other
+trainers follow alone, since no card holds all sides at once.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steprow import ROWS, USEFUL_TERAFLOPS, Row
+from benchmarks.steprow import PEERS, ROWS, USEFUL_TERAFLOPS, Row
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("script ms", "plain ms", "fast ms", "fast p10-p90", "img/s", "GiB script / plain / fast", "MFU")
@@ -98,8 +99,11 @@ class Worker:
 def measure(row: Row, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """One row: every side built and warmed up, then turns; a side that fails is a note."""
     found: dict[str, Any] = {"name": row.name, "batch": row.batch, "notes": []}
-    sides = [side for side in (*row.sides, *arguments.peers) if not arguments.sides or side in arguments.sides]
+    sides, peers = (
+        [s for s in all_ if not arguments.sides or s in arguments.sides] for all_ in (row.sides, arguments.peers)
+    )
     groups = [[side] for side in sides] if row.gib is not None else [sides]
+    groups += [[peer] for peer in peers]
     for group in groups:
         workers = [Worker(row, side, arguments, work) for side in group]
         try:
@@ -185,6 +189,8 @@ def summary(row: Row, found: dict[str, Any], tiny: bool) -> dict[str, Any]:
         result["MFU"] = USEFUL_TERAFLOPS[row.model] * result["img/s"] / found["TFLOP/s"]
     if "script" in found:
         result["ratio"] = found["script"]["ms"] / ours["ms"]
+    if others := [found[side]["ms"] for side in ("script", *PEERS) if side in found]:
+        result["fastest ratio"] = min(others) / ours["ms"]
     return result
 
 
@@ -214,12 +220,13 @@ def cells(found: dict[str, Any]) -> list[str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """All rows in Markdown, notes below."""
-    peers = sorted({key for row in rows for key in row if isinstance(row[key], dict) and "ms" in row[key]})
-    extra = [peer for peer in peers if peer not in ("script", "plain", "fast")]
-    lines = [f"| {' | '.join(('', *COLUMNS, *(f'{peer} ms' for peer in extra)))} |"]
+    peers = [peer for peer in PEERS if any(peer in row for row in rows)]
+    extra = [*(f"{peer} ms, GiB" for peer in peers), "times the fastest"] if peers else []
+    lines = [f"| {' | '.join(('', *COLUMNS, *extra))} |"]
     lines.append("|---" * (1 + len(COLUMNS) + len(extra)) + "|")
     for row in rows:
-        more = [f"{row[peer]['ms']:.0f}" if peer in row else "" for peer in extra]
+        more = [f"{row[peer]['ms']:.0f}, {row[peer]['peak GiB']:.1f}" if peer in row else "" for peer in peers]
+        more += [f"{row['fastest ratio']:.2f}" if "fastest ratio" in row else ""] if peers else []
         lines.append(f"| {' | '.join((*cells(row), *more))} |")
     lines += [f"\n{row['name']}: {note}" for row in rows for note in row.get("notes", ())]
     return "\n".join(lines) + "\n"
@@ -251,9 +258,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after them")
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", type=Path, metavar="FOLDER", help="a checkout: its step is a side of each row")
     parser.add_argument("--tiny", action="store_true", help="the small bases, 64 x 64 pictures")
     arguments = parser.parse_args()
-    arguments.peers = {}
+    arguments.peers = {peer: path.resolve() for peer in PEERS if (path := getattr(arguments, peer)) is not None}
     rows: list[dict[str, Any]] = []
     deadline, facts = time.monotonic() + 60 * arguments.minutes, machine(arguments.device)
     with tempfile.TemporaryDirectory() as work:

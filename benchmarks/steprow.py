@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SIDES = ("script", "plain", "fast")
+PEERS = ("kohya", "toolkit")  # further sides, of checkouts (benchmarks/peerstep.py)
 EIGHT_BITS_BOTH_WAYS = {"storage": "fp8", "compute": "fp8"}
 
 # 10^12 floating point operations that one picture of 1024 x 1024 cannot do without: forward, and backward to the
@@ -26,6 +27,11 @@ class Row:
     sides: tuple[str, ...] = ("script", "fast")
     is_warmed: bool = False  # whether the first step is also measured with compile caches that an earlier run left
     options: Mapping[str, Any] | None = None  # further params of train
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether a peer that keeps all activations or none must checkpoint them."""
+        return self.gib is not None or (self.batch > 1 and self.model in ("flux-dev", "sd35-large"))
 
     @property
     def script_quantise(self) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.eridiffstep import eridiff_step, params_of
-from benchmarks.peerstep import PEERS, peer_step
+from benchmarks.peerstep import PEERS
 from benchmarks.randombase import random_base
 from benchmarks.scriptstep import script_step
 from benchmarks.steprow import ROWS, Row
@@ -126,7 +126,7 @@ def make_step(row: Row, arguments: argparse.Namespace, device: torch.device) -> 
     """The side's step."""
     base = random_base(row.family, row.model, tiny=arguments.tiny)
     if arguments.side in PEERS:
-        return peer_step(arguments.side, Path(arguments.checkout), base, row, device)
+        return PEERS[arguments.side](Path(arguments.checkout), base, row, device)
     if arguments.side == "script":
         return script_step(base, row.batch, row.targets, row.script_quantise, device)
     changes: dict[str, Any] = {

@@ -1,0 +1,228 @@
+"""The same mathematics as diffusers' scripts: losses and adapter gradients of eridiff's step against theirs.
+
+    python -m benchmarks.parity [--models flux-dev,sd35-large,sd35-medium,sdxl] [--precision bf16|fp32] [--out FOLDER]
+    python -m benchmarks.parity --tiny --device cpu --precision fp32
+
+Both sides get the same weights, adapters, latents, embeddings, noise and noise levels; after each step the adapters
+move by eridiff's gradients. What the scripts do otherwise is in DIFFERENCES, with how it is made equal here.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.eridiffstep import params_of, prepare
+from benchmarks.randombase import RandomBase, random_base
+from benchmarks.scriptloss import Drawn, Options, as_cached, make_loss
+from benchmarks.scriptstep import MIXED, adapt
+from eridiff.core.noise import normal, uniform
+from eridiff.training.data import Batch, plan_batches
+from eridiff.training.train import Machine, Run, train_step
+
+MODELS = {"flux-dev": "flux", "sd35-large": "sd35", "sd35-medium": "sd35", "sdxl": "sdxl"}
+LOSS_LIMITS = {"bf16": 1e-3, "fp32": 1e-6}  # relative
+COSINE_LIMIT = 0.999
+DIFFERENCES = """\
+guidance: the Flux script embeds 3.5, eridiff 1.0: here train.guidance 3.5
+noise levels: the scripts draw from the scheduler's 1000 (SD 3 shifts by 3): here eridiff's draws go to both;
+    train.flow.density, logit_mean (of the other sign) and shift choose the same density
+loss: the SD 3 script multiplies by sigma^2 (--precondition_outputs 1): here 0, or 1 with --weighting_scheme sigma_sqrt
+min-SNR: the SDXL script adds 1 to the weight of v-prediction, eridiff divides by SNR + 1: here no weight
+formats: the scripts form noisy latents, sigmas and targets in bf16, eridiff in fp32: here fp32
+sizes: the SDXL script rounds time ids to bf16 (1023 becomes 1024): here sizes that bf16 holds
+adapters: the scripts' lora_A is gaussian, eridiff's kaiming: here the same values; alpha is the rank in the scripts
+    of SDXL and SD 3, 4 in Flux's, 16 in eridiff: here train.lora.alpha
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How far two sides were apart, at worst, over all steps."""
+
+    model: str
+    precision: str
+    steps: int
+    loss_difference: float  # relative
+    cosine: float  # of all adapters' gradients as one vector
+    adapter_cosine: float  # of the single adapter tensor that agrees least, of those with a gradient
+    norm_difference: float  # relative
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the limits are kept; not-a-number does not keep them."""
+        return self.loss_difference <= LOSS_LIMITS[self.precision] and self.cosine >= COSINE_LIMIT
+
+
+class Ours:
+    """eridiff's side: a step's loss and gradients."""
+
+    def __init__(self, base: RandomBase, changes: Mapping[str, Any], device: torch.device) -> None:
+        options: dict[str, Any] = {"precision": base.precision, "seed": 5, **changes}
+        options |= {"guidance": Options().guidance} if base.family.GUIDANCE else {}
+        self.run: Run = prepare(base, params_of(options), Machine(device=device))
+
+    def __call__(self, batch: Batch, step: int) -> tuple[float, dict[str, Tensor]]:
+        """Loss, and gradients by adapter tensor."""
+        loss = float(train_step(self.run, batch, step))
+        return loss, take_gradients(self.run.adapters)
+
+
+class Theirs:
+    """The script's side, fed with eridiff's draws."""
+
+    def __init__(self, base: RandomBase, run: Run, options: Options) -> None:
+        from accelerate import Accelerator
+
+        self.run = run
+        self.accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=run.device.type == "cpu")
+        model: Any = base.denoiser(run.device)
+        adapt(base, model, run.params.lora)
+        model.enable_gradient_checkpointing()
+        names = {name: name.replace(".default.weight", ".weight") for name, _ in model.named_parameters()}
+        self.adapters = {names[name]: p for name, p in model.named_parameters() if p.requires_grad}
+        self.model = self.accelerator.prepare(model.train())
+        self.loss, self.dtype = make_loss(base, options), base.dtype
+
+    def __call__(self, batch: Batch, step: int) -> tuple[float, dict[str, Tensor]]:
+        """Loss, and gradients by adapter tensor, with the other side's adapters."""
+        assert self.adapters.keys() == self.run.adapters.keys()
+        for name, tensor in self.adapters.items():
+            tensor.data.copy_(self.run.adapters[name])
+        with attention_without_cudnn():
+            loss = self.loss(self.model, as_cached(batch, self.dtype), drawn_by(self.run, batch, step))
+            self.accelerator.backward(loss)
+        return float(loss.detach()), take_gradients(self.adapters)
+
+
+def drawn_by(run: Run, batch: Batch, step: int) -> Drawn:
+    """eridiff's draws of a step, as the script would hold them, in fp32."""
+    seed, shape, indices = run.params.seed, batch.mean.shape[1:], batch.indices
+    posterior, noise = (normal(seed, step, indices, shape, purpose) for purpose in ("posterior", "noise"))
+    raw = batch.mean.float() + batch.std.float() * posterior.to(run.device)
+    tokens = shape[1] * shape[2] // run.family.PATCH**2
+    level = run.objective.draw_level(uniform(seed, step, indices, "level"), tokens).to(run.device)
+    is_flow = run.family.OBJECTIVE == "flow"
+    return Drawn(
+        latents=(raw - run.shift_factor) * run.scaling_factor,
+        noise=noise.to(run.device),
+        timesteps=level * 1000 if is_flow else level,
+        sigmas=level.float().view(-1, 1, 1, 1),
+    )
+
+
+@contextmanager
+def attention_without_cudnn() -> Iterator[None]:
+    """Keep the script off cuDNN's attention, whose backward depends on who called it first."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def take_gradients(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients in fp64, taken off the tensors."""
+    found = {}
+    for name, tensor in adapters.items():
+        found[name] = torch.zeros_like(tensor).double() if tensor.grad is None else tensor.grad.double()
+        tensor.grad = None
+    return found
+
+
+def compare(
+    base: RandomBase, device: torch.device, steps: int, batch_size: int, script: Options, changes: Mapping[str, Any]
+) -> Result:
+    """Both sides over some steps; the adapters follow eridiff's gradients."""
+    ours = Ours(base, {"batch_size": batch_size, **changes}, device)
+    theirs = Theirs(base, ours.run, script)
+    data = base.training_set(ours.run.params.seed)
+    plan = plan_batches(data.samples, batch_size, steps, ours.run.params.seed)
+    optimizer = torch.optim.AdamW(ours.run.adapters.values(), lr=1e-3)
+    worst = {"loss": 0.0, "cosine": 1.0, "adapter": 1.0, "norm": 0.0}
+    for step, numbers in enumerate(plan, 1):
+        batch = data.batch(numbers, step, 0).to(device)
+        (loss, gradients), (expected, others) = ours(batch, step), theirs(batch, step)
+        mine, other = (torch.cat([named[name].flatten() for name in sorted(named)]) for named in (gradients, others))
+        single = [cosine(gradients[name], others[name]) for name in others if others[name].norm() > 0]
+        worst["loss"] = _worse(worst["loss"], abs(loss - expected) / abs(expected))
+        worst["norm"] = _worse(worst["norm"], float((mine.norm() / other.norm() - 1).abs()))
+        worst["cosine"] = -_worse(-worst["cosine"], -cosine(mine, other))
+        worst["adapter"] = -_worse(-worst["adapter"], -min(single))
+        for name, tensor in ours.run.adapters.items():
+            tensor.grad = gradients[name].to(tensor.dtype)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return Result(
+        model=base.name,
+        precision=base.precision,
+        steps=steps,
+        loss_difference=worst["loss"],
+        cosine=worst["cosine"],
+        adapter_cosine=worst["adapter"],
+        norm_difference=worst["norm"],
+    )
+
+
+def _worse(one: float, other: float) -> float:
+    """The larger; not-a-number stays."""
+    return one if one != one or one > other else other
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Of two tensors, as vectors."""
+    return float((one.flatten() @ other.flatten()) / (one.norm() * other.norm()))
+
+
+def table(results: list[Result]) -> str:
+    """All results in Markdown."""
+    lines = ["| model | precision | steps | loss, relative | cosine of gradients | least adapter | norm, relative | |"]
+    lines.append("|---" * 8 + "|")
+    lines += [
+        f"| {r.model} | {r.precision} | {r.steps} | {r.loss_difference:.1e} | {r.cosine:.6f} | {r.adapter_cosine:.6f} "
+        f"| {r.norm_difference:.1e} | {'equal' if r.is_equal else 'NOT EQUAL'} |"
+        for r in results
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Compare each model; 1 where a limit is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="flux-dev,sd35-large,sdxl", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--precision", choices=LOSS_LIMITS, default="bf16")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--side", type=int, help="of the pictures in pixels; default: 1024")
+    parser.add_argument("--deterministic", action="store_true", help="train.deterministic: true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="the small bases")
+    arguments = parser.parse_args()
+    results = []
+    for model in arguments.models.split(","):
+        base = replace(random_base(MODELS[model], model, tiny=arguments.tiny), precision=arguments.precision)
+        base = replace(base, side=arguments.side) if arguments.side else base
+        changes, script = {"deterministic": arguments.deterministic}, Options(precondition=False)
+        device = torch.device(arguments.device)
+        results.append(compare(base, device, arguments.steps, arguments.batch, script, changes))
+        print(table(results[-1:]), flush=True)
+        if arguments.out is not None:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "parity.md").write_text(f"{table(results)}\n{DIFFERENCES}", "utf-8")
+            text = json.dumps([vars(result) for result in results], indent=1)
+            (arguments.out / "parity.json").write_text(f"{text}\n", "utf-8")
+    print(table(results), DIFFERENCES, sep="\n")
+    return 0 if all(result.is_equal for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
