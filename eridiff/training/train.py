@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eridiff.acceleration.levels import Kept, Level, level_of, next_level
 from eridiff.core.errors import TrainError
 from eridiff.core.noise import normal, uniform
 from eridiff.core.progress import say
 from eridiff.core.stopping import Asked, Stopped, never
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
-from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations, offload_activations
 from eridiff.models.load import load_denoiser
 from eridiff.models.lora import add_adapter, target_modules
 from eridiff.models.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
@@ -46,7 +46,7 @@ class Run:
     scaling_factor: float
     shift_factor: float
     device: torch.device
-    activation_checkpointing: Checkpointing
+    kept: Kept
     fixed: bool  # by local.yaml; otherwise the next level is used when memory runs out
     loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
 
@@ -92,14 +92,20 @@ def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainPa
 class Machine:
     """What a training has on this machine: none of it changes a byte of the result beyond rounding.
 
-    fixed: whether that level stays where memory runs out. store: the store's folder, where a quantised
-    base is kept.
+    activation_checkpointing: as local.yaml says, with `swap` beside it, or the level that was chosen. fixed: whether it
+    stays where memory runs out. store: the store's folder, where a quantised base is kept.
     """
 
     device: torch.device
-    activation_checkpointing: Checkpointing = LEVELS[0]
+    activation_checkpointing: Checkpointing | Level = "none"
+    swap: int = 0
     fixed: bool = True
     store: Path | None = None
+
+    def level(self, count: int) -> Level:
+        """What of so many blocks is kept on the device."""
+        asked = self.activation_checkpointing
+        return asked if isinstance(asked, Level) else level_of(asked, self.swap, count)
 
 
 def prepare_run(
@@ -114,12 +120,16 @@ def prepare_run(
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params)
-    storage = Storage(kind=params.quantise, device=device, store=machine.store)
-    denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
+    loaded_on = torch.device("cpu") if machine.level(1).swapped else device  # the base as a whole need not fit
+    storage = Storage(kind=params.quantise, device=loaded_on, store=machine.store)
+    denoiser = load_denoiser(family, source, DTYPES[params.precision], storage)
     unused = family.unused_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGET_SETS, params.lora.targets, unused)
     adapters = add_adapter(denoiser, params.lora, modules, params.seed)
-    run = Run(
+    kept = Kept(denoiser, family.BLOCKS, device)
+    kept.set(machine.level(len(kept.blocks)))
+    denoiser.to(device)
+    return Run(
         params=params,
         family=family,
         objective=objective,
@@ -128,11 +138,9 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
-        activation_checkpointing=machine.activation_checkpointing,
+        kept=kept,
         fixed=machine.fixed,
     )
-    checkpoint_activations(denoiser, run.activation_checkpointing)
-    return run
 
 
 Table = dict[str, list[float]]  # column -> value of each step, from step 1
@@ -233,10 +241,10 @@ def _accumulate(run: Run, batches: list[Batch], step: int) -> Tensor | None:
     loss = torch.zeros((), device=run.device)
     try:
         for batch in batches:
-            with offload_activations(run.activation_checkpointing, run.device):
+            with run.kept.step():
                 loss += train_step(run, batch.to(run.device), step)
     except torch.OutOfMemoryError as error:
-        if not run.fixed and run.activation_checkpointing != LEVELS[-1]:
+        if not run.fixed and next_level(run.kept.level, len(run.kept.blocks)):
             return None
         raise TrainError(
             f"step {step}: {run.device} has too little memory ({str(error).splitlines()[0]}). Nothing of this step is "
@@ -263,12 +271,9 @@ def _halve_scale(run: Run, step: int) -> None:
 
 def _checkpoint_more(run: Run, step: int) -> None:
     """Go on with the next level: exact, so it may begin at any step."""
-    run.activation_checkpointing = LEVELS[LEVELS.index(run.activation_checkpointing) + 1]
-    checkpoint_activations(run.denoiser, run.activation_checkpointing)
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
-    level = run.activation_checkpointing
-    say(f"train: {run.device} has too little memory at step {step}: activation checkpointing '{level}' from here on")
+    run.kept.fall()
+    level = run.kept.described()
+    say(f"train: {run.device} has too little memory at step {step}: activation checkpointing {level} from here on")
 
 
 def _refuse_nonfinite(run: Run, losses: dict[str, float], step: int) -> None:
