@@ -21,7 +21,7 @@ from eridiff.core.json_files import load_json
 from eridiff.core.progress import say
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
-from eridiff.memory.trace import Traced, trace
+from eridiff.memory.trace import Part, Traced, trace
 from eridiff.models.quantise import RowScaledLinear
 from eridiff.params.model import Quantised
 from eridiff.params.train import OPTIMIZERS, TrainParams
@@ -143,10 +143,10 @@ def trace_levels(
         found.append(trace(work, kept.blocks))
     kept.set(Level())
     none, again = found
-    flops, calls = (
-        (getattr(again, name) - getattr(none, name)) / max(1, sum(getattr(part, name) for part in none.parts))
-        for name in ("flops", "calls")
-    )
+    pairs = list(zip(none.parts, again.parts, strict=True))
+    rerun = [part if part.kept > less.kept else Part() for part, less in pairs]  # others get no gradient
+    flops = (again.flops - none.flops) / max(1, sum(part.flops for part in rerun))
+    calls = (again.calls - none.calls) / max(1, sum(part.calls for part in rerun))
     return TrainLevels(
         none=_estimate(none, weights, share),
         full=_estimate(again, weights, share),
@@ -155,10 +155,10 @@ def trace_levels(
                 turn=part.turn,
                 kept=int(share * part.kept),
                 kept_less=int(share * less.kept),
-                flops=flops * part.flops,
-                calls=calls * part.calls,
+                flops=flops * run.flops,
+                calls=calls * run.calls,
             )
-            for part, less in zip(none.parts, again.parts, strict=True)
+            for (part, less), run in zip(pairs, rerun, strict=True)
         ),
         sizes=tuple(held(block, quantise, trained=False) for block in in_order(kept.denoiser, kept.blocks)),
     )

@@ -79,7 +79,7 @@ class TrainJob:
                 say(checked or "base check: no VAE on this machine, not checked")
             yield
 
-    def prepare(self, activation_checkpointing: Checkpointing | Level, swap: int, *, fixed: bool) -> Run:
+    def prepare(self, activation_checkpointing: Checkpointing | Level, swap: int = 0, *, fixed: bool) -> Run:
         """The denoiser with its adapters on the device, checked against the data. See `Machine`."""
         run = self.load(activation_checkpointing, swap, fixed=fixed)
         if self.checks_base:
