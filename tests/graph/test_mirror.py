@@ -71,7 +71,6 @@ ELSEWHERE = {
     "memory/stages": "memory/test_plan.py",
     "memory/train": "memory/test_plan.py",
     "models/assemble": "models/test_quantise.py: by way of the models that are loaded",
-    "models/activation_checkpointing": "training/test_train.py",
     "models/load": "contract/test_toy_family.py",
     "models/lora": "contract/test_parity.py",
     "models/precision": "caching/latents/test_encode.py",
