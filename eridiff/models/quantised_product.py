@@ -117,8 +117,11 @@ def _multiply_rows(
 def quantise_tokens(values: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """values [M, K] => numbers [M, K], scale [M, 1] in fp32: each row's largest becomes the format's largest.
 
+    The numbers lie row by row, as the tensor cores want them, however the values do: a UNet's tokens are pixels whose
+    channels lie apart.
+
     What is not finite makes its row's scale, and so its row of the product, not finite.
     """
     scale = values.abs().amax(dim=1, keepdim=True).float().clamp_min(TINY) / LARGEST[kind]
     scaled = values / scale
-    return scaled.round().to(torch.int8) if kind == "int8" else scaled.to(FP8), scale
+    return (scaled.round().to(torch.int8) if kind == "int8" else scaled.to(FP8)).contiguous(), scale
