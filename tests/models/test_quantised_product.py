@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eridiff.core.config import validate
 from eridiff.core.errors import ConfigError
 from eridiff.models import quantise
 from eridiff.models.lora import add_adapter
 from eridiff.models.quantise import RowScaledLinear, Storage, storage_of
 from eridiff.models.quantised_product import FP8, quantise_tokens
 from eridiff.params.model import QuantisedArithmetic
-from eridiff.params.train import LoraParams, TrainParams
+from eridiff.params.train import LoraParams
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 KINDS = ("fp8", "int8")
@@ -246,68 +245,6 @@ def test_gradients_of_adapters(kind: Any) -> None:
     found = adapter_gradients(Storage(kind=kind, device=CPU, compute=True))
     assert found.keys() == plain.keys() and len(found) == 3 * 6 * 2
     assert min(cosine(found[name], plain[name]) for name in plain) > {"fp8": 0.99, "int8": 0.999}[kind]
-
-
-@pytest.mark.parametrize(
-    "quantise", ["fp8", {"storage": "fp8", "compute": "fp8"}, {"storage": "int8", "compute": "int8"}]
-)
-def test_both_spellings(quantise: Any) -> None:
-    """A word dumps as the word it has always been: keys of trainings hold it."""
-    params = validate(TrainParams, {"steps": 1, "quantise": quantise}, where="params.yaml", prefix="train")
-    assert params.model_dump()["quantise"] == quantise
-    storage = storage_of(params.quantise, CPU)
-    assert storage.kind == (quantise if isinstance(quantise, str) else quantise["storage"])
-    assert storage.compute == isinstance(quantise, dict)
-
-
-REFUSED: dict[str, tuple[Any, str]] = {
-    "no storage": (
-        {"compute": "fp8"},
-        "params.yaml: 'train.quantise.storage' is missing.",
-    ),
-    "no compute": (
-        {"storage": "fp8"},
-        "params.yaml: 'train.quantise.compute' is missing.",
-    ),
-    "unknown word": (
-        "fp9",
-        "params.yaml: 'train.quantise' is 'fp9', which is none of its choices. Did you mean 'fp8'? Known: fp8, int8, "
-        "nf4.",
-    ),
-    "unknown compute": (
-        {"storage": "fp8", "compute": "nf4"},
-        "params.yaml: 'train.quantise.compute' is 'nf4', which is none of its choices. Known: fp8, int8.",
-    ),
-    "unknown key": (
-        {"storage": "fp8", "compute": "fp8", "stored": 1},
-        "params.yaml: unknown key 'train.quantise.stored' (value 1). Did you mean 'storage'? Known: compute, storage.",
-    ),
-    "another compute": (
-        {"storage": "nf4", "compute": "fp8"},
-        "params.yaml: 'train.quantise': storage nf4 with compute fp8: what is stored is what is multiplied. Known: "
-        "{storage: fp8, compute: fp8}, {storage: int8, compute: int8}; or one word, which only stores: fp8, int8 or "
-        "nf4.",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_sense_is_refused(case: str) -> None:
-    given, message = REFUSED[case]
-    with pytest.raises(ConfigError) as caught:
-        validate(TrainParams, {"steps": 1, "quantise": given}, where="params.yaml", prefix="train")
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_fp8_gives_bf16_alone(precision: str) -> None:
-    asked = {"steps": 1, "precision": precision, "quantise": {"storage": "fp8", "compute": "fp8"}}
-    with pytest.raises(ConfigError, match=f"products are bf16, but precision is {precision}. Set precision: bf16"):
-        validate(TrainParams, asked, where="params.yaml", prefix="train")
-    validate(TrainParams, asked | {"quantise": "fp8"}, where="params.yaml", prefix="train")
-    validate(
-        TrainParams, asked | {"quantise": {"storage": "int8", "compute": "int8"}}, where="params.yaml", prefix="train"
-    )
 
 
 @pytest.mark.parametrize(
