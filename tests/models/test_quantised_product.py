@@ -1,5 +1,6 @@
 """Frozen layers that multiply in eight bits: both passes against float64, the plain layer, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from eridiff.models.quantise import RowScaledLinear, Storage, storage_of
 from eridiff.models.quantised_product import FP8, quantise_tokens
 from eridiff.params.model import QuantisedArithmetic
 from eridiff.params.train import LoraParams
+from eridiff.training.train import train
+from tests.support import training
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 KINDS = ("fp8", "int8")
@@ -273,3 +276,18 @@ def test_cards_that_can(kind: Any, capability: tuple[int, int], monkeypatch: pyt
     monkeypatch.setattr(quantise.torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(quantise.torch.cuda, "get_device_name", lambda _: "Some Card")
     assert storage_of(QuantisedArithmetic(storage=kind, compute=kind), torch.device("cuda")).compute
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
+def test_a_training_is_near_that_of_storage_alone(kind: str, tmp_path: Path) -> None:
+    """Every block layer of a small base multiplies in eight bits, and what is learned in four steps is the same."""
+    losses = []
+    for number, way in enumerate((kind, {"storage": kind, "compute": kind})):
+        params = training.params_of({"precision": "bf16", "quantise": way})
+        run = training.start("flux", params)
+        layers = [module for module in run.denoiser.modules() if isinstance(module, RowScaledLinear)]
+        assert layers and {layer.compute for layer in layers} == {isinstance(way, dict)}
+        data = training.random_set("flux", tmp_path / f"data-{number}", params)
+        losses.append(train(run, data, tmp_path / f"state-{number}", 100)[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.01) and losses[1] != losses[0]
