@@ -81,7 +81,6 @@ ELSEWHERE = {
     "params/edit": "projects/test_new.py",
     "params/export": "export/test_export.py",
     "params/latents": "caching/latents/test_plan.py",
-    "params/model": "core/test_config.py",
     "params/sample": "sampling/test_sample.py",
     "params/text": "caching/test_text.py",
     "params/train": "training/test_optim.py",
