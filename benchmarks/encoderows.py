@@ -16,6 +16,7 @@ from eridiff.caching.latents.new_pictures import NewPictures
 from eridiff.caching.latents.plan import batch_by_bucket, common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Samples
 from eridiff.caching.latents.vae import encode, prepare_vae
+from eridiff.caching.pipeline import entry_writer
 from eridiff.caching.text import Caption, CaptionEncoder, batch_by_key, cache_texts, plan_captions, prepare_encoders
 from eridiff.caching.text import encode_batches as encode_captions
 from eridiff.family import TextEncoders
@@ -50,7 +51,9 @@ def measure_vae(bench: Bench, rows: list[dict[str, Any]], channels: int, params:
         raw, out = bench.folder / "raw", bench.folder / "out"
         batches = batch_by_bucket(plan_pictures(bench, rows, params, root), params.batch_size)
         store = Store(root, "latents")
-        with rate(bench, len(rows), found, "pipeline"), BatchEncoder(store, params, vae, bench.device) as encoder:
+        writer = entry_writer(bench.device, params.batch_size)
+        with rate(bench, len(rows), found, "pipeline"), writer:
+            encoder = BatchEncoder(store, params, vae, bench.device, writer)
             encode_batches(batches, encoder, PictureReader(params, raw))
         root = fresh(bench, "store")
         with rate(bench, len(rows), found, "end to end"):
@@ -134,9 +137,10 @@ def measure_text(bench: Bench, kind: str, params: TextParams, count: int) -> Mea
             plain_texts(bench, family, encoders, few, tokens)
         warm_encoders(bench, family, encoders, params, found)
         root, batches = fresh(bench, "store"), batch_by_key(plan, params.batch_size)
-        given = Store(root, "texts"), params, family, encoders, bench.device
-        with rate(bench, len(plan), found, "pipeline"), CaptionEncoder(*given) as encoder:
-            encode_captions(batches, encoder)
+        writer = entry_writer(bench.device, params.batch_size)
+        given = Store(root, "texts"), params, family, encoders, bench.device, writer
+        with rate(bench, len(plan), found, "pipeline"), writer:
+            encode_captions(batches, CaptionEncoder(*given))
         root, out = fresh(bench, "store"), bench.folder / "out"
         with rate(bench, len(plan), found, "end to end"):
             resources = Resources(root=root, load=lambda: (encoders, bench.device))

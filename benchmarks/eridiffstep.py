@@ -38,7 +38,7 @@ def loaded(base: RandomBase, params: TrainParams, machine: Machine, place: torch
         return base.denoiser(machine.device, storage.settle if storage else None, place)
 
     with patch.object(training_run, "load_denoiser", load):
-        return prepare_run(params, base.family, base.source, base.configs["vae"], machine)
+        return prepare_run(params, base.family, base.source, {"shift_factor": None, **base.configs["vae"]}, machine)
 
 
 def eridiff_step(

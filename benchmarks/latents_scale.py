@@ -26,6 +26,7 @@ from eridiff.caching.latents import encode as latentcache
 from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_latents, encode_batches
 from eridiff.caching.latents.plan import batch_by_bucket, common_key_fields, plan_samples
 from eridiff.caching.latents.samples import Sample
+from eridiff.caching.pipeline import entry_writer
 from eridiff.params.latents import LatentParams
 from eridiff.store.pixels import PixelDigests
 from eridiff.store.reader import Cache
@@ -78,7 +79,8 @@ def measure(count: int, folder: Path) -> Iterator[str]:
     samples, store = make_samples(count, folder, params), Store(root, "latents")
     done = Resources(root=root, load=nothing_to_load)
     began, cpu_began = time.monotonic(), time.process_time()
-    with BatchEncoder(store, params, FakeVae(), CPU) as encoder:
+    with entry_writer(CPU, params.batch_size) as writer:
+        encoder = BatchEncoder(store, params, FakeVae(), CPU, writer)
         encode_batches(batch_by_bucket(samples, 8), encoder, PictureReader(params, folder))
     written, cpu_written = time.monotonic(), time.process_time()
     cache_latents(samples, params, folder, done, out)

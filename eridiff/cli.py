@@ -60,12 +60,15 @@ def base_add(
     config: Annotated[
         Path | None, typer.Option(help="Folder in diffusers' layout whose configs and tokenizers the files have.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
+    weights: Annotated[
+        str | None,  # --variant: its earlier name, and diffusers' own
+        typer.Option("--weights", "--variant", help="Which weights of a folder with several, such as fp16."),
+    ] = None,
 ) -> None:
     """Make the pointers of a base: digests of its weights, wherever they are."""
     from eridiff.bases.add import add_base
 
-    for path in add_base(name, sources, config, variant):
+    for path in add_base(name, sources, config, weights):
         say(f"written: {path}")
 
 
@@ -231,7 +234,7 @@ def why(
     import contextlib
 
     from eridiff.core.progress import warn
-    from eridiff.dvc.lock_form import refuse_early
+    from eridiff.dvc.before_versions import refuse_early
     from eridiff.dvc.outs import read_outs
     from eridiff.machine.local import store_root
     from eridiff.projects.upgrade import find_behind

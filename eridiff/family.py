@@ -16,7 +16,7 @@ from eridiff.core.errors import ConfigError, did_you_mean
 from eridiff.versions import FamilyVersions
 from eridiff.weights.lora_keys import Dialect
 from eridiff.weights.signatures import Look
-from eridiff.weights.tensor_keys import Part
+from eridiff.weights.tensor_keys import ComponentKeys
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +170,7 @@ def published(name: str) -> Published:
     path = Path(str(importlib.import_module(f"eridiff.families.{name}").__file__)).with_name("published.json")
     record = json.loads(path.read_text("utf-8")) if path.exists() else {"common": {}}
     return Published(
-        models={model: record["common"] | own for model, own in record.get("variants", {}).items()},
+        models={model: record["common"] | own for model, own in record.get("models", {}).items()},
         tokenizers=record.get("tokenizers", {}),
         files=record.get("files", {}),
         comfyui=record.get("comfyui", {}),
@@ -186,7 +186,7 @@ class Keys(Protocol):
     DIALECTS: tuple[Dialect, ...]  # the files of an export, the primary one first
     IMPLEMENTATION: str  # of modelspec: whose code the base is made for
     NETWORK_MODULE: str  # the module of sd-scripts that loads the kohya file
-    COMPONENTS: Mapping[str, Part]  # component with weights -> what it is in single files
+    COMPONENTS: Mapping[str, ComponentKeys]  # component with weights -> its names in single files
     LOOKS: tuple[Look, ...]  # how the denoiser shows itself in a file, and what is taken for it
 
     def architecture(self, config: Mapping[str, Any]) -> str:

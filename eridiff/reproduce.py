@@ -17,7 +17,7 @@ from eridiff.core.errors import run_main
 from eridiff.core.progress import warn
 from eridiff.core.stopping import SIGNALS, STOPPED_WORDS, end_with_make, last_words
 from eridiff.dataset.unbounded import refuse_unbounded
-from eridiff.dvc.lock_form import refuse_early
+from eridiff.dvc.before_versions import refuse_early
 from eridiff.dvc.repair import mend
 from eridiff.flow.supervise import STEPS, adopt_orphans, end_descendants, run_guarded, send_descendants
 

@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "eridiff-setup.txt"
+# Python 3.11 brings an older pip, which takes 100 CPU-seconds to choose releases of 230 packages; this one 40.
+PIP = "pip>=26"
 TORCH = "torch==2.13.0"
 # PyTorch's own index of CPU builds: the wheel on PyPI brings several GB of CUDA libraries.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -60,11 +62,11 @@ def setup(torch: str) -> None:
         )
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     pip += [] if sys.stdout.isatty() else ["--quiet"]
+    run([*pip, PIP], "pip could not be brought up to date")
     if build == "cpu":  # without its dependencies: those come from PyPI, below
         run([*pip, TORCH, "--no-deps", "--extra-index-url", CPU_INDEX], "torch could not be installed")
-    run([*pip, TORCH], "torch could not be installed")
     run(
-        [*pip, "--constraint", "constraints.txt", "--editable", ".[dev,flow]"],
+        [*pip, TORCH, "--constraint", "constraints.txt", "--editable", ".[dev,flow]"],
         "the packages could not be installed",
     )
     STAMP.write_text(digest.hexdigest())

@@ -7,14 +7,14 @@ from eridiff.core.progress import say
 from eridiff.dvc.project_versions import run_stage
 from eridiff.dvc.pushing import STAY, pushes_pictures
 from eridiff.export.export import export_checkpoint
-from eridiff.params.choices import EXPORT_EMA, read_choice
 from eridiff.params.export import ExportParams
+from eridiff.params.inherited import EXPORT_EMA, read_inherited
 
 
 def main() -> None:
     """Run the stage."""
     params = load_section(ExportParams, "export")
-    params = params.model_copy(update={"ema": read_choice(Path("data/choices.json"), EXPORT_EMA)})
+    params = params.model_copy(update={"ema": read_inherited(Path("data/choices.json"), EXPORT_EMA)})
     export_checkpoint(Path("data/lora"), params, Path("data/export"))
     if pushes_pictures(Path()) is False:
         say(STAY)  # the last stage's last line: DVC's own hint to push follows it

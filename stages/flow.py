@@ -30,19 +30,20 @@ from eridiff.core.errors import ConfigError, EridiffError, run_main
 from eridiff.core.locks import hold_file
 from eridiff.core.progress import say
 from eridiff.dataset.unbounded import refuse_unbounded
+from eridiff.dvc.before_versions import refuse_early
 from eridiff.dvc.experiments import refuse_uncommitted, results
-from eridiff.dvc.lock_form import refuse_early
 from eridiff.dvc.repair import mend
 from eridiff.flow.allowed import FlowPage
 from eridiff.flow.deployment import close_books, keep_form
 from eridiff.flow.form import CHECKOUT, MAX_MINUTES, Request, read_request, read_sets
 from eridiff.flow.gate import Gate
 from eridiff.flow.gpu_slots import hold_slot, slot_names
+from eridiff.flow.nodes import Node, may_run, read_nodes, up_to
+from eridiff.flow.outcomes import CACHED, Outcome
 from eridiff.flow.page import pages
 from eridiff.flow.retry_busy import RepeatBusy
 from eridiff.flow.run import Place, Turn, read_status, run_experiment, run_stage
 from eridiff.flow.server import read_keys
-from eridiff.flow.stages import CACHED, Node, Outcome, may_run, read_nodes, up_to
 from eridiff.flow.supervise import Crew
 from eridiff.machine.local import checkout_root, load_local
 

@@ -3,11 +3,13 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.costs import pytest_runtest_protocol as pytest_runtest_protocol
+from tests.e2e import prefork
 from tests.support.checkouts import link_bases
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seconds = [limit for mark, limit in LIMITS.items() if item.get_closest_marker(mark)]
         if seconds and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(max(seconds)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Workers are forked from one process that has imported the libraries."""
+    server = prefork.start()
+    os.environ[prefork.SESSION] = str(server.folder)
+    for spec in specs:
+        spec.python = str(server.worker)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,7 +18,7 @@ from eridiff.check import check_params
 from eridiff.core.config import validate
 from eridiff.dataset.buckets import BUCKET_COLUMNS, plan_buckets, report, summary
 from eridiff.dataset.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_rows, clean_alternatives, images_rows
-from eridiff.dataset.image.image import crop_picture, load_pixels, pixel_digest
+from eridiff.dataset.image.decode import crop_picture, load_pixels, pixel_digest
 from eridiff.dataset.pictures import scan_pictures
 from eridiff.family import load_family
 from eridiff.formats.tables import Row
@@ -26,7 +26,7 @@ from eridiff.machine.filedigests import FileDigests
 from eridiff.models.load import load_text_encoders, load_vae
 from eridiff.params.buckets import BucketParams
 from eridiff.params.captions import CaptionParams
-from eridiff.params.choices import choices_text
+from eridiff.params.inherited import inherited_text
 from eridiff.params.latents import LatentParams
 from eridiff.params.text import TextParams
 from eridiff.store.pixels import PixelDigests
@@ -47,7 +47,7 @@ def corpus() -> dict[str, Any]:
 def checks(folder: Path) -> dict[str, str]:
     """data/choices.json of each params file of the tests."""
     files = sorted((SMALL / "params").glob("*.yaml"))
-    return {path.name: choices_text(check_params(path)) for path in files}
+    return {path.name: inherited_text(check_params(path)) for path in files}
 
 
 def captions(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
     python -m tests.kills --kills 50 --seed 1
 
+Stages are a python of their own, as a user's. The short round among the tests forks them (tests/e2e/prefork.py), all
+else is as here.
+
 After each kill all that it left running must end by itself; a run that is let through must then give the very outs of
 a run that nobody disturbed, and leave nothing behind.
 """
@@ -32,8 +35,8 @@ PATIENCE = 60.0  # seconds for what was left to end
 class Victim:
     """A clone whose run is disturbed, and what it gives undisturbed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.clone = make_clone(folder, "clone", cold=True)
+    def __init__(self, folder: Path, *, cold: bool) -> None:
+        self.clone = make_clone(folder, "clone", cold=cold)
         (self.clone.root / "local.yaml").write_text("state_every: 1\n")
         self.makefile = folder / "Makefile"  # the checkout's own would look whether all is installed first
         self.makefile.write_text(f"repro:\n\t@ERIDIFF_MAKE=$$PPID exec {sys.executable} -m eridiff.reproduce\n")
@@ -52,11 +55,13 @@ class Victim:
 
     def start(self) -> "subprocess.Popen[bytes]":
         """`make repro`, in a session of its own."""
+        environment = self.clone.launching()
+        paths = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(self.clone.root)]))
         with self.log.open("wb") as file:
             return begin(
                 ["make", "-f", str(self.makefile), "repro"],
                 cwd=self.clone.root,
-                env={**self.clone.environment(), "PYTHONPATH": str(self.clone.root)},
+                env={**environment, "PYTHONPATH": paths},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -139,17 +144,17 @@ def _is(process: psutil.Process, whom: str, make: int) -> bool:
         "dvc": "-m dvc repro",
         "a stage": "-m stages.",
     }[whom]
-    said = " ".join(words[1:])
+    said = " ".join(words[words.index("-m") :]) if "-m" in words else ""
     return said.startswith(text)
 
 
-def attack(folder: Path, kills: int, seed: int) -> Counter[str]:
+def attack(folder: Path, kills: int, seed: int, *, latest: float = LONGEST, cold: bool = True) -> Counter[str]:
     """So many kills; what was killed how often. Raises: AssertionError where one does harm."""
-    drawn, victim, done = random.Random(seed), Victim(folder), Counter[str]()
+    drawn, victim, done = random.Random(seed), Victim(folder, cold=cold), Counter[str]()
     while sum(done.values()) - done["nothing: it had ended"] < kills:
         victim.forget()
         for _ in range(drawn.randint(1, 5)):
-            whom, seconds = drawn.choice(VICTIMS), drawn.uniform(0.2, LONGEST)
+            whom, seconds = drawn.choice(VICTIMS), drawn.uniform(0.2, latest)
             killed = victim.kill(whom, seconds)
             took = victim.ended()
             done[killed] += 1

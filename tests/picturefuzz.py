@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from eridiff.core.errors import DataError
+from eridiff.dataset.image.decode import load_pixels, pixel_digest, shows_nothing
+from eridiff.dataset.image.header import read_header
 from eridiff.dataset.image.icc import PRIMARIES, matrix_profile
-from eridiff.dataset.image.image import load_pixels, pixel_digest, read_header, shows_nothing
 from tests.dataset.image.test_colour import cmyk_profile, grey_profile
-from tests.dataset.image.test_image import chunk, exif, png
+from tests.dataset.image.test_decode import chunk, exif, png
 
 MAX_SECONDS = 5.0  # a file
 MAX_BYTES = 1 << 30

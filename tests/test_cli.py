@@ -38,6 +38,15 @@ def test_repro_runs_the_stages_of_this_python(tmp_path: Path, monkeypatch: pytes
     assert started == [([sys.executable, "-m", "eridiff.reproduce", "--force", "-s", "train"], path)]
 
 
+@pytest.mark.parametrize("option", ["--weights", "--variant"])
+def test_base_add_takes_the_weights_by_both_names_of_the_option(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--variant is the earlier name."""
+    given: list[object] = []
+    monkeypatch.setattr("eridiff.bases.add.add_base", lambda *arguments: given.append(arguments) or [])
+    assert CliRunner().invoke(app, ["base", "add", "mine", "folder", option, "fp16"]).exit_code == 0
+    assert given == [("mine", ["folder"], None, "fp16")]
+
+
 def test_the_four_words_are_a_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed package would make a .venv among its libraries."""
     assert words.in_checkout()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from eridiff.dataset.image.image import load_pixels
+from eridiff.dataset.image.decode import load_pixels
 from eridiff.formats.tables import Row, read_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -21,7 +21,7 @@ from eridiff.bases.licences import (
 from eridiff.bases.marks import find_marks, refuse_normalised, settle_scheduler
 from eridiff.bases.places import Places
 from eridiff.bases.pointer_files import pointers_of, write_pointer
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.core.config import read_yaml
 from eridiff.core.errors import BaseError, DataError
 from eridiff.core.files import read_text, write_text
@@ -34,8 +34,8 @@ from eridiff.machine.local import NAME, bases_dir, places_file
 from eridiff.weights.components import (
     Component,
     describe_folder,
-    describe_part,
     describe_scheduler,
+    describe_tensors,
     read_config,
     refuse_missing,
     refuse_nonfinite,
@@ -62,8 +62,8 @@ def detect_family(folder: Path) -> str:
     return known[pipeline]
 
 
-def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[Pointer]:
-    """The pointers of base NAME to what a model folder holds.
+def make_pointers(name: str, folder: Path, weights: str | None = None) -> list[Pointer]:
+    """The pointers of base NAME to what a model folder holds. weights: as in `describe_folder`.
 
     Raises: BaseError where the folder is no base of a family, or is missing a component.
     """
@@ -78,7 +78,7 @@ def make_pointers(name: str, folder: Path, variant: str | None = None) -> list[P
         def describe(component: str) -> Component:
             if component == "scheduler":
                 return describe_scheduler(scheduler)
-            described = describe_folder(folder / component, canonical, digests, variant)
+            described = describe_folder(folder / component, canonical, digests, weights)
             refuse_nonfinite(folder / component, described, digests)
             return described
 
@@ -108,9 +108,9 @@ def point_to_files(name: str, collected: Collected) -> list[Pointer]:
     with FileDigests() as digests:
 
         def describe(component: str) -> Component:
-            if component in collected.parts:
-                described = describe_part(collected.parts[component], collected.configs[component], digests)
-                refuse_nonfinite(collected.parts[component], described, digests)
+            if component in collected.tensors:
+                described = describe_tensors(collected.tensors[component], collected.configs[component], digests)
+                refuse_nonfinite(collected.tensors[component], described, digests)
                 return described
             if component in collected.tokenizers:
                 return describe_folder(collected.tokenizers[component], canonical, digests, name=component)
@@ -131,12 +131,13 @@ def _pointers(name: str, family: str, describe: Any) -> list[Pointer]:
 
 
 def add_base(
-    name: str, sources: Sequence[str | Path], config: Path | None = None, variant: str | None = None
+    name: str, sources: Sequence[str | Path], config: Path | None = None, weights: str | None = None
 ) -> list[Path]:
     """Write data/bases/NAME/{vae,text,denoiser}.json and license.json; returns their paths.
 
     sources: one folder in diffusers' layout, or a repository of the hub; or single files, by path or by name where
     ComfyUI has them. config: a folder in diffusers' layout whose configs and tokenizers the files are read with.
+    weights: which ones of a folder that has several, such as fp16.
     What lies outside data/bases is remembered in local.yaml. Everything is read before anything is written.
     """
     if not NAME.fullmatch(name):
@@ -145,7 +146,7 @@ def add_base(
     if len(paths) == 1 and paths[0].is_dir():
         if config is not None:
             raise BaseError(f"--config belongs to single files; {paths[0]} is a folder with configs of its own.")
-        pointers, used = make_pointers(name, paths[0], variant), paths
+        pointers, used = make_pointers(name, paths[0], weights), paths
         licences = licences_of_folder(paths[0])
     else:
         if folders := [str(path) for path in paths if path.is_dir()]:
@@ -168,10 +169,10 @@ def licences_of_folder(folder: Path) -> tuple[Licence, ...]:
     family = detect_family(folder)
     weights = min((folder / load_family(family).DENOISER).glob("*.safetensors"), default=None)
     try:
-        parts = find_parts(open_weights(weights))[0] if weights else []
+        found = components_in(open_weights(weights))[0] if weights else []
     except (BaseError, DataError):  # a name for its form is not needed
-        parts = []
-    return _licences(parts, stated_licence(folder, page_of(folder)))
+        found = []
+    return _licences(found, stated_licence(folder, page_of(folder)))
 
 
 def licences_of_files(collected: Collected) -> tuple[Licence, ...]:
@@ -179,15 +180,15 @@ def licences_of_files(collected: Collected) -> tuple[Licence, ...]:
 
     Beside it counts only where no other weights lie there: a folder of many models says nothing of one.
     """
-    found = collected.parts[load_family(collected.family).DENOISER].found
+    found = collected.tensors[load_family(collected.family).DENOISER].found
     path, metadata = found.weights.paths[0], found.weights.files[0].metadata
-    ours = {file for part in collected.parts.values() for file in part.found.weights.paths}
+    ours = {file for one in collected.tensors.values() for file in one.found.weights.paths}
     alone = set(path.parent.glob(f"*{path.suffix}")) <= ours
     return _licences([found], tagged_licence(metadata, path.name) or (stated_licence(path.parent) if alone else None))
 
 
-def _licences(parts: Iterable[Found], stated: Licence | None) -> tuple[Licence, ...]:
-    makers = (published_licence(part.family, part.look.model) for part in parts if part.kind == "denoiser")
+def _licences(found: Iterable[Found], stated: Licence | None) -> tuple[Licence, ...]:
+    makers = (published_licence(one.family, one.look.model) for one in found if one.kind == "denoiser")
     return tuple(licence for licence in (stated, *makers) if licence)
 
 

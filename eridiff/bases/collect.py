@@ -1,4 +1,4 @@
-"""Single files that make up a base: which part each holds, and what is still wanted, from ComfyUI's folders."""
+"""Single files that make up a base: which components each holds, and what is still wanted, from ComfyUI's folders."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 from eridiff.bases.marks import denoiser_marks, scheduler_beside, settle_scheduler
 from eridiff.bases.places import Places, shared_t5, weight_files
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.bases.tokenizers import PADS, clip_tokenizer
 from eridiff.core.errors import BaseError, DataError
 from eridiff.core.progress import say, warn
 from eridiff.family import load_family, load_keys, published
 from eridiff.machine.local import bases_dir
-from eridiff.weights.component_tensors import ComponentTensors, as_kind, map_part
+from eridiff.weights.component_tensors import ComponentTensors, as_kind, map_component
 from eridiff.weights.components import read_config
 from eridiff.weights.files import Found, open_weights
 
@@ -26,7 +26,7 @@ class Collected:
     """A base out of files: each component's tensors, config or folder."""
 
     family: str
-    parts: Mapping[str, ComponentTensors]  # component -> its tensors
+    tensors: Mapping[str, ComponentTensors]  # by component
     configs: Mapping[str, dict[str, Any]]
     tokenizers: Mapping[str, Path]
     folder: Path | None  # of --config
@@ -34,63 +34,63 @@ class Collected:
     @property
     def files(self) -> list[Path]:
         """The files, each once, and the folder that gave configs and tokenizers."""
-        paths = [path for tensors in self.parts.values() for path in tensors.found.weights.paths[:1]]
+        paths = [path for one in self.tensors.values() for path in one.found.weights.paths[:1]]
         return list(dict.fromkeys([*paths, *([self.folder] if self.folder else [])]))
 
 
 def collect(paths: Sequence[Path], config: Path | None) -> Collected:
-    """The base that files make up; what they lack is looked for in ComfyUI's folders under its usual names.
+    """The base that files make up; what they do not hold is looked for in ComfyUI's folders under its usual names.
 
     config: a folder in diffusers' layout to take configs and tokenizers from; None: those that the makers published.
-    Raises: BaseError where a file is no part of a base, or a part is nowhere to be found.
+    Raises: BaseError where a file is no component of a base, or a component is nowhere to be found.
     """
-    given = [part for path in paths for part in _parts_of(path)]
+    given = [found for path in paths for found in _found_in(path)]
     denoiser = _denoiser(given, paths)
     family = denoiser.family
     configs = _configs(denoiser, config)
     configs["scheduler"] = _scheduler(denoiser, configs["scheduler"], config, paths)
-    keys, parts = load_keys(family), {}
-    for component, part in keys.COMPONENTS.items():
-        fitting = [as_kind(found, part.kind, configs[component]) for found in given]
-        chosen = [found for found in fitting if found.kind == part.kind]
+    keys, tensors = load_keys(family), {}
+    for component, wanted in keys.COMPONENTS.items():
+        fitting = [as_kind(found, wanted.kind, configs[component]) for found in given]
+        chosen = [found for found in fitting if found.kind == wanted.kind]
         if len(chosen) > 1:
             names = " and ".join(str(found.weights.paths[0]) for found in chosen)
             raise BaseError(f"{names} both hold {component} ({chosen[0].look.what}): leave one out.")
-        found = chosen[0] if chosen else _usual(family, component, part.kind, configs)
-        parts[component] = map_part(found, part, component, configs[component], keys.canonical)
-    _tell_unread(given, parts)
+        found = chosen[0] if chosen else _usual(family, component, wanted.kind, configs)
+        tensors[component] = map_component(found, wanted, component, configs[component], keys.canonical)
+    _tell_unread(given, tensors)
     tokenizers = dict(_tokenizers(family, config, Places()))
-    return Collected(family=family, parts=parts, configs=configs, tokenizers=tokenizers, folder=config)
+    return Collected(family=family, tensors=tensors, configs=configs, tokenizers=tokenizers, folder=config)
 
 
-def _parts_of(path: Path) -> list[Found]:
-    """The parts of one file.
+def _found_in(path: Path) -> list[Found]:
+    """The components in one file.
 
     Raises: BaseError where it has none, or one that is no base.
     """
-    parts, _ = find_parts(open_weights(path))
-    if not parts:
-        raise BaseError(f"{path} holds no part of a known model: `eridiff inspect {path}` shows what it holds.")
-    for part in parts:
-        if part.look.refusal:
-            raise BaseError(f"{path} is no base: {part.look.what}; {part.look.refusal}.")
-    return parts
+    found, _ = components_in(open_weights(path))
+    if not found:
+        raise BaseError(f"{path} holds no component of a known model: `eridiff inspect {path}` shows what it holds.")
+    for one in found:
+        if one.look.refusal:
+            raise BaseError(f"{path} is no base: {one.look.what}; {one.look.refusal}.")
+    return found
 
 
-def _denoiser(parts: Sequence[Found], paths: Sequence[Path]) -> Found:
-    found = [part for part in parts if part.kind == "denoiser"]
+def _denoiser(given: Sequence[Found], paths: Sequence[Path]) -> Found:
+    found = [one for one in given if one.kind == "denoiser"]
     if len(found) == 1:
         return found[0]
     if found:
-        raise BaseError(f"several denoisers: {', '.join(_named(part) for part in found)}. Give one.")
-    here = ", ".join(_named(part) for part in parts)
+        raise BaseError(f"several denoisers: {', '.join(_named(one) for one in found)}. Give one.")
+    here = ", ".join(_named(one) for one in given)
     raise BaseError(
         f"{', '.join(map(str, paths))}: no denoiser among {here}. Give the file of the UNet or transformer."
     )
 
 
-def _named(part: Found) -> str:
-    return f"{part.look.what} ({part.weights.paths[0].name})"
+def _named(one: Found) -> str:
+    return f"{one.look.what} ({one.weights.paths[0].name})"
 
 
 def _configs(denoiser: Found, folder: Path | None) -> dict[str, dict[str, Any]]:
@@ -129,9 +129,10 @@ def _scheduler(
     """
     objective, path = load_family(denoiser.family).OBJECTIVE, denoiser.weights.paths[0]
     marks, stated = denoiser_marks(denoiser, objective), str(folder or "")
-    beside = None if folder else scheduler_beside(path)
-    if beside:
-        stated, named = str(beside), read_config(beside)
+    beside = scheduler_beside(path)
+    named = read_config(beside) if beside else {}
+    if beside and not folder:
+        stated = str(beside)
         given, _ = settle_scheduler(named, marks, objective, str(path), stated)
         others = set(weight_files(path.parent)) - {*paths, *denoiser.weights.paths}
         plain = settle_scheduler(config, marks, objective, str(path))[0] if others else {}
@@ -143,13 +144,14 @@ def _scheduler(
             )
         config = named
     settled, lines = settle_scheduler(config, marks, objective, str(path), stated)
-    for line in lines:
+    overruled = any((named[key] or None) != (settled.get(key) or None) for key in DECISIVE if key in named)
+    for line in [*lines, *([f"objective: not heeded: {beside}"] if overruled else [])]:
         say(line)
     return settled
 
 
 def _usual(family: str, component: str, kind: str, configs: Mapping[str, Mapping[str, Any]]) -> Found:
-    """A part that no given file holds, from ComfyUI's folders by its usual names.
+    """A component that no given file holds, from ComfyUI's folders by its usual names.
 
     Raises: BaseError that says which file goes where.
     """
@@ -158,11 +160,11 @@ def _usual(family: str, component: str, kind: str, configs: Mapping[str, Mapping
     for name in names:
         if name in by_name:
             try:
-                parts, _ = find_parts(open_weights(by_name[name]))
+                held, _ = components_in(open_weights(by_name[name]))
             except (BaseError, DataError) as error:
                 warn(f"{by_name[name]} is not used: {error}")
                 continue
-            for found in (as_kind(part, kind, configs[component]) for part in parts):
+            for found in (as_kind(one, kind, configs[component]) for one in held):
                 if found.kind == kind:
                     say(f"{component}: {by_name[name]}")
                     return found
@@ -212,12 +214,12 @@ def _where_t5(component: str, places: Places) -> str:
     )
 
 
-def _tell_unread(given: Sequence[Found], parts: Mapping[str, ComponentTensors]) -> None:
+def _tell_unread(given: Sequence[Found], collected: Mapping[str, ComponentTensors]) -> None:
     """Say what of the given files is not used."""
-    used = {id(tensors.found.weights): tensors for tensors in parts.values()}
-    for part in given:
-        if id(part.weights) not in used and part.kind != "denoiser":
-            warn(f"{part.weights.paths[0]} is not used: the base has no {part.look.what}.")
-    for component, tensors in parts.items():
+    used = {id(tensors.found.weights): tensors for tensors in collected.values()}
+    for one in given:
+        if id(one.weights) not in used and one.kind != "denoiser":
+            warn(f"{one.weights.paths[0]} is not used: the base has no {one.look.what}.")
+    for component, tensors in collected.items():
         if tensors.extra:
             warn(f"{component}: {len(tensors.extra)} tensors of {tensors.found.weights.paths[0].name} are not read.")

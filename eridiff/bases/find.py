@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eridiff.bases.marks import unheeded
 from eridiff.bases.places import Places
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.bases.tokenizers import built_in_tokenizers
 from eridiff.core.errors import BaseError, DataError
 from eridiff.core.progress import warn
@@ -13,8 +13,8 @@ from eridiff.family import Keys, load_family, load_keys
 from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import load_local
 from eridiff.machine.page_cache import worth_reading
-from eridiff.weights.component_tensors import ComponentTensors, as_kind, map_part
-from eridiff.weights.components import Component, describe_folder, describe_part
+from eridiff.weights.component_tensors import ComponentTensors, as_kind, map_component
+from eridiff.weights.components import Component, describe_folder, describe_tensors
 from eridiff.weights.files import open_weights
 from eridiff.weights.pointers import ModelSource, Pointer
 
@@ -26,7 +26,7 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
     """
     found = {pointer.part: pointer for pointer in pointers}
     folders: dict[str, Path] = {}
-    parts: dict[str, ComponentTensors] = {}
+    single_files: dict[str, ComponentTensors] = {}
     wanted = [(p, c) for p in found.values() for c in p.components.values() if c.files]  # a scheduler is its config
     with FileDigests(days=load_local().check_days, anew=worth_reading) as digests:
         for pointer, component in wanted:
@@ -34,9 +34,9 @@ def find_source(pointers: Iterable[Pointer]) -> ModelSource:
             if isinstance(place, Path):
                 folders[component.name] = place
             else:
-                parts[component.name] = place
+                single_files[component.name] = place
                 _tell_unheeded(pointer, component, place)
-    return ModelSource(pointers=found, folders=folders, parts=parts)
+    return ModelSource(pointers=found, folders=folders, single_files=single_files)
 
 
 def _tell_unheeded(pointer: Pointer, component: Component, place: ComponentTensors) -> None:
@@ -87,10 +87,11 @@ def candidates(pointer: Pointer, component: Component) -> Iterator[Path | Compon
         yield from (folder for folder in built_in_tokenizers() if _has_files(folder, component.files))
     if component.name in keys.COMPONENTS:
         for path in places.files():
-            if component.files.get(path.name) == path.stat().st_size and (tensors := read_part(path, keys, component)):
+            same_size = component.files.get(path.name) == path.stat().st_size
+            if same_size and (tensors := read_component(path, keys, component)):
                 yield tensors
         for path in places.named:
-            if path.is_file() and (tensors := read_part(path, keys, component)):
+            if path.is_file() and (tensors := read_component(path, keys, component)):
                 yield tensors
             elif any((path / component.name).glob("*.safetensors")):
                 yield path / component.name
@@ -103,16 +104,16 @@ def _has_files(folder: Path, files: Mapping[str, int]) -> bool:
     )
 
 
-def read_part(path: Path, keys: Keys, component: Component) -> ComponentTensors | None:
+def read_component(path: Path, keys: Keys, component: Component) -> ComponentTensors | None:
     """A component's tensors in a file, by the config that is meant; None where the file does not have them all."""
-    part = keys.COMPONENTS[component.name]
+    wanted = keys.COMPONENTS[component.name]
     try:
-        found, _ = find_parts(open_weights(path))
+        found, _ = components_in(open_weights(path))
     except (BaseError, DataError):
         return None
-    for one in (as_kind(one, part.kind, component.config) for one in found):
-        if one.kind == part.kind:
-            tensors = map_part(one, part, component.name, component.config, keys.canonical, whole=False)
+    for one in (as_kind(one, wanted.kind, component.config) for one in found):
+        if one.kind == wanted.kind:
+            tensors = map_component(one, wanted, component.name, component.config, keys.canonical, whole=False)
             if not tensors.missing:
                 return tensors
     return None
@@ -121,7 +122,7 @@ def read_part(path: Path, keys: Keys, component: Component) -> ComponentTensors 
 def _describe(place: Path | ComponentTensors, keys: Keys, meant: Component, digests: FileDigests) -> Component:
     """What lies at a place."""
     if isinstance(place, ComponentTensors):
-        return describe_part(place, meant.config, digests)
+        return describe_tensors(place, meant.config, digests)
     return describe_folder(place, keys.canonical, digests, meant.variant, meant.name)
 
 
@@ -130,7 +131,12 @@ def _difference(place: Path | ComponentTensors, here: Component, meant: Componen
     if here.digest != meant.digest:
         wrong = f"its content has digest {here.digest[:12]}, the pointer says {meant.digest[:12]}"
     elif here.config != meant.config:
-        keys = sorted(k for k in {*here.config, *meant.config} if here.config.get(k) != meant.config.get(k))
+        missing = object()  # a key that holds nothing is another thing than no key
+        keys = sorted(
+            key
+            for key in {*here.config, *meant.config}
+            if here.config.get(key, missing) != meant.config.get(key, missing)
+        )
         wrong = f"its config differs from the pointer's in {', '.join(keys)}"
     else:
         return ""

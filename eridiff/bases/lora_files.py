@@ -33,7 +33,7 @@ ENDINGS = (
 )
 SPLIT = re.compile("|".join(f"(?P<e{i}>{pattern})" for i, (_, _, pattern) in enumerate(ENDINGS)))
 METHODS = ("DoRA", "LoKr", "LoHa", "OFT", "LoRA", "whole differences")  # the most special one names the file
-# Beginnings of module names: (prefix, part of the base, dialect).
+# Beginnings of module names: (prefix, component of the base, dialect).
 PREFIXES = (
     ("lora_unet_", "denoiser", "kohya's names"),
     ("oft_unet_", "denoiser", "kohya's names"),
@@ -78,7 +78,7 @@ ORIGIN_KEYS = (
 class Module:
     """One adapted module."""
 
-    part: str
+    component: str
     name: str  # less the prefix
     dialect: str
     methods: set[str] = field(default_factory=set)
@@ -108,8 +108,8 @@ def read_modules(weights: Weights) -> dict[str, Module]:
             continue
         stem, (method, role, _) = split[0], ENDINGS[split[1]]
         if stem not in modules:
-            prefix, part, dialect = next(row for row in PREFIXES if stem.startswith(row[0]))
-            modules[stem] = Module(part, stem.removeprefix(prefix).replace(".processor.", "."), dialect)
+            prefix, component, dialect = next(row for row in PREFIXES if stem.startswith(row[0]))
+            modules[stem] = Module(component, stem.removeprefix(prefix).replace(".processor.", "."), dialect)
         shape = weights.shape(tensor)
         if method:
             modules[stem].methods.add(method)
@@ -147,8 +147,8 @@ def _method_line(weights: Weights, modules: Mapping[str, Module]) -> str:
 
 
 def _modules_line(modules: Mapping[str, Module]) -> str:
-    parts = Counter(module.part for module in modules.values())
-    counts = ", ".join(f"{count} of the {part}" for part, count in sorted(parts.items()))
+    components = Counter(module.component for module in modules.values())
+    counts = ", ".join(f"{count} of the {name}" for name, count in sorted(components.items()))
     return f"modules: {counts} ({shorten(sorted(modules))})"
 
 
@@ -182,9 +182,9 @@ def known_modules(family: str, model: str) -> frozenset[str]:
     keys, component = load_keys(family), load_family(family).DENOISER
     config = published(family).models[model][component]
     rows = [*keys.COMPONENTS[component].rows("original", config)]
-    names = {name.rpartition(".")[0] for row in rows for name in (row.target, *row.parts)}
+    names = {name.rpartition(".")[0] for row in rows for name in (row.target, *row.slices)}
     tables = [row for dialect in keys.DIALECTS for row in dialect.table(config)]
-    names |= {name for row in tables for name in (row.target, *row.parts)}
+    names |= {name for row in tables for name in (row.target, *row.slices)}
     return frozenset(name.replace(".", "_") for name in names)
 
 
@@ -197,7 +197,7 @@ def fitting_models(
     modules: Mapping[str, Module], models: Iterable[tuple[str, str]]
 ) -> tuple[list[tuple[str, str]], float]:
     """The models that have most of the denoiser's modules by name, and the share that they have."""
-    names = {module.name.replace(".", "_") for module in modules.values() if module.part == "denoiser"}
+    names = {module.name.replace(".", "_") for module in modules.values() if module.component == "denoiser"}
     shares = {model: len(names & known_modules(*model)) / len(names) for model in models if names}
     best = max(shares.values(), default=0.0)
     return [model for model, share in shares.items() if share == best and best], best

@@ -73,7 +73,7 @@ def _metadata_marks(metadata: Mapping[str, str]) -> Iterator[Mark]:
 
 
 def denoiser_marks(found: Found, objective: Objective) -> list[Mark]:
-    """The marks of one part that was found in files."""
+    """The marks of one component that was found in files."""
     return find_marks(found.weights, objective, found.prefix)
 
 

@@ -1,6 +1,6 @@
-"""What weight files hold, by their headers alone: parts of models, prefixes taken off; and what is no base at all.
+"""Components of models in weight files, recognised by their headers alone; and files that are no base at all.
 
-One model lies in one file (all-in-one), in a file a part (split), or in shards of one part. No weight is read.
+One model lies in one file (all-in-one), in a file a component (split), or in shards of a component. No weight is read.
 """
 
 import math
@@ -14,7 +14,7 @@ from eridiff.weights.files import SCALES, Found, Weights
 from eridiff.weights.shared_keys import LOOKS
 from eridiff.weights.signatures import Look, Shape, first_look
 
-# Where parts stand in all-in-one files, and the kind of part where the prefix says more than the shapes.
+# Where components stand in all-in-one files, and their kind where the prefix says more than the shapes.
 PREFIXES = {
     "model.diffusion_model.": "denoiser",
     "diffusion_model.": "denoiser",
@@ -30,7 +30,7 @@ PREFIXES = {
     "cond_stage_model.model.": "clip-g",
     "": "",
 }
-# Names that are no weights of a part: averages and tables that trainers leave behind.
+# Names that are no weights of a component: averages and tables that trainers leave behind.
 LEFTOVERS = re.compile(
     r"(model_ema|loss|lora_te|text_encoders\.[^.]+\.logit_scale|text_encoders\.[^.]+\.transformer\.logit_scale"
     r"|(model\.diffusion_model\.)?(v_pred|ztsnr|edm_vpred|edm_mean|edm_std)|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|global_step)(\..*)?"
@@ -55,8 +55,8 @@ def denoiser_looks() -> tuple[tuple[str, Look], ...]:
     return tuple((family, look) for family in family_names() for look in load_keys(family).LOOKS)
 
 
-def find_parts(weights: Weights) -> tuple[list[Found], list[str]]:
-    """The parts that files hold, and the names that belong to none.
+def components_in(weights: Weights) -> tuple[list[Found], list[str]]:
+    """The components that files hold, and the names that belong to none.
 
     Raises: BaseError where the files are no model at all, with what they are, or have number formats that are not read.
     """
@@ -70,13 +70,13 @@ def find_parts(weights: Weights) -> tuple[list[Found], list[str]]:
             groups.setdefault(prefix, {})[name.removeprefix(prefix)] = weights.shape(name)
     found, rest = [], []
     for prefix, shapes in groups.items():
-        part = _recognise(prefix, shapes, weights)
-        if part is None:
+        one = _recognise(prefix, shapes, weights)
+        if one is None:
             rest += [prefix + name for name in shapes]
         else:
-            found.append(part)
+            found.append(one)
     order = ["denoiser", "vae", "clip-l", "clip-g", "clip", "t5"]
-    return sorted(found, key=lambda part: order.index(part.kind)), sorted(rest)
+    return sorted(found, key=lambda one: order.index(one.kind)), sorted(rest)
 
 
 def _refuse_unread_formats(weights: Weights) -> None:

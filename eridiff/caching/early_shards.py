@@ -50,7 +50,7 @@ class EarlyShards:
         self._own = np.searchsorted(self.keys, own_keys)
         self._groups: list[tuple[str, slice]] = []
         self._starts, self._left = np.zeros(0, np.int64), np.zeros(0, np.int64)  # of each group: first key, own to come
-        self._waiting: list[int] = []  # groups that lack what other processes put
+        self._waiting: list[int] = []  # groups that wait for what other processes put
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(writer_threads(device), thread_name_prefix="eridiff-shard")
 

@@ -27,7 +27,7 @@ class Resources:
     """What a caching stage fills the store with.
 
     root: the store's folder. load: gives the encoder and its device, called only where something has to be encoded.
-    earlier: gives the shards of the stage's own last output, called only where the store lacks a key. workers: threads
+    earlier: gives the shards of the stage's own last output, called only where a key is missing. workers: threads
     that read pictures; None: as fits the machine. ranks: the processes that share the encoding, and this one's place.
     """
 
@@ -129,7 +129,7 @@ def fill(
     *,
     what: str,
 ) -> tuple[Mapping[str, str], CacheCounts]:
-    """What both caching stages do: import what the store lacks, encode the rest, publish the shards into `out`.
+    """What both caching stages do: import what is missing in the store, encode the rest, publish the shards into `out`.
 
     earlier() gives the shards of the stage's own last output; encode() puts what is missing and says how many.
     Each is called only where a key is missing. Returns key -> shard and the counts.

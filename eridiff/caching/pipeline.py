@@ -10,10 +10,11 @@ are waited for, and die with the process. Nothing here changes a value: only whe
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from eridiff.core.threads import MAX_READERS, WriteBehind, shared_cores
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-from eridiff.core.threads import MAX_READERS, shared_cores
 
 READ_BYTES = 4 << 30  # of pictures that are decoded at one time
 PIXEL_BYTES = 8  # of a picture that is decoded: two copies of four bytes
@@ -39,6 +40,11 @@ def readers_in_memory(threads: int, largest: int) -> int:
 def writer_threads(device: "torch.device") -> int:
     """Threads that write entries behind the encoder: a disk takes several files at once, a CPU is busy."""
     return 1 if device.type == "cpu" else 4
+
+
+def entry_writer(device: "torch.device", batch_size: int) -> WriteBehind:
+    """Writes entries behind an encoder; a stop loses at most BATCHES_BEHIND batches and the current one."""
+    return WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * batch_size)
 
 
 class Transfers:

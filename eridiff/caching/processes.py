@@ -1,6 +1,6 @@
 """Several processes of one machine that fill one store together, with no coordinator.
 
-Process 0 plans: it lists what the store lacks and writes that into one small file. Batches are made of this list
+Process 0 plans: it lists the missing keys and writes them into one small file. Batches are made of this list
 alone, whatever the number of processes, and process r of n encodes batches r, r + n, r + 2n... Process 0 then looks
 into the store until it holds all, encodes itself what nobody brings, and is the only one to publish.
 
@@ -266,7 +266,7 @@ def encode_together(
     encode: Callable[[Batches[SampleT]], None],
     what: str,
 ) -> int:
-    """Encode what the store lacks of the keys, shared among processes by whole batches; returns how many it lacked.
+    """Encode the missing keys, shared among processes by whole batches; returns how many were missing.
 
     form(keys) makes the batches; encode(batches) encodes and puts them.
     """

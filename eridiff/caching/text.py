@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eridiff.caching.early_shards import EarlyShards, Puts
 from eridiff.caching.fill import CacheCounts, Resources, fill
-from eridiff.caching.pipeline import BATCHES_BEHIND, Transfers, with_finite, writer_threads
+from eridiff.caching.pipeline import Transfers, entry_writer, with_finite
 from eridiff.caching.processes import encode_together
 from eridiff.core.errors import DataError
 from eridiff.core.progress import track
@@ -97,28 +96,24 @@ def prepare_encoders(encoders: TextEncoders, params: TextParams, device: "torch.
 
 
 class CaptionEncoder:
-    """The text encoders between the cutting into tokens and writers behind them: a device waits for neither.
+    """The text encoders between the tokenizers and the writer behind them: a device waits for neither.
 
-    Stopped in any way, this loses at most the batch in the encoders and those not yet written
-    (encodepipe.BATCHES_BEHIND).
+    writer: of `entry_writer`.
     """
 
     def __init__(
-        self, store: Puts, params: TextParams, family: Family, encoders: TextEncoders, device: "torch.device"
+        self,
+        store: Puts,
+        params: TextParams,
+        family: Family,
+        encoders: TextEncoders,
+        device: "torch.device",
+        writer: WriteBehind,
     ) -> None:
         self.store, self.params, self.family = store, params, family
         self._encoders, self._moves = prepare_encoders(encoders, params, device), Transfers(device)
         self._max_tokens = choose_max_tokens(params, family)
-        self._writer = WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size)
-
-    def __enter__(self) -> "CaptionEncoder":
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
+        self._writer = writer
 
     def encode(self, batch: Sequence[Caption]) -> None:
         """Encode one batch, padded with empty captions; its entries are put by threads, the next may come meanwhile."""
@@ -202,7 +197,8 @@ def _encode(captions: list[Caption], store: Store, params: TextParams, family: F
         keys = sorted_keys(by_key)
         with EarlyShards(store, keys, np.ones(len(keys), np.int64), own, device) as shards:
             puts = store if ranks.index else shards  # the first process alone writes shards
-            with CaptionEncoder(puts, params, family, encoders, device) as encoder:
+            with entry_writer(device, params.batch_size) as writer:
+                encoder = CaptionEncoder(puts, params, family, encoders, device, writer)
                 encode_batches(batches, encoder, what=f"text{ranks.label}")
 
     return encode_together(ranks, store, by_key, form, encode, "text")

@@ -28,7 +28,7 @@ def indented(text: str) -> str:
 
 
 def encodable(text: str, stream: TextIO) -> str:
-    """The text in the letters of a stream's encoding, with escapes for what it lacks."""
+    """The text in the letters of a stream's encoding, with escapes for all others."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -18,7 +18,7 @@ def leaf_types(annotation: Any) -> list[Any]:
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section that a field holds (by itself, in a list, or optional)."""
+    """The section that a field holds (alone, in a list, or optional)."""
     kinds = leaf_types(model.model_fields[name].annotation)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 

@@ -1,7 +1,8 @@
 """Being told to stop: work is put in order first, and what the next run does is the last thing that is said.
 
 Ctrl-C and `kill` reach a stage below DVC, which prints lines of its own after it. So a stage hands its last words to
-whoever started DVC (`make repro`, the flow), in a file that the environment names, and these print them at the end.
+the process that started DVC (`make repro`, the flow), in a file that the environment names, and it prints them
+at the end.
 """
 
 import ctypes

@@ -8,7 +8,7 @@ from eridiff.core.printable import printable
 from eridiff.dataset.caption.rules import RULES
 from eridiff.dataset.caption.syntax import SYNTAX, left_over
 from eridiff.dataset.captions import regularises
-from eridiff.dataset.folder import Ignored
+from eridiff.dataset.folder_files import Ignored
 from eridiff.dataset.pictures import Picture
 from eridiff.formats.tables import Row
 from eridiff.params.captions import CaptionParams

@@ -20,7 +20,7 @@ Kind = Literal["mask", "control picture", "thumbnail", "copy", "backup", "other 
 class Companion:
     """A file that is left out. owner: the picture that it belongs to, None where its folder or program tells.
 
-    folder: the one that is left out whole with it, "" where there is none.
+    folder: the folder that is left out whole with it, "" where there is none.
     """
 
     path: str

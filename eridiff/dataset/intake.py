@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 from eridiff.core.errors import DataError, listing
-from eridiff.dataset.folder import NO_FILE, leads_outside
+from eridiff.dataset.folder_files import NO_FILE, leads_outside
 from eridiff.dataset.image.first_bytes import is_picture
-from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.dataset.image.header import PICTURE_SUFFIXES
 
 MAX_LINES = 3  # on a full disk `cp` says the same of every file
 FILES_A_CALL = 200  # of `cp`; a path has at most 4096 bytes, a command line two million

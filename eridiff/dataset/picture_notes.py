@@ -6,7 +6,7 @@ from typing import Any
 
 from eridiff.core.errors import MAX_NAMED
 from eridiff.core.printable import printable
-from eridiff.dataset.folder import Ignored
+from eridiff.dataset.folder_files import Ignored
 from eridiff.dataset.pictures import Picture
 
 

@@ -18,9 +18,10 @@ from eridiff.core.progress import track
 from eridiff.dataset.caption.owners import find_captions
 from eridiff.dataset.caption.precedence import Caption
 from eridiff.dataset.companions import Companion, captions_of_left_out, find_companions
-from eridiff.dataset.folder import Ignored as Ignored
-from eridiff.dataset.folder import find_pictures, real_files, walk, why_unused
-from eridiff.dataset.image.image import PICTURE_SUFFIXES, PictureHeader, read_header, shows_nothing
+from eridiff.dataset.folder_files import Ignored as Ignored
+from eridiff.dataset.folder_files import find_pictures, real_files, walk, why_unused
+from eridiff.dataset.image.decode import shows_nothing
+from eridiff.dataset.image.header import PICTURE_SUFFIXES, PictureHeader, read_header
 from eridiff.machine.filedigests import FileDigests
 
 MAX_REPEATS = 1000

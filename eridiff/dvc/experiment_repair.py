@@ -7,15 +7,15 @@ experiment's params, which the next `dvc repro` would train with, and the edits 
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from eridiff.core.errors import ConfigError
+from eridiff.core.git import ask_git, tell_git
 
 WAITING = "refs/exps/stash"  # experiments that are about to run; those of `dvc exp run --queue` are elsewhere
 MOVED = re.compile(r"checkout: moving from (\S+) to ([0-9a-f]{40})")  # git's note of what DVC did with HEAD
+WAY_OUT = "`dvc exp run` was killed while it had the checkout's edits put away: see docs/troubleshooting.md, Killed."
 ASIDE = "left by a killed dvc exp run, with what was edited since"
 
 
@@ -96,13 +96,7 @@ def _working_places(name: str | None = None) -> Iterator[Path]:
 
 
 def _git(project: Path, *arguments: str, may_fail: bool = False) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git, so no experiments either
-        return ""
-    if done.returncode and not may_fail:
-        raise ConfigError(
-            f"`git {' '.join(arguments)}` failed: {done.stderr.strip()}. `dvc exp run` was killed while it had the "
-            "checkout's edits put away: see docs/troubleshooting.md, Killed."
-        )
-    return done.stdout if done.returncode == 0 else ""
+    """What git prints. may_fail: nothing where it refuses, in place of an error."""
+    if may_fail:
+        return (ask_git(project, *arguments) or b"").decode("utf-8", "surrogateescape")
+    return tell_git(project, *arguments, way_out=WAY_OUT)

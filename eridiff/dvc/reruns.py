@@ -3,18 +3,16 @@
 What else changed meanwhile (params, pictures) is no part of it: `eridiff why` says that.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eridiff.core.config import parse_yaml
-from eridiff.dvc.lock_form import stages_of
 from eridiff.dvc.project_versions import family_of, known_versions, params_of
+from eridiff.dvc.stage_records import fill_templates, stages_of
 from eridiff.versions import Versions, describe_change
 
 PARAMS = "params.yaml"
-FILLED = re.compile(r"\$\{(\w+)\.(\w+)\}")
 
 
 def foresee_reruns(folder: Path, pipeline: str, lock: str) -> list[str]:
@@ -26,7 +24,7 @@ def foresee_reruns(folder: Path, pipeline: str, lock: str) -> list[str]:
     if not recorded:
         return ["nothing has run here yet"]
     params = params_of(folder)
-    stages = {name: _filled(stage, params) for name, stage in stages_of(parse_yaml(pipeline, "dvc.yaml"), "").items()}
+    stages = fill_templates(stages_of(parse_yaml(pipeline, "dvc.yaml"), ""), params)
     family = family_of(params)
     files = {name: file for file in known_versions(family).values() for name in file.numbers}
     lines, changed, following = [], set[str](), []
@@ -81,20 +79,3 @@ def _outs(stage: Mapping[str, Any]) -> set[str]:
 def _within(dep: str, out: str) -> bool:
     """Whether a dep is an out, in it or above it."""
     return dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/")
-
-
-def _filled(value: Any, params: Mapping[str, Any]) -> Any:
-    """A stage of dvc.yaml with `${section.key}` filled in, as far as params have it."""
-    if isinstance(value, Mapping):
-        return {_filled(key, params): _filled(item, params) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled(item, params) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def fill(match: re.Match[str]) -> str:
-        section = params.get(match[1])
-        found = section.get(match[2]) if isinstance(section, Mapping) else None
-        return match[0] if found is None else str(found)
-
-    return FILLED.sub(fill, value)

@@ -178,7 +178,7 @@ def make_tensors(dialect: Dialect, trained: Trained, dtype: str) -> dict[str, Ra
     Raises: ExportError for trained modules that the dialect has no name for.
     """
     rows = dialect.table(trained.lineage["denoiser_config"])
-    nameless = sorted(trained.factors.keys() - {part for row in rows for part in row.parts})
+    nameless = sorted(trained.factors.keys() - {module for row in rows for module in row.slices})
     if nameless:
         raise ExportError(f"{nameless[0]} was trained, but files for {dialect.readers} have no name for it.")
     tensors: dict[str, RawTensor] = {}

@@ -53,13 +53,22 @@ def read_names(given: Iterable[str]) -> frozenset[str]:
         try:
             name = str(ipaddress.ip_address(name))
         except ValueError:
-            if not NAME.fullmatch(name):
+            if not is_name(name):
                 raise ConfigError(
                     f"served_as (local.yaml or ERIDIFF_SERVED_AS): '{text}' is no name of a machine. Write the name or "
                     "address alone, such as studio.local or 192.168.1.5, without scheme, port or *."
                 ) from None
         found.add(name)
     return frozenset(found)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is the name or the address of a machine, alone."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return NAME.fullmatch(text.lower()) is not None
+    return True
 
 
 def beyond(names: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eridiff.core.files import digest_file, read_file, read_text
-from eridiff.flow.stages import Outcome
+from eridiff.flow.outcomes import Outcome
 
 MAX_PIXELS = 1600 * 1600  # of a picture on the page: of a long grid every row can still be seen
 MAX_BYTES = 400_000  # of a picture as it stands; a larger one becomes a JPEG

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.core.errors import ConfigError
-from eridiff.flow.stages import Node, Outcome, announced, own_message, read_outcome, worth_showing
+from eridiff.flow.nodes import Node
+from eridiff.flow.outcomes import Outcome, announced, own_message, read_outcome, worth_showing
 from eridiff.flow.supervise import STOPPED, Crew, Supervised
 
 Log = Callable[[str], None]

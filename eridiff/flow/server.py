@@ -6,6 +6,7 @@ port for as long as the command runs. A server that answers already, or that PRE
 
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -19,7 +20,8 @@ from pathlib import Path
 from eridiff.core.errors import ConfigError, run_main
 from eridiff.core.progress import say
 from eridiff.core.stopping import STOPPED_WORDS, end_with_make, last_words
-from eridiff.flow.access import FILE, NONCE, PROOF, Keys, beyond, local_secret, proof, read_names
+from eridiff.core.value_limits import shown
+from eridiff.flow.access import FILE, NONCE, PROOF, Keys, beyond, is_name, local_secret, proof, read_names
 from eridiff.flow.supervise import STOPPED, Crew, Supervised, stopped_by_signals
 from eridiff.machine.local import load_local
 
@@ -54,14 +56,31 @@ SETTINGS = {
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server and of all that talk to it: no telemetry, loopback, a home of its own."""
+    """The environment of the server and of all that talk to it: no telemetry, loopback, a home of its own.
+
+    Raises: ConfigError where an address in it is none.
+    """
+    given = {name: text for name, text in given.items() if text or not name.startswith("PREFECT_")}  # '' is no password
     found = {**SETTINGS, "PREFECT_HOME": str(home(given)), **given}
     found["PREFECT_PROFILES_PATH"] = given.get("PREFECT_PROFILES_PATH", f"{found['PREFECT_HOME']}/profiles.toml")
     for name in ("NO_PROXY", "no_proxy"):
         found[name] = ",".join(filter(None, [given.get(name), f"{HOST},localhost"]))
     scripts = str(Path(sys.executable).parent)  # experiments start `dvc` by its name
     found["PATH"] = f"{scripts}{os.pathsep}{found.get('PATH', '')}"
+    _check_addresses(found)
     return found
+
+
+def _check_addresses(settings: Mapping[str, str]) -> None:
+    port, host, url = (
+        settings.get(f"PREFECT_{name}", "") for name in ("SERVER_API_PORT", "SERVER_API_HOST", "API_URL")
+    )
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"PREFECT_SERVER_API_PORT is {shown(port)}: a port is a number from 1 to 65535.")
+    if not is_name(host):
+        raise ConfigError(f"PREFECT_SERVER_API_HOST is {shown(host)}: write an address to listen at, such as 0.0.0.0.")
+    if url and not re.fullmatch(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]{1,5})?(?:/[!-~]*)?", url, re.ASCII):
+        raise ConfigError(f"PREFECT_API_URL is {shown(url)}: write an address such as http://127.0.0.1:4200/api.")
 
 
 def home(given: Mapping[str, str]) -> Path:
@@ -102,7 +121,7 @@ def api_url(settings: Mapping[str, str]) -> str:
 def read_keys(settings: Mapping[str, str], password: str | None) -> Keys:
     """Whom the server lets in: by its own names, and others where there is a password.
 
-    Raises: ConfigError where other machines could ask without one.
+    Raises: ConfigError where other machines could ask without one, or Prefect could not compare it.
     """
     host = settings["PREFECT_SERVER_API_HOST"]
     given = settings.get("ERIDIFF_SERVED_AS")
@@ -114,6 +133,11 @@ def read_keys(settings: Mapping[str, str], password: str | None) -> Keys:
             f"{', '.join(more) or 'nothing'}), and there is no password: set PREFECT_SERVER_API_AUTH_STRING="
             "NAME:PASSWORD, or leave both as they are."
         )
+    if password and not (password.isascii() and password.isprintable()):  # else Prefect answers 500 to everything
+        raise ConfigError(
+            "PREFECT_SERVER_API_AUTH_STRING holds characters that Prefect cannot compare: write NAME:PASSWORD in ASCII "
+            "letters, digits and signs, without control characters."
+        )
     return Keys(names=names, secret=local_secret(Path(settings["PREFECT_HOME"])), password=password or None)
 
 
@@ -124,10 +148,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
+def start_server(crew: Crew, settings: Mapping[str, str], stopped: threading.Event | None = None) -> Supervised:
     """Start a server and wait until it answers.
 
-    Raises: ConfigError with the server's last lines where it ends instead, or does not answer in time.
+    Raises: ConfigError with the server's last lines where it ends instead, or does not answer in time; InterruptedError
+    where `stopped` is set meanwhile.
     """
     command = [sys.executable, "-m", "uvicorn", *SERVER]
     command += ["--host", settings["PREFECT_SERVER_API_HOST"], "--port", settings["PREFECT_SERVER_API_PORT"]]
@@ -145,6 +170,10 @@ def start_server(crew: Crew, settings: Mapping[str, str]) -> Supervised:
     listener.start()
     url, deadline = api_url(settings), time.monotonic() + START_SECONDS
     while not answers(url):
+        if stopped is not None and stopped.is_set():
+            server.stop()
+            server.wait()
+            raise InterruptedError("stopped before the server answered")
         if not listener.is_alive() or time.monotonic() > deadline:
             server.stop()
             raise ConfigError("Prefect's server did not start:\n" + "\n".join(said))
@@ -193,7 +222,7 @@ def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> i
     with Crew() as crew, stopped_by_signals(crew):
         try:
             if url is None:
-                server, url = start_server(servers, settings), api_url(settings)
+                server, url = start_server(servers, settings, crew.stopped), api_url(settings)
             member = crew.start(command, Path.cwd(), {**settings, "PREFECT_API_URL": url})
             if "PREFECT_API_URL" not in settings:
                 threading.Thread(target=_stop_after, args=(server, url, member), daemon=True).start()
@@ -203,6 +232,8 @@ def run_beside(command: list[str], settings: dict[str, str], *, once: bool) -> i
             if crew.stopped.is_set():  # by Ctrl-C: the way to end `serve`
                 return 130 if once else 0
             return 1 if code == STOPPED else code
+        except InterruptedError:  # Ctrl-C while the server started
+            return 130 if once else 0
         finally:
             servers.stop()
             if server is not None:

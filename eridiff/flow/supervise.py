@@ -1,4 +1,4 @@
-"""Commands that end with whoever started them: a supervisor beside each holds a pipe from its starter.
+"""Commands that end with their starter: a supervisor beside each holds a pipe from it.
 
 `python -m eridiff.flow.supervise [--release LEASE | --watch FILE] COMMAND...` runs a command and watches its own
 standard input, or the open file of that number. End of file there means that the starter is gone, even by SIGKILL, or

@@ -25,7 +25,7 @@ def template() -> Path:
 def changed_code(root: Path = ROOT) -> list[str]:
     """Files of eridiff/ and stages/ that differ from git's HEAD, or that it does not have; [] where there is no git.
 
-    An installed package is nobody's checkout, though its environment may lie in one of git's.
+    An installed package is no checkout, though its environment may lie in one of git's.
     """
     if TEMPLATE.is_dir():
         return []

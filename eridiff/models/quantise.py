@@ -38,6 +38,8 @@ class RowScaledLinear(nn.Linear):
     """
 
     scale: Tensor
+    turned: Tensor  # [I, O], with `compute` alone, as is `ones` [I, 1]
+    ones: Tensor
 
     def __init__(self, linear: nn.Linear, stored: Tensor, scale: Tensor, compute: bool = False) -> None:
         """linear: whose bias is taken over. stored [O, I] and scale [O, 1]: of quantise_rows.
@@ -64,23 +66,23 @@ class RowScaledLinear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(input.dtype)
         if self.compute:
             return quantised_product(input, self.weight, self.turned, self.scale, self.ones, bias)
-        product: Tensor = _ExpandedProduct.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
-        return product if bias is None else product + bias
+        product: Tensor = _ExpandedProduct.apply(input, self.weight, self.scale, bias)  # type: ignore[no-untyped-call]
+        return product
 
 
 class _ExpandedProduct(torch.autograd.Function):
-    """input times the transposed expanded weight; the weight gets no gradient."""
+    """input times the transposed expanded weight, plus the bias; only the input gets a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, stored: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(stored, scale)
-        return functional.linear(input, expand_rows(stored, scale, input.dtype))
+        return functional.linear(input, expand_rows(stored, scale, input.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         stored, scale = ctx.saved_tensors
         (gradient,) = gradients
-        return gradient @ expand_rows(stored, scale, gradient.dtype), None, None
+        return gradient @ expand_rows(stored, scale, gradient.dtype, again=True), None, None, None
 
 
 def quantise_rows(weight: Tensor, kind: Literal["fp8", "int8"]) -> tuple[Tensor, Tensor]:
@@ -94,10 +96,15 @@ def quantise_rows(weight: Tensor, kind: Literal["fp8", "int8"]) -> tuple[Tensor,
     return scaled.round().to(torch.int8) if kind == "int8" else scaled.to(FP8).view(torch.uint8), scale
 
 
-def expand_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [O, I] in a format to compute with. Scales are too small for fp16, so that product is made in fp32."""
-    numbers = stored.view(FP8) if stored.dtype == torch.uint8 else stored
-    return (numbers.to(dtype) * (scale if dtype == torch.float16 else scale.to(dtype))).to(dtype)
+def expand_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype, again: bool = False) -> Tensor:
+    """The weight [O, I] in a format to compute with. Scales are too small for fp16, so that product is made in fp32.
+
+    again: for the second time, with the factors in the other order. In a compiled block the two would be one node of
+    the graph otherwise, which torch's partitioner keeps from the forward to the backward pass: the base in full.
+    """
+    numbers = (stored.view(FP8) if stored.dtype == torch.uint8 else stored).to(dtype)
+    factors = scale if dtype == torch.float16 else scale.to(dtype)
+    return (factors * numbers if again else numbers * factors).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         turned, scale, ones = ctx.saved_tensors
         (gradient,) = gradients
-        scaled = gradient.float() * scale.t()
+        factors = scale if gradient.dtype == torch.float16 else scale.to(gradient.dtype)  # too small for fp16
+        scaled = gradient * factors.t()
         return _multiply(scaled, turned, ones, None, gradient.dtype, fast=FAST_SUMS[1]), None, None, None, None, None
 
 

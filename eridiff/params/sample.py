@@ -117,7 +117,7 @@ class SampleParams(DrawParams):
 def check_measures(params: SampleParams) -> None:
     """Refuse prompts of which nothing can be measured.
 
-    Raises: ConfigError that says what lacks.
+    Raises: ConfigError that names what is missing.
     """
     if not params.measures:
         return

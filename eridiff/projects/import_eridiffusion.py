@@ -12,7 +12,7 @@ from eridiff.core.config import parse_yaml, read_yaml, validate
 from eridiff.core.errors import ConfigError, did_you_mean
 from eridiff.core.files import read_text, write_text
 from eridiff.core.printable import printable
-from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.dataset.image.header import PICTURE_SUFFIXES
 from eridiff.family import family_names, load_family, published
 from eridiff.params.edit import filled
 from eridiff.projects.eridiffusion_keys import ACTIONS, EPOCHS, NEGATIVE, TILING, USE_EMA, Known, Refused
@@ -38,7 +38,7 @@ def import_config(path: Path, images: Path | None = None) -> Imported:
     without a word.
     """
     leaves = dict(_leaves(_settings(path)))
-    family, variant = _which_model(path, leaves)
+    family, model = _which_model(path, leaves)
     known = Known(load_family(family), leaves.get("trigger_word") or None)
     changes: dict[str, Any] = {}
     lines, refused = [], []
@@ -65,10 +65,10 @@ def import_config(path: Path, images: Path | None = None) -> Imported:
     if refused:
         raise ConfigError(f"{path} asks for what is not here; change or remove these keys:\n  " + "\n  ".join(refused))
     _settle(changes, lines, images)
-    preset = find_preset(f"{variant}-24gb")
+    preset = find_preset(f"{model}-24gb")
     text = filled(read_text(preset), _merged(read_yaml(preset), changes))
     lines.append(f"all other keys are those of presets/{preset.name}")
-    return Imported(_checked(text, path), lines, _next_steps(leaves, variant))
+    return Imported(_checked(text, path), lines, _next_steps(leaves, model))
 
 
 def write_imported(path: Path, out: Path, images: Path | None = None) -> Imported:
@@ -136,8 +136,8 @@ def _which_model(path: Path, leaves: Mapping[str, Any]) -> tuple[str, str]:
     words = " ".join(
         str(leaves.get(key) or "") for key in ("model.variant", "model.name_or_path", "model.path")
     ).lower()
-    variants = list(published(family).models)
-    return family, next((name for name in variants if name.rpartition("-")[2] in words), variants[0])
+    models = list(published(family).models)
+    return family, next((name for name in models if name.rpartition("-")[2] in words), models[0])
 
 
 def _settle(changes: dict[str, Any], lines: list[str], images: Path | None) -> None:
@@ -190,12 +190,12 @@ def _checked(text: str, path: Path) -> str:
     return text
 
 
-def _next_steps(leaves: Mapping[str, Any], variant: str) -> list[str]:
+def _next_steps(leaves: Mapping[str, Any], model: str) -> list[str]:
     """The commands that the file's paths are for."""
     folder = next((leaves[key] for key in leaves if key.startswith("data") and key.split(".")[-1] in PATHS), "FOLDER")
     weights = [str(value) for key, value in leaves.items() if _is_weights(key) and value]
     return [
-        f"eridiff base add {variant} {shlex.join(weights) or 'SOURCE'}",
+        f"eridiff base add {model} {shlex.join(weights) or 'SOURCE'}",
         f"eridiff new NAME --images {shlex.quote(str(folder))} --params PARAMS",
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 from eridiff.bases.add import add_base, missing_components
 from eridiff.bases.hub import cached_snapshot
 from eridiff.bases.places import Places
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.bases.wanted import has_pointers, how_to_add, write_wanted
 from eridiff.core.config import load_section, read_yaml, validate
 from eridiff.core.errors import BaseError, DataError
@@ -156,22 +156,22 @@ def _find_base(model: ModelParams) -> list[Path]:
     return [] if found is None else [found]
 
 
-def find_published(family: str, variant: str) -> Path | None:
+def find_published(family: str, model: str) -> Path | None:
     """A file of a published model's denoiser under its usual name, or its folder in the hub's cache."""
     known = published(family)
-    if variant not in known.models:
+    if model not in known.models:
         return None
     names = known.files[load_family(family).DENOISER][1:]
     for path in Places().files():
-        if path.name in names and _shows(path, variant):
+        if path.name in names and _shows(path, model):
             return path
-    return cached_snapshot(known.hub[variant])
+    return cached_snapshot(known.hub[model])
 
 
-def _shows(path: Path, variant: str) -> bool:
+def _shows(path: Path, model: str) -> bool:
     """Whether a file's header shows this model."""
     try:
-        parts, _ = find_parts(open_weights(path))
+        found, _ = components_in(open_weights(path))
     except (BaseError, DataError):
         return False
-    return any(part.look.model == variant for part in parts)
+    return any(one.look.model == model for one in found)

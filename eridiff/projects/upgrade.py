@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eridiff.core.errors import ConfigError
 from eridiff.core.files import read_text, write_text
-from eridiff.dvc.lock_form import lists_code, with_versions
+from eridiff.dvc.before_versions import lists_code, with_versions
 from eridiff.dvc.own_pictures import (
     SAFE_TYPES,
     cache_of,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from eridiff.sampling.measure import distance, texture
+from eridiff.sampling.descriptors import distance, texture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Change = Callable[[Array], Array]

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from eridiff.core.errors import DataError
-from eridiff.dataset.image.image import crop_picture, load_pixels
+from eridiff.dataset.image.decode import crop_picture, load_pixels
 from eridiff.formats.tables import Row, read_table
 from eridiff.params.trigger import holds_word
-from eridiff.sampling.measure import at_measure
+from eridiff.sampling.descriptors import at_measure
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_NAMED = 5

@@ -1,4 +1,4 @@
-"""The figures of metrics.json: what each column of samples has of the concept, of its subjects, and where it leaks."""
+"""The values of metrics.json, by column of samples: distance to the concept, subjects kept, leakage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eridiff.sampling.colour_filters import best_colour_filter
-from eridiff.sampling.measure import Drawn, at_measure, difference, distance, shape_of, subject_accuracy, texture
+from eridiff.sampling.descriptors import Drawn, at_measure, difference, distance, shape_of, subject_accuracy, texture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIGITS = 4  # a last bit of a sum must not change metrics.json

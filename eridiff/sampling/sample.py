@@ -14,8 +14,8 @@ from eridiff.models.load import load_denoiser, load_vae, make_pipeline
 from eridiff.models.lora import read_checkpoint
 from eridiff.params.sample import Prompt, SampleParams, check_draw, check_measures, fill_trigger
 from eridiff.params.trigger import PLACE, without_trigger
+from eridiff.sampling.descriptors import Array, difference, pixels_of
 from eridiff.sampling.draw import draw, embed_prompts
-from eridiff.sampling.measure import Array, difference, pixels_of
 from eridiff.sampling.metrics import Measured, figures
 from eridiff.weights.pointers import ModelSource
 

@@ -84,7 +84,7 @@ class Store:
             self._found = None
 
     def missing(self, keys: Iterable[str] | Keys) -> list[str]:
-        """Those of the keys that the store lacks, sorted, each once."""
+        """The keys that are missing in the store, sorted, each once."""
         return [key.decode() for key in self.catalogue.lacking(sorted_keys(keys))]
 
     def put(self, key: str, key_fields: KeyFields, tensors: Mapping[str, RawTensor]) -> None:

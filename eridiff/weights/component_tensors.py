@@ -18,7 +18,7 @@ from eridiff.machine.filedigests import FileDigests
 from eridiff.weights.files import Found, Weights
 from eridiff.weights.lora_keys import Config, Row
 from eridiff.weights.signatures import Mark, fits
-from eridiff.weights.tensor_keys import Part, table_version, to_model
+from eridiff.weights.tensor_keys import ComponentKeys, table_version, to_model
 
 Canonical = Callable[[str, str], str]  # (component, tensor name in its file) -> canonical tensor name
 CONFIG_FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of rows, where a key is another's
@@ -45,15 +45,15 @@ class ComponentTensors:
     def sources(self) -> dict[str, tuple[Row, str]]:
         """Canonical name of a tensor -> its row and the name in the file."""
         return {
-            part: (row, self.in_file[row.target])
+            name: (row, self.in_file[row.target])
             for row in self.rows
             if row.target in self.in_file
-            for part in row.parts
+            for name in row.slices
         }
 
     @property
     def missing(self) -> list[str]:
-        """Names that the table wants and the file lacks."""
+        """Names of the table that the file does not have."""
         return [row.target for row in self.rows if row.target not in self.in_file]
 
     @property
@@ -99,12 +99,12 @@ class ComponentTensors:
             everything.update(json.loads(text))
         return everything
 
-    def _digests_of(self, names: list[str]) -> str:
+    def _digests_of(self, in_file: list[str]) -> str:
         """JSON of the digests of those tensors that come out of these names of a file."""
-        held = set(names)
-        parts = [part for part, (_, old) in self.sources.items() if self.found.prefix + old in held]
-        digests = zip(parts, on_cores(parts, self._digest_of), strict=True)
-        shown = track(digests, what="digest", total=len(parts), unit="tensors")
+        held = set(in_file)
+        names = [name for name, (_, old) in self.sources.items() if self.found.prefix + old in held]
+        digests = zip(names, on_cores(names, self._digest_of), strict=True)
+        shown = track(digests, what="digest", total=len(names), unit="tensors")
         return canonical_json(dict(shown))
 
     def _digest_of(self, name: str) -> str:
@@ -128,22 +128,22 @@ class FolderTensors:
     def read(self, name: str) -> tuple[RawTensor, None]:
         """One tensor by the model's own name.
 
-        Raises: BaseError where the files lack it.
+        Raises: BaseError where the files do not have it.
         """
         if name not in self.weights.where:
             raise BaseError(f"{self.path} is missing {name} of {self.component}.")
         return self.weights.raw(name), None
 
 
-def map_part(
-    found: Found, part: Part, component: str, config: Config, canonical: Canonical, *, whole: bool = True
+def map_component(
+    found: Found, keys: ComponentKeys, component: str, config: Config, canonical: Canonical, *, whole: bool = True
 ) -> ComponentTensors:
-    """Read a part of files as a component of a base.
+    """Read what was found in a file as a component of a base.
 
     whole: refuse one with missing tensors. Raises: BaseError that names them; and where the config is none of its kind.
     """
     try:
-        rows, sizes = part.rows(found.look.layout, config), part.sizes(config) if whole else {}
+        rows, sizes = keys.rows(found.look.layout, config), keys.sizes(config) if whole else {}
     except CONFIG_FAULTS as error:
         raise BaseError(
             f"the config of {component} is none of its kind ({type(error).__name__}: {error}): copy the model's own."

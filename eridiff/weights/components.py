@@ -44,8 +44,8 @@ class Component:
 
     @property
     def variant(self) -> str | None:
-        """The weight variant (diffusers' word), such as `fp16`; None for weights without one."""
-        return next((found for name in self.files if (found := variant_of(name))), None)
+        """The argument `variant` of diffusers' loaders: the weights' suffix, such as `fp16`; None without one."""
+        return next((found for name in self.files if (found := weights_suffix(name))), None)
 
 
 def sound_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +72,8 @@ class ComponentRecord(Record):
     digest: str
 
 
-def variant_of(name: str) -> str | None:
-    """The weight variant in a file's name: `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
+def weights_suffix(name: str) -> str | None:
+    """The suffix in a file's name: fp16 of `model.fp16.safetensors` and `model.fp16-00001-of-00002.safetensors`."""
     found = re.fullmatch(r"(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.(\w+)(?:-\d+-of-\d+)?\.safetensors", name)
     return found[1] if found else None
 
@@ -84,7 +84,7 @@ def described(name: str, config: Mapping[str, Any], files: Mapping[str, int], di
     return Component(name=name, config=meant, files=dict(files), digest=digest)
 
 
-def describe_part(tensors: ComponentTensors, config: Mapping[str, Any], digests: FileDigests) -> Component:
+def describe_tensors(tensors: ComponentTensors, config: Mapping[str, Any], digests: FileDigests) -> Component:
     """What a part of a file, or of shards, is: the same as a folder that holds the same tensors."""
     files = {path.name: path.stat().st_size for path in tensors.found.weights.paths}
     return described(tensors.component, config, files, digest_json(tensors.digests(digests)))
@@ -96,21 +96,21 @@ def describe_scheduler(config: Mapping[str, Any]) -> Component:
 
 
 def describe_folder(
-    folder: Path, canonical: Canonical, digests: FileDigests, variant: str | None = None, name: str = ""
+    folder: Path, canonical: Canonical, digests: FileDigests, weights: str | None = None, name: str = ""
 ) -> Component:
     """Read what a component's folder holds: config, file sizes, digest over tensors (or files).
 
-    variant: which weights are meant where the folder has several; None: the plain ones, or else the only variant.
+    weights: the suffix of those that are meant; None: those without one, or else the only ones.
     name: of the component, where the folder is called otherwise.
     Raises: BaseError where the folder is missing, has no valid config or holds no such weights.
     """
     refuse_missing(folder)
     config_path = next((folder / file for file in CONFIG_FILES if (folder / file).exists()), None)
     config = read_config(config_path) if config_path else {}
-    weights = _weights(folder, variant)
+    weight_files = _weight_files(folder, weights)
     visible = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     others = [path for path in visible if path != config_path]
-    files = weights or ([] if config_path and config_path.name == "scheduler_config.json" else others)
+    files = weight_files or ([] if config_path and config_path.name == "scheduler_config.json" else others)
     name = name or folder.name
     sizes = {path.name: path.stat().st_size for path in files}
     return described(name, config, sizes, _content_digest(name, files, canonical, digests))
@@ -170,21 +170,19 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BaseError(f"{path} is no valid JSON of a model ({error}): copy the model folder again.") from None
 
 
-def _weights(folder: Path, variant: str | None) -> list[Path]:
+def _weight_files(folder: Path, suffix: str | None) -> list[Path]:
     """The weight files that count; none for a tokenizer or a scheduler."""
-    by_variant: dict[str | None, list[Path]] = {}
+    by_suffix: dict[str | None, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        by_variant.setdefault(variant_of(path.name), []).append(path)
-    if not by_variant and list(folder.glob("*.bin")):
+        by_suffix.setdefault(weights_suffix(path.name), []).append(path)
+    if not by_suffix and list(folder.glob("*.bin")):
         raise BaseError(f"{folder} holds pickled weights only; eridiff reads safetensors.")
-    if variant is None and None not in by_variant and by_variant:
-        if len(by_variant) > 1:
-            names = ", ".join(sorted(map(str, by_variant)))
-            raise BaseError(
-                f"{folder} holds the weight variants {names} and none without a suffix: choose one with --variant."
-            )
-        return next(iter(by_variant.values()))
-    return by_variant.get(variant, by_variant.get(None, []))
+    if suffix is None and None not in by_suffix and by_suffix:
+        if len(by_suffix) > 1:
+            names = ", ".join(sorted(map(str, by_suffix)))
+            raise BaseError(f"{folder} holds the weights {names} and none without a suffix: choose with --weights.")
+        return next(iter(by_suffix.values()))
+    return by_suffix.get(suffix, by_suffix.get(None, []))
 
 
 def _content_digest(component: str, files: Iterable[Path], canonical: Canonical, digests: FileDigests) -> str:

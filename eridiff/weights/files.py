@@ -1,4 +1,4 @@
-"""Weight files, opened by their headers alone: one file, or the shards of one part; and one part that they hold.
+"""Weight files, opened by their headers alone: one file, or the shards of a component; and a component found there.
 
 No weight is read before it is asked for.
 """
@@ -23,7 +23,7 @@ TensorSource = TensorFile | PickleFile
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The tensors of one file, or of the shards of one part."""
+    """The tensors of one file, or of the shards of a component."""
 
     files: tuple[TensorSource, ...]
 
@@ -52,7 +52,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """One part that a file holds."""
+    """One component that a file holds."""
 
     look: Look
     kind: str  # of the look, or of the prefix where that says more
@@ -84,7 +84,7 @@ class Found:
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a file, or all shards of a part where the file is one of them. Only headers are read.
+    """Open a file, or all shards of a component where the file is one of them. Only headers are read.
 
     Raises: BaseError where it is a pickle, a GGUF file or nothing known; DataError where it is damaged.
     """
@@ -119,7 +119,7 @@ def shards_of(path: Path) -> list[Path]:
     if missing:
         names = ", ".join(shard.name for shard in missing[:MAX_MISSING])
         more = " and more" if len(missing) > MAX_MISSING else ""
-        raise BaseError(f"{path.parent} is missing {names}{more}: the model was copied in part.")
+        raise BaseError(f"{path.parent} is missing {names}{more}: the model was copied incompletely.")
     if path not in shards:
         raise BaseError(f"{path} is none of the {int(count)} files that its name speaks of.")
     return shards

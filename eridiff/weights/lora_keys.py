@@ -55,47 +55,47 @@ class Row:
     """One target module. Before `place`, names hold {placeholders} and heights count widths of the model."""
 
     target: str
-    parts: tuple[str, ...]  # diffusers modules, in the order of the target's output rows
-    heights: tuple[int, ...] = ()  # output rows of each part; only where several parts are joined
+    slices: tuple[str, ...]  # diffusers modules, in the order of the target's output rows: several where it is fused
+    heights: tuple[int, ...] = ()  # output rows of each slice; only where the target is fused
     reorder: Callable[[Array], Array] = unchanged  # of the rows of `up`; its own inverse
 
 
 def place(rows: Iterable[Row], *, width: int = 1, **names: object) -> Iterator[Row]:
     """Fill the placeholders of rows (numbers and names of blocks) and turn heights into numbers of rows."""
     for row in rows:
-        parts = tuple(part.format(**names) for part in row.parts)
+        slices = tuple(module.format(**names) for module in row.slices)
         heights = tuple(height * width for height in row.heights)
-        yield Row(row.target.format(**names), parts, heights, row.reorder)
+        yield Row(row.target.format(**names), slices, heights, row.reorder)
 
 
 def join(row: Row, trained: Mapping[str, Factors]) -> Factors | None:
-    """The target's adapter out of its parts'; None where no part has one.
+    """The target's adapter out of its slices'; None where no slice has one.
 
-    Of n joined parts down = vstack(A_i), up = blockdiag(B_i), rank = n R and alpha = n alpha, so that
-    alpha / rank stays. A part without an adapter is a block of zeros and takes its share of the rank all the
+    Of n slices down = vstack(A_i), up = blockdiag(B_i), rank = n R and alpha = n alpha, so that
+    alpha / rank stays. A slice without an adapter is a block of zeros and takes its share of the rank all the
     same: loaders recognise the blocks by equal ranks, and older diffusers mis-scales files of mixed ranks.
     """
-    present = {part: trained[part] for part in row.parts if part in trained}
+    present = {module: trained[module] for module in row.slices if module in trained}
     if not present:
         return None
     first = next(iter(present.values()))
     if not row.heights:
         return Factors(first.down, row.reorder(first.up), first.alpha)
     rank, inputs = first.down.shape
-    count = len(row.parts)
+    count = len(row.slices)
     down = np.zeros((count * rank, inputs), np.float32)
     up = np.zeros((sum(row.heights), count * rank), np.float32)
-    for index, (part, top) in enumerate(zip(row.parts, _tops(row), strict=True)):
-        if part in present:
+    for index, (module, top) in enumerate(zip(row.slices, _tops(row), strict=True)):
+        if module in present:
             columns = slice(index * rank, (index + 1) * rank)
-            _check_shape(part, present[part], (row.heights[index], rank, inputs))
-            down[columns] = present[part].down
-            up[top : top + row.heights[index], columns] = present[part].up
+            _check_shape(module, present[module], (row.heights[index], rank, inputs))
+            down[columns] = present[module].down
+            up[top : top + row.heights[index], columns] = present[module].up
     return Factors(down, row.reorder(up), count * first.alpha)
 
 
 def _check_shape(module: str, factors: Factors, expected: tuple[int, int, int]) -> None:
-    """Raises: ExportError where a joined part is not (outputs, rank, inputs) as it must be."""
+    """Raises: ExportError where a slice is not (outputs, rank, inputs) as it must be."""
     shape = (*factors.up.shape, factors.down.shape[1])
     if shape != expected:
         raise ExportError(
@@ -105,26 +105,26 @@ def _check_shape(module: str, factors: Factors, expected: tuple[int, int, int]) 
 
 
 def split(row: Row, joined: Factors) -> dict[str, Factors]:
-    """The adapters of the parts that a target's adapter changes: the other way of `join`.
+    """The adapters of the slices that a target's adapter changes: the other way of `join`.
 
-    Where `up` is block diagonal each part gets its block, else all parts share `down`, as in other trainers' files.
+    Where `up` is block diagonal each slice gets its block, else all slices share `down`, as in other trainers' files.
     """
-    up, count = row.reorder(joined.up), len(row.parts)
+    up, count = row.reorder(joined.up), len(row.slices)
     rank, rest = divmod(up.shape[1], count)
     heights = row.heights or (up.shape[0],)
     rows = [slice(top, top + height) for top, height in zip(_tops(row), heights, strict=True)]
     columns = [slice(index * rank, (index + 1) * rank) for index in range(count)]
     blocks = [up[place] for place in zip(rows, columns, strict=True)]
     if rest == 0 and sum(map(np.count_nonzero, blocks)) == np.count_nonzero(up):
-        parts = [Factors(joined.down[c], b, joined.alpha / count) for c, b in zip(columns, blocks, strict=True)]
+        slices = [Factors(joined.down[c], b, joined.alpha / count) for c, b in zip(columns, blocks, strict=True)]
     else:
-        parts = [Factors(joined.down, up[r], joined.alpha) for r in rows]
-    return {part: factors for part, factors in zip(row.parts, parts, strict=True) if factors.up.any()}
+        slices = [Factors(joined.down, up[r], joined.alpha) for r in rows]
+    return {module: factors for module, factors in zip(row.slices, slices, strict=True) if factors.up.any()}
 
 
 def _tops(row: Row) -> list[int]:
-    """The first output row of each part."""
-    return [sum(row.heights[:index]) for index in range(len(row.parts))]
+    """The first output row of each slice."""
+    return [sum(row.heights[:index]) for index in range(len(row.slices))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Numbers that are not finite: which weights hold some, and what to say where a model gives some.
 
-Advice looks at what is set: weights are blamed where they are so, a number format where it is the one that is set, and
+Advice looks at what is set: weights are blamed where they are so, a number format where it is set, and
 the first layer that went wrong is named where the work can be done again.
 """
 

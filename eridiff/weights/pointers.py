@@ -39,7 +39,7 @@ class ModelSource:
 
     pointers: dict[str, Pointer]
     folders: dict[str, Path]  # component name -> the folder of its files
-    parts: dict[str, ComponentTensors] = field(default_factory=dict)  # component name -> its tensors in single files
+    single_files: dict[str, ComponentTensors] = field(default_factory=dict)  # component name -> its tensors there
     empty: bool = False  # no files: models are made of their configs on torch's meta device, for their shapes
 
     def component(self, name: str) -> Component:
@@ -52,8 +52,8 @@ class ModelSource:
 
     def tensors(self, component: str, *, own_names: bool) -> ComponentTensors | FolderTensors | None:
         """A component's mapped tensors: in single files; in its folder, if it has the model's own names there."""
-        if component in self.parts or not own_names:
-            return self.parts.get(component)
+        if component in self.single_files or not own_names:
+            return self.single_files.get(component)
         names = sorted(name for name in self.component(component).files if name.endswith(".safetensors"))
         files = tuple(TensorFile(self.folders[component] / name) for name in names)
         return FolderTensors(component=component, weights=Weights(files))

@@ -5,7 +5,7 @@ from functools import partial
 
 from eridiff.weights.lora_keys import Config, Row, place
 from eridiff.weights.signatures import Look, Mark
-from eridiff.weights.tensor_keys import Part, as_diffusers, conv_or_linear, leaves, same, transposed
+from eridiff.weights.tensor_keys import ComponentKeys, as_diffusers, conv_or_linear, leaves, same, transposed
 
 # Names that differ with the version of the library that wrote a file; canonical is the published base's.
 # transformers 5 drops the level `text_model`.
@@ -87,8 +87,8 @@ def clip_rows(layout: str, config: Config, *, projected: bool) -> tuple[Row, ...
     for i in range(layers):
         rows += leaves(place(OPEN_CLIP_LAYER, i=i))
         for leaf in ("weight", "bias"):
-            parts = tuple(f"{_LAYER}self_attn.{part}_proj.{leaf}".format(i=i) for part in ("q", "k", "v"))
-            rows.append(Row(f"transformer.resblocks.{i}.attn.in_proj_{leaf}", parts, (width,) * 3))
+            slices = tuple(f"{_LAYER}self_attn.{name}_proj.{leaf}".format(i=i) for name in ("q", "k", "v"))
+            rows.append(Row(f"transformer.resblocks.{i}.attn.in_proj_{leaf}", slices, (width,) * 3))
     return (*rows, *([Row("text_projection", (projection,), (), transposed)] if projected else []))
 
 
@@ -115,11 +115,11 @@ def _t5_sizes(config: Config) -> dict[str, Mark]:
     return {"shared.weight": (config["vocab_size"], config["d_model"])}
 
 
-VAE = Part(kind="vae", rows=vae_rows, sizes=_vae_sizes)
-CLIP_L = Part(kind="clip-l", rows=partial(clip_rows, projected=False), sizes=_clip_sizes)
-CLIP_L_PROJECTED = Part(kind="clip-l", rows=partial(clip_rows, projected=True), sizes=_clip_sizes)
-CLIP_G_PROJECTED = Part(kind="clip-g", rows=partial(clip_rows, projected=True), sizes=_clip_sizes)
-T5 = Part(kind="t5", rows=t5_rows, sizes=_t5_sizes)
+VAE = ComponentKeys(kind="vae", rows=vae_rows, sizes=_vae_sizes)
+CLIP_L = ComponentKeys(kind="clip-l", rows=partial(clip_rows, projected=False), sizes=_clip_sizes)
+CLIP_L_PROJECTED = ComponentKeys(kind="clip-l", rows=partial(clip_rows, projected=True), sizes=_clip_sizes)
+CLIP_G_PROJECTED = ComponentKeys(kind="clip-g", rows=partial(clip_rows, projected=True), sizes=_clip_sizes)
+T5 = ComponentKeys(kind="t5", rows=t5_rows, sizes=_t5_sizes)
 
 _TOKENS = "text_model.embeddings.token_embedding.weight"
 _CLIP_SPARE = ("text_model.embeddings.position_ids", "logit_scale", "text_projection", "visual_projection")

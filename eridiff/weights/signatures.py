@@ -1,4 +1,4 @@
-"""What shows which part of which model a set of tensors is: names and shapes of a header, no weights."""
+"""Signatures of components: the names and shapes in a header by which each is recognised, without its weights."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ Mark = tuple[int | None, ...] | None  # sizes that a tensor must have; None: any
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How one part shows itself in one layout. Of several that fit, the first counts, so special ones stand first."""
+    """The signature of one component in one layout. Of several that fit, the first counts: special ones come first."""
 
-    kind: str  # of part: denoiser, vae, clip-l, clip-g, clip (either), t5
+    kind: str  # of component: denoiser, vae, clip-l, clip-g, clip (either), t5
     layout: str  # whose names: `original` or `diffusers`
     what: str  # in words
     marks: Mapping[str, Mark]  # tensors that must be there

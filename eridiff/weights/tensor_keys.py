@@ -22,19 +22,19 @@ BOTH = ("weight", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What a component of a base is among the parts of files, and the table of its tensors."""
+class ComponentKeys:
+    """The names of a component's tensors in single files, and the sizes that recognise it."""
 
     kind: str  # as in signatures.Look
     rows: Table
-    sizes: Sizes  # what tells it from a model of other sizes with the same names
+    sizes: Sizes  # of some tensors, where models of other sizes have the same names
 
 
 def leaves(rows: Iterable[Row], *names: str) -> Iterator[Row]:
     """Rows of modules => rows of their tensors; without names: weight and bias."""
     for row in rows:
         for name in names or BOTH:
-            yield replace(row, target=f"{row.target}.{name}", parts=tuple(f"{part}.{name}" for part in row.parts))
+            yield replace(row, target=f"{row.target}.{name}", slices=tuple(f"{module}.{name}" for module in row.slices))
 
 
 def same(names: Iterable[str]) -> Iterator[Row]:
@@ -44,7 +44,7 @@ def same(names: Iterable[str]) -> Iterator[Row]:
 
 def as_diffusers(rows: Iterable[Row]) -> tuple[Row, ...]:
     """The table of a file that has the model's own names already."""
-    return tuple(same(part for row in rows for part in row.parts))
+    return tuple(same(name for row in rows for name in row.slices))
 
 
 def conv_or_linear(weight: Any) -> Any:
@@ -67,14 +67,14 @@ def to_model(row: Row, tensor: RawTensor) -> dict[str, RawTensor]:
     if whole.ndim and sum(heights) != len(whole):
         raise BaseError(f"{row.target} has {len(whole)} rows; by the model's config they must be {sum(heights)}.")
     pieces = np.split(whole, np.cumsum(heights)[:-1]) if row.heights else [whole]
-    return {part: _raw(tensor.dtype, piece) for part, piece in zip(row.parts, pieces, strict=True)}
+    return {name: _raw(tensor.dtype, piece) for name, piece in zip(row.slices, pieces, strict=True)}
 
 
-def to_original(row: Row, parts: Mapping[str, RawTensor]) -> RawTensor:
+def to_original(row: Row, tensors: Mapping[str, RawTensor]) -> RawTensor:
     """The model's tensors => one tensor of the original file: the other way of `to_model`."""
-    pieces = [_array(parts[name]) for name in row.parts]
+    pieces = [_array(tensors[name]) for name in row.slices]
     whole = np.concatenate(pieces) if row.heights else pieces[0]
-    return _raw(parts[row.parts[0]].dtype, row.reorder(whole))
+    return _raw(tensors[row.slices[0]].dtype, row.reorder(whole))
 
 
 def write_original(rows: Iterable[Row], tensors: Mapping[str, RawTensor], prefix: str = "") -> dict[str, RawTensor]:
@@ -84,7 +84,7 @@ def write_original(rows: Iterable[Row], tensors: Mapping[str, RawTensor], prefix
 
 def table_version(rows: Iterable[Row]) -> str:
     """A digest of what a table says, to name what was remembered with it."""
-    return digest_json([[row.target, row.parts, row.heights, row.reorder.__name__] for row in rows])[:16]
+    return digest_json([[row.target, row.slices, row.heights, row.reorder.__name__] for row in rows])[:16]
 
 
 def _array(tensor: RawTensor) -> Any:

@@ -59,7 +59,7 @@ class CachePlan:
     unknown: tuple[str, ...] = ()  # those of them whose pixels nothing remembers: not in the plan
 
     def known(self, keys: Sequence[str]) -> Mapping[str, Location]:
-        """Entries of the store, and where it lacks some of the keys also of the stage's own last output."""
+        """Entries of the store, and where keys are missing there also of the stage's own last output."""
         store = Store(self.job.root, self.job.kind)
         earlier = earlier_of(self.job) if store.missing(keys) else []
         others = (read_catalogue(open_shard(path)) for path in earlier)
@@ -185,7 +185,7 @@ def plan_text(job: TextJob, output: Output, old_rows: Iterable[Row]) -> CachePla
 
 
 def _replaced(old_rows: Iterable[Row], rows: Iterable[Row]) -> dict[str, str]:
-    """Caption -> the one that the same picture had in its place before."""
+    """Caption -> the same picture's earlier caption in that place."""
     old = {row["path"]: row["variants"] for row in old_rows}
     pairs = (
         (now, before) for row in rows for now, before in zip(row["variants"], old.get(row["path"], ()), strict=False)

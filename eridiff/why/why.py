@@ -30,7 +30,7 @@ from eridiff.formats.tables import Row, read_facts, read_table, table_bytes
 from eridiff.machine.code import changed_code, describe_changed
 from eridiff.machine.filedigests import FileDigests
 from eridiff.machine.local import store_root
-from eridiff.params.choices import choices_text
+from eridiff.params.inherited import inherited_text
 from eridiff.versions import code_versions
 from eridiff.why.cache_lookup import CachePlan, forced, plan_latents, plan_text
 from eridiff.why.differences import changed_params, leaves
@@ -172,7 +172,7 @@ class _Predictor:
         return self.tables[path]
 
     def _recorded_table(self, digest: str | None) -> Table:
-        """A table that dvc.lock names, without rows where DVC's cache lacks it."""
+        """A table that dvc.lock names, without rows where it is not in DVC's cache."""
         if digest is None or not self.graph.has_object(digest):
             return [], {}
         return read_table(self.graph.object_path(digest))
@@ -181,7 +181,7 @@ class _Predictor:
         """Sound params give a constant, and what some keys take from others."""
         return {
             "data/check.txt": _md5(b"params.yaml is sound\n"),
-            "data/choices.json": _md5(choices_text(self.params).encode()),
+            "data/choices.json": _md5(inherited_text(self.params).encode()),
         }
 
     def _captions(self, record: StageRecord, plan: StagePlan) -> Outs:

@@ -24,7 +24,7 @@ from eridiff.acceleration.attention import (
 )
 from eridiff.family import load_family
 from eridiff.params.sample import Prompt, SampleParams
-from eridiff.training.train import train_step
+from tests.support import training
 from tests.support.bases import FAMILIES, draw_whole, pipeline
 from tests.support.training import TOKENS, params_of, random_set, start
 
@@ -76,7 +76,7 @@ def step_of(family: str, folder: Any) -> Callable[[], Any]:
     run = start(family, params_of())
     data = random_set(family, folder, run.params)
     batch = data.batch([0, 1], 1, 0)
-    return lambda: train_step(run, batch, 1)
+    return lambda: training.do_step(run, batch, 1)
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_compiled_blocks_of_every_family_have_it_whole(family: str, tmp_path: An
         for block in blocks if compiled else ():
             block.compile(fullgraph=True, dynamic=False, backend=kept)
         with use_attention("cudnn" if compiled else None):
-            train_step(run, data.batch([0, 1], 1, 0), 1)
+            training.do_step(run, data.batch([0, 1], 1, 0), 1)
         found.append({name: tensor.grad for name, tensor in run.adapters.items()})
     assert guards
     assert min(guards) > 0

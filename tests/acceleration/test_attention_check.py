@@ -37,7 +37,8 @@ from eridiff.acceleration.attention_check import (
 from eridiff.core.errors import TrainError
 from eridiff.family import load_family
 from eridiff.store.verify import verify
-from eridiff.training.train import Machine, prepare_run, train_step
+from eridiff.training.run import Machine, prepare_run
+from tests.support import training
 from tests.support.bases import FAMILIES, source
 from tests.support.training import params_of, random_set
 
@@ -309,11 +310,11 @@ def test_a_whole_models_gradients_are_those_of_flash(family: str, compiled: bool
                 for layer in repeated_layers(run.denoiser):
                     layer._compiled_call_impl = None
                 compile_fixed_shapes(repeated_layers(run.denoiser))
-                train_step(run, batch, 1)
+                training.do_step(run, batch, 1)
                 kernels = set()
             else:
                 with Kernels() as mode:
-                    train_step(run, batch, 1)
+                    training.do_step(run, batch, 1)
                 kernels = {name for name in mode.calls if "scaled_dot_product" in name}
         if kernel == "cudnn" and not compiled:
             assert {"cudnn" in name for name in kernels} == {True}

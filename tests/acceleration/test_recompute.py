@@ -13,7 +13,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from eridiff.acceleration.recompute import recompute, recomputed, repeated_blocks
 from eridiff.family import load_family
 from eridiff.training.data import TrainingSet
-from eridiff.training.train import Run, train_step
+from eridiff.training.run import Run
 from tests.support import training
 from tests.support.bases import FAMILIES
 
@@ -25,7 +25,7 @@ def blocks_of(run: Run) -> list[nn.Module]:
 def gradients(run: Run, data: TrainingSet) -> dict[str, torch.Tensor]:
     for tensor in run.adapters.values():
         tensor.grad = None
-    train_step(run, data.batch([0, 1], step=1, first_index=0), step=1)
+    training.do_step(run, data.batch([0, 1], step=1, first_index=0), step=1)
     return {name: tensor.grad.clone() for name, tensor in run.adapters.items() if tensor.grad is not None}
 
 
@@ -69,7 +69,7 @@ def test_each_more_block_keeps_fewer_bytes(family: str, sets: dict[str, Training
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            train_step(run, sets[family].batch([0], step=1, first_index=0), step=1)
+            training.do_step(run, sets[family].batch([0], step=1, first_index=0), step=1)
         kept.append(sum(sizes.values()))
     assert kept == sorted(kept, reverse=True)
     assert kept[2] < kept[0]

@@ -113,6 +113,9 @@ def test_another_config_is_refused(checkout: Path) -> None:
         BaseError, match=r"vae is not what .* its config differs from the pointer's in extra, shift_factor"
     ):
         find("vae")
+    path.write_text(json.dumps({**config, "nothing": None}))
+    with pytest.raises(BaseError, match=r"differs from the pointer's in nothing\."):
+        find("vae")
     path.write_text("{")
     with pytest.raises(BaseError, match=r"vae/config\.json is no valid JSON"):
         find("vae")

@@ -9,7 +9,7 @@ import torch
 from eridiff.bases.add import add_base
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.pointer_report import WHAT
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.bases.wanted import write_wanted
 from eridiff.core.errors import BaseError, DataError
 from eridiff.weights.files import open_weights
@@ -30,7 +30,7 @@ def sdxl() -> Header:
 
 
 def kinds(path: Path) -> list[tuple[str, str, str]]:
-    parts, _ = find_parts(open_weights(path))
+    parts, _ = components_in(open_weights(path))
     return [(part.kind, part.family, part.look.model) for part in parts]
 
 
@@ -64,7 +64,7 @@ def test_extra_and_missing_tensors_are_named(tmp_path: Path) -> None:
     text = told(tmp_path / "tuned.safetensors", tensors)
     assert "    missing: 1 tensors: out.2.bias\n" in text
     assert "    not read: 1 tensors: extra.lora_alpha\n" in text
-    assert text.endswith("  of no part: 1 tensors: unheard.of")
+    assert text.endswith("  of no component: 1 tensors: unheard.of")
 
 
 @pytest.mark.slow
@@ -75,7 +75,9 @@ def test_sd35_with_and_without_text_encoders(variant: str, whole: bool, tmp_path
     path = write_header(tmp_path / "m.safetensors", checkpoint("sd35", variant, places))
     encoders = [("clip-l", "", ""), ("clip-g", "", ""), ("t5", "", "")] if whole else []
     assert kinds(path) == [("denoiser", "sd35", variant), ("vae", "", ""), *encoders]
-    assert not any(word in "\n".join(inspect_path(path)) for word in ("missing", "not read", "no base", "of no part"))
+    assert not any(
+        word in "\n".join(inspect_path(path)) for word in ("missing", "not read", "no base", "of no component")
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -135,7 +137,9 @@ def test_shards_are_one_part(tmp_path: Path) -> None:
     tensors = list(header("flux", "flux-dev", "text_encoder_2").items())
     paths = [tmp_path / f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
     write_header(paths[0], dict(tensors[:100]))
-    with pytest.raises(BaseError, match=r"is missing model-00002-of-00002\.safetensors: the model was copied in part"):
+    with pytest.raises(
+        BaseError, match=r"is missing model-00002-of-00002\.safetensors: the model was copied incompletely"
+    ):
         inspect_path(paths[0])
     write_header(paths[1], dict(tensors[100:]))
     for path in (*paths, tmp_path):
@@ -193,7 +197,7 @@ def test_files_that_are_no_model(name: str, tmp_path: Path) -> None:
 
 
 def test_files_that_are_nothing(tmp_path: Path) -> None:
-    assert told(tmp_path / "n.safetensors", {"a.b": ("F32", (2,))}).endswith("no part of a known model: a.b")
+    assert told(tmp_path / "n.safetensors", {"a.b": ("F32", (2,))}).endswith("no component of a known model: a.b")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(20))
     with pytest.raises(BaseError, match=r"m\.gguf is a GGUF file"):
         inspect_path(tmp_path / "m.gguf")
@@ -272,7 +276,7 @@ def test_a_fine_tune_that_predicts_v_says_so(tmp_path: Path) -> None:
     assert text.endswith(
         "  objective: predicts v, zero terminal SNR, trailing timesteps, by tensor v_pred and tensor ztsnr"
     )
-    assert "of no part" not in text
+    assert "of no component" not in text
 
 
 class Evil:

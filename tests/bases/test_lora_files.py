@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.lora_files import all_models, fitting_models, is_lora, read_modules
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.cli import app
 from eridiff.core.errors import BaseError
 from eridiff.export.export import export_checkpoint
@@ -150,7 +150,7 @@ def test_other_methods_are_named(method: str, tmp_path: Path) -> None:
     assert f"  {method}: kohya's names" in text
     assert ("rank none" if method == "OFT" else "rank 8; alpha 8 (alpha / rank 1)") in text
     with pytest.raises(BaseError, match=r"x\.safetensors is a LoRA"):
-        find_parts(open_weights(path))
+        components_in(open_weights(path))
 
 
 DIALECTS = {

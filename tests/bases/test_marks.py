@@ -17,7 +17,7 @@ from eridiff.bases.find import find_source
 from eridiff.bases.inspect import inspect_path
 from eridiff.bases.marks import EDM, PREDICTION_KEYS, SWITCHES, TENSORS, denoiser_marks, find_marks, settle_scheduler
 from eridiff.bases.pointer_files import pointers_of, read_pointer
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.core.errors import BaseError
 from eridiff.family import load_family, published
 from eridiff.formats.safetensors import RawTensor, TensorFile, write_tensors
@@ -185,6 +185,24 @@ def test_a_scheduler_config_beside_the_file_counts(checkout: Path, tmp_path: Pat
     assert said == "  objective: predicts v, zero terminal SNR, trailing timesteps, by scheduler_config.json"
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_scheduler_config_that_is_overruled_is_said(
+    given: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By --config, or by a tensor of the file."""
+    path = marked(tmp_path, {} if given else {"v_pred": EMPTY, "ztsnr": EMPTY})
+    beside = tmp_path / "scheduler_config.json"
+    beside.write_text(json.dumps(scheduler(**V_ZERO_SNR if given else {"prediction_type": "epsilon"})))
+    (denoiser,) = (part for part in find_parts(open_weights(path))[0] if part.kind == "denoiser")
+    folder = SMALL / "bases" / "tiny-sdxl" if given else None
+    settled = collecting._scheduler(denoiser, PUBLISHED, folder, [path])
+    assert settled["prediction_type"] == ("epsilon" if given else "v_prediction")
+    assert f"objective: not heeded: {beside}" in "".join(capsys.readouterr())
+    beside.write_text(json.dumps(settled))
+    collecting._scheduler(denoiser, PUBLISHED, folder, [path])
+    assert "not heeded" not in "".join(capsys.readouterr())
+
+
 def test_a_part_of_a_model_folder_has_the_folders_scheduler(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SMALL / "bases" / "tiny-sdxl", tmp_path / "m"))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(**V_ZERO_SNR)))
@@ -196,7 +214,7 @@ def test_a_part_of_a_model_folder_has_the_folders_scheduler(tmp_path: Path) -> N
 
 def test_one_beside_several_models_is_refused_where_it_decides(checkout: Path, tmp_path: Path) -> None:
     path = marked(tmp_path)
-    (denoiser,) = (part for part in find_parts(open_weights(path))[0] if part.kind == "denoiser")
+    (denoiser,) = (part for part in components_in(open_weights(path))[0] if part.kind == "denoiser")
     beside = tmp_path / "scheduler_config.json"
     beside.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler", **scheduler(**V_ZERO_SNR)}))
     alone = collecting._scheduler(denoiser, PUBLISHED, None, [path])
@@ -267,10 +285,10 @@ def test_marks_of_a_flow(checkout: Path, tmp_path: Path) -> None:
     path = write_split(tmp_path)[0]
     tensors = small_original("flux", "transformer")
     write_tensors(path, tensors, {"modelspec.prediction_type": "epsilon"})
-    (part,) = find_parts(open_weights(path))[0]
+    (part,) = components_in(open_weights(path))[0]
     assert denoiser_marks(part, "flow") == []
     write_tensors(path, {**tensors, "v_pred": EMPTY}, {})
-    (part,) = find_parts(open_weights(path))[0]
+    (part,) = components_in(open_weights(path))[0]
     with pytest.raises(BaseError, match=r"the tensor v_pred: it belongs to a diffusion model"):
         settle_scheduler({"shift": 3.0}, denoiser_marks(part, "flow"), "flow", "f.safetensors")
 

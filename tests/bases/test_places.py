@@ -13,7 +13,7 @@ from eridiff.bases.find import find_source
 from eridiff.bases.hub import fetch_snapshot
 from eridiff.bases.places import Places, extra_model_paths
 from eridiff.bases.pointer_files import pointers_of, read_pointer
-from eridiff.bases.recognise import find_parts
+from eridiff.bases.recognise import components_in
 from eridiff.bases.tokenizers import clip_tokenizer
 from eridiff.cli import app
 from eridiff.core.errors import BaseError, ConfigError
@@ -65,7 +65,7 @@ def test_found_in_comfyui_without_a_word_in_local_yaml(checkout: Path, comfyui: 
     add_base("flux", ["flux1-dev.safetensors"], config=weightless(tmp_path / "configs"))
     (checkout / "local.yaml").write_text("{}\n")
     vae = pointers_of("flux", ["vae", "denoiser"], "flux")
-    assert set(find_source(vae.values()).parts) == {"vae", "transformer"}
+    assert set(find_source(vae.values()).single_files) == {"vae", "transformer"}
     (comfyui / "models" / "vae" / "ae.safetensors").rename(tmp_path / "gone.safetensors")
     with pytest.raises(
         BaseError, match=r"component vae, are not on this machine\. Wanted: ae\.safetensors \(\d+ bytes\)"
@@ -110,7 +110,7 @@ def test_models_of_extra_model_paths_are_found(checkout: Path, comfyui: Path, tm
     (comfyui / "extra_model_paths.yaml").write_text(f"x:\n  base_path: {tmp_path}\n  vae: shelf\n")
     add_base("flux", ["flux1-dev.safetensors"], config=weightless(tmp_path / "configs"))
     (checkout / "local.yaml").write_text("{}\n")
-    (found,) = find_source(pointers_of("flux", ["vae"], "flux").values()).parts.values()
+    (found,) = find_source(pointers_of("flux", ["vae"], "flux").values()).single_files.values()
     assert found.found.weights.paths == (tmp_path / "shelf" / "ae.safetensors",)
 
 
@@ -283,5 +283,5 @@ def test_a_variant_of_a_folder_is_loaded(checkout: Path, tmp_path: Path) -> None
 def test_headers_are_told_by_the_real_sizes() -> None:
     """The small models are of no published size, so that a mistake in looks shows."""
     (path,) = (FLUX / "transformer").glob("*.safetensors")
-    (part,), rest = find_parts(open_weights(path))
+    (part,), rest = components_in(open_weights(path))
     assert (part.family, part.look.model, rest) == ("flux", "", [])

@@ -19,7 +19,7 @@ from eridiff.caching.processes import Ranks, encode_together, find_ranks
 from eridiff.core.errors import ConfigError, EridiffError, StoreError
 from eridiff.formats.tables import read_table
 from eridiff.store.store import Store
-from tests.e2e.harness import ROOT
+from tests.e2e.harness import make_clone
 from tests.support import processes
 from tests.support.entries import ENTRIES
 from tests.support.processes import begin
@@ -269,43 +269,29 @@ def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
     assert set(Store(tmp_path / "store", "latents").catalogue) == set(ITEMS)
 
 
-def make_copy(folder: Path) -> dict[str, str]:
-    """A copy of the demo with its light stages done; the environment of its commands."""
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    ).stdout.split("\n")
-    for name in names:
-        if name and not name.startswith((".dvc/", "docs/", "tests/")) and name != "dvc.lock" and (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    environment = {**os.environ, "ERIDIFF_STORE": str(folder / "store"), "PYTHONPATH": str(folder)}
-    for stage in ("captions", "buckets"):
-        command = [sys.executable, "-m", f"stages.{stage}"]
-        subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, timeout=300)
-    return environment
-
-
 @pytest.mark.e2e
 def test_the_stage_gives_the_same_bytes_with_two_processes(tmp_path: Path) -> None:
     """By itself, under both launchers, and with `processes: 2` in local.yaml; from an empty store each time."""
-    environment = make_copy(tmp_path)
-    count = len(read_table(tmp_path / "data/buckets/buckets.parquet")[0])
+    clone = make_clone(tmp_path, "clone")
+    clone.repro("buckets")
+    place = clone.root
+    count = len(read_table(place / "data/buckets/buckets.parquet")[0])
 
     def run(*launcher: str, shared: bool = True) -> dict[str, bytes]:
-        for place in ("data/latents", "store"):
-            shutil.rmtree(tmp_path / place, ignore_errors=True)
-        command = [sys.executable, *launcher, "-m", "stages.latents"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        for folder in (place / "data/latents", clone.store, clone.cache):
+            shutil.rmtree(folder, ignore_errors=True)
+        command = ["python", *launcher, "-m", "stages.latents"]
+        environment = clone.launching()
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert f"latents: {count} samples, {count} encoded, 0 reused, 1 shard written" in done.stdout
-        helped = re.search(r"^latents \(process 2 of 2\): [1-9]\d* encoded$", done.stdout, re.M)
-        assert bool(helped) == shared, done.stdout
-        return {path.name: path.read_bytes() for path in (tmp_path / "data/latents").iterdir()}
+        told = [
+            json.loads(path.read_text())["names"] for path in clone.cache.rglob("*.1.json")
+        ]  # by the second process
+        assert [0 < len(names) < count for names in told] == [True] * shared, done.stdout
+        if launcher:  # else the first, which is done, may end it before it says so
+            assert re.search(rf"^latents \(process 2 of 2\): {len(told[0])} encoded$", done.stdout, re.M), done.stdout
+        return {path.name: path.read_bytes() for path in (place / "data/latents").iterdir()}
 
     one = run(shared=False)
     assert set(one) == {"index.parquet", "shard-all.safetensors"}
@@ -313,5 +299,5 @@ def test_the_stage_gives_the_same_bytes_with_two_processes(tmp_path: Path) -> No
     # --multi_gpu is what has it start several processes, here as on GPUs; with --cpu it starts one
     accelerate = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     assert run(*accelerate, "--mixed_precision", "no", "--dynamo_backend", "no") == one
-    (tmp_path / "local.yaml").write_text("processes: 2\n")
+    (place / "local.yaml").write_text("processes: 2\n")
     assert run() == one

@@ -20,6 +20,7 @@ from eridiff.store.reader import Cache
 from eridiff.store.store import Store
 from tests.support import processes
 from tests.support.bases import FAMILIES, raised, source
+from tests.support.compiling import compiling_here
 
 CPU = torch.device("cpu")
 LONG = [family for family in FAMILIES if len(load_family(family).MAX_TOKENS) > 1]
@@ -246,7 +247,8 @@ def test_compiled_encoders_give_the_same_numbers_but_for_rounding(tmp_path: Path
     own = load_text_encoders(module, source(FAMILY), torch.float32)
     captions = plan(params=params)
     resources = Resources(root=tmp_path / "store", load=lambda: (own, CPU))
-    cache_texts(captions, params, module, resources, tmp_path / "text")
+    with compiling_here():
+        cache_texts(captions, params, module, resources, tmp_path / "text")
     plain, compiled = Cache(tmp_path / "plain" / "text"), Cache(tmp_path / "text")
     differs = False
     for before, after in zip(plan(), captions, strict=True):

@@ -22,7 +22,7 @@ from eridiff.formats.safetensors import TensorFile
 from eridiff.formats.seals import read_sealed
 from eridiff.formats.tables import read_facts, read_table
 from eridiff.models.lora import read_checkpoint
-from eridiff.params.choices import EXPORT_EMA, read_choice
+from eridiff.params.inherited import EXPORT_EMA, read_inherited
 from eridiff.projects.import_eridiffusion import import_config
 from eridiff.store.pins import read_pin
 from eridiff.weights.files import open_weights
@@ -35,7 +35,7 @@ MIB = 1 << 20
 READERS: dict[str, Callable[[Path], Any]] = {
     "a.txt": read_text,
     "a.bin": read_file,
-    "choices.json": lambda path: read_choice(path, EXPORT_EMA),
+    "choices.json": lambda path: read_inherited(path, EXPORT_EMA),
     "metrics.json": load_json,
     "a.yaml": read_yaml,
     "their.yaml": import_config,
@@ -146,7 +146,8 @@ def test_text_is_read_as_python_reads_it(tmp_path: Path) -> None:
 OWN = {
     "core/files": "the rule itself",
     "dataset/caption/files": "the same rule, and links that leave the folder",
-    "dataset/image/image": "pictures: what is no file was refused before (first_bytes.py)",
+    "dataset/image/decode": "pictures: what is no file was refused before (first_bytes.py)",
+    "dataset/image/header": "the same",
     "dataset/image/first_bytes": "looks at what it opens",
     "core/stopping": "writes; /proc",
     "flow/supervise": "/proc",
@@ -174,6 +175,6 @@ def test_no_other_module_opens_a_file_for_reading() -> None:
 def test_a_json_of_lists_without_end(tmp_path: Path) -> None:
     fill(tmp_path / "choices.json", "lists")
     with pytest.raises(ConfigError, match=r"choices\.json does not say"):
-        read_choice(tmp_path / "choices.json", EXPORT_EMA)
+        read_inherited(tmp_path / "choices.json", EXPORT_EMA)
     with pytest.raises(BaseError, match="is neither a weight file nor a pointer"):
         inspect_path(tmp_path / "choices.json")

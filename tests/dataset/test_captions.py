@@ -21,7 +21,7 @@ from eridiff.dataset.captions import (
     clean_caption,
     images_rows,
 )
-from eridiff.dataset.folder import Ignored
+from eridiff.dataset.folder_files import Ignored
 from eridiff.dataset.pictures import Picture
 from eridiff.formats.tables import read_table, write_table
 from eridiff.params.captions import CaptionParams, RuleName

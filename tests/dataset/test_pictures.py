@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from eridiff.core.errors import DataError, listing
-from eridiff.dataset.folder import Ignored
+from eridiff.dataset.folder_files import Ignored
 from eridiff.dataset.image.icc import PRIMARIES, matrix_profile
 from eridiff.dataset.picture_notes import image_facts, notes
 from eridiff.dataset.pictures import Picture, scan_pictures

@@ -8,7 +8,7 @@ import pytest
 from eridiff import __version__
 from eridiff.core.errors import ConfigError
 from eridiff.dvc import project_versions
-from eridiff.dvc.lock_form import refuse_early
+from eridiff.dvc.before_versions import refuse_early
 from eridiff.dvc.project_versions import (
     family_of,
     params_of,

@@ -128,7 +128,7 @@ class Served:
         self.clone, self.arguments, self.outside = clone, arguments, Outside()
         self.port, self.log = free_port(), home / "serve.log"
         self.environment = {
-            **clone.environment(),
+            **clone.launching(),
             "XDG_DATA_HOME": str(home),
             "PREFECT_SERVER_API_PORT": str(self.port),
             "ERIDIFF_GPUS": gpus,

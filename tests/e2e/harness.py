@@ -64,6 +64,13 @@ class Clone:
             "HF_HUB_OFFLINE": "1",
         }
 
+    def launching(self) -> dict[str, str]:
+        """For programs that start stages by their own python: Prefect's, `eridiff repro`, a launcher of processes."""
+        if self.cold:
+            return self.environment()
+        found = self.environment()
+        return {**found, "PATH": f"{start().stages}{os.pathsep}{found['PATH']}", "PYTHONPATH": str(start().stages)}
+
     def run(
         self, *command: str, check: bool = True, place: Path | None = None, limit: float = 600, **extra: str
     ) -> subprocess.CompletedProcess[str]:

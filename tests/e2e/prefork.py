@@ -5,6 +5,12 @@ starts one process that imports these libraries, and nothing of eridiff, and put
 for PATH: it hands `-m MODULE` to that process, which forks a child with the caller's folder, environment, arguments and
 files. The child imports the clone's own code. All else goes to the real python. Another folder has a `dvc` too.
 
+The workers of xdist are children of one such process too (tests/conftest.py): the libraries are imported once a run of
+the tests, not once a worker. The server of a worker's own stages is then a child of it as well, and ready at once.
+
+What starts stages by `sys.executable` finds that `python` with `stages` in front of PYTHONPATH; of that one only stages
+are children, and all else, Prefect's processes and DVC, is as ever.
+
 A caller that is killed ends its child; SIGINT and SIGTERM are passed on. But a child is in the server's process group,
 not in the caller's: what is killed by its group, with all that it started, must be started by the real `dvc`.
 """
@@ -33,13 +39,16 @@ from typing import Any
 SHIM = """#!{python} -SE
 import array, json, os, signal, socket, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
-if name != "python":  # a command of that name's module
+if arguments[:1] == ["-u"]:  # the output of a child is a pipe, and written at its end
+    arguments = arguments[1:]
+if name not in ("python", "worker"):  # a command of that name's module
     arguments = ["-m", name, *arguments]
-if arguments[:1] != ["-m"]:
-    os.execv({python!r}, [{python!r}, *arguments])
+mine = arguments[:1] == ["-m"] and arguments[1] != "stages.flow" and arguments[1].startswith({only!r})
+if not mine and name != "worker":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({place!r})
-wanted = json.dumps({{"arguments": arguments[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+wanted = json.dumps({{"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
 server.sendmsg([len(wanted).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
 server.sendall(wanted)
 for signum in (signal.SIGINT, signal.SIGTERM):
@@ -65,13 +74,19 @@ MEMBERS = {
 }
 
 
+SESSION = "PREFORK_OF_THE_TESTS"  # in the environment: the folder of the server that this process comes from
+
+
 @dataclass(frozen=True)
 class Prefork:
     """A running server, and the folders with its `python` and its `dvc`, for the front of PATH."""
 
     folder: Path
     dvc: Path
-    process: "subprocess.Popen[bytes]"
+    worker: Path  # a python for a worker of xdist
+    stages: Path  # for PYTHONPATH: sys.executable is a python that forks stages and nothing else
+    process: "subprocess.Popen[bytes]"  # what holds it alive
+    pid: int  # its own
 
 
 @cache
@@ -79,24 +94,32 @@ def start() -> Prefork:
     """Start the server of this process, once, and wait until it has imported everything. It ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="prefork-"))
     place = folder / "socket"
-    for shim in (folder / "python", folder / "commands" / "dvc"):
+    shims = [folder / name for name in ("python", "commands/dvc", "workers/worker", "stages/python")]
+    for shim in shims:
         shim.parent.mkdir(exist_ok=True)
-        shim.write_text(SHIM.format(python=sys.executable, place=str(place)))
+        only = "stages." if shim.parent.name == "stages" else ""
+        shim.write_text(SHIM.format(python=sys.executable, place=str(place), only=only))
         shim.chmod(0o755)
+    (shims[3].parent / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(shims[3])!r}\n")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "DVC_NO_ANALYTICS": "1"}
     environment |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):  # clones are compiled once: each child else compiled them
         environment.pop(name, None)
     command = [sys.executable, __file__, str(place)]
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if session := os.environ.get(SESSION):
+        command = [f"{session}/python", "-m", Path(__file__).stem, str(place)]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parent, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n", "the server of end-to-end tests did not start"
-    return Prefork(folder, folder / "commands", process)
+    word, _, pid = process.stdout.readline().decode().partition(" ")
+    assert word == "ready", "the server of end-to-end tests did not start"
+    return Prefork(folder, shims[1].parent, shims[2], shims[3].parent, process, int(pid))
 
 
 def started() -> int | None:
     """The server's process id, if this process has started it."""
-    return start().process.pid if start.cache_info().currsize else None
+    return start().pid if start.cache_info().currsize else None
 
 
 @dataclass
@@ -126,7 +149,7 @@ def serve(place: str) -> dict[str, Any]:
     door = socket.socket(socket.AF_UNIX)
     door.bind(place)
     door.listen(64)
-    print("ready", flush=True)
+    print("ready", os.getpid(), flush=True)
     runs: list[Run] = []
     while True:
         ready, _, _ = select.select([0, door, *(run.asker for run in runs), *(run.pidfd for run in runs)], [], [])
@@ -193,19 +216,22 @@ def _fork(asker: socket.socket, runs: list[Run], door: socket.socket) -> dict[st
 
 
 def become(wanted: dict[str, Any], libraries: list[str]) -> None:
-    """Run a module as the real python would, and end: but nothing is taken apart, which costs half a second."""
+    """Run a module, or code, as the real python would, and end; nothing is taken apart, which costs half a second."""
     os.environ.clear()
     os.environ.update(wanted["environment"])
     os.chdir(wanted["folder"])
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    module, *arguments = wanted["arguments"]
-    sys.argv = [module, *arguments]
+    kind, what, *arguments = wanted["arguments"]
+    sys.argv = [what if kind == "-m" else kind, *arguments]
     sys.path[:] = [wanted["folder"], *paths, *libraries]
     if any((Path(path) / "sitecustomize.py").exists() for path in paths):
         importlib.import_module("sitecustomize")
     code = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(what, {"__name__": "__main__"})
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.dataset.image.header import PICTURE_SUFFIXES
 from eridiff.family import family_names
 from eridiff.formats.tables import read_table
 from tests.e2e.harness import ROOT, Clone, make_clone

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.flow
 
 
 def test_it_runs_once_and_then_nothing_does(tmp_path: Path) -> None:
-    clone = make_clone(tmp_path, "checkout", cold=True)
-    extra = {"XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": "0"}
+    clone = make_clone(tmp_path, "checkout")
+    extra = {**clone.launching(), "XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": "0"}
     words = (sys.executable, "-m", "eridiff.flow.server", "once", sys.executable, "-m", "stages.flow", "flow")
     first = clone.run(*words, **extra)
     assert "flow: Completed: stages: 8 Completed" in first.stdout

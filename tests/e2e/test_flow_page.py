@@ -25,7 +25,7 @@ TABS = "[role=tab]"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("page")
-    clone = make_clone(folder, "eridiff", quick=not SHOTS, demo=bool(SHOTS), cold=True)
+    clone = make_clone(folder, "eridiff", quick=not SHOTS, demo=bool(SHOTS))
     with serving(Served(clone, folder / "home-of-prefect")) as one:
         yield one
 

@@ -1,12 +1,14 @@
 """A child of the prefork ends as the real python would: exit code, output, what is said of an error."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.prefork import start
+from tests.e2e.prefork import SESSION, start
+from tests.support.checkouts import ROOT
 
 pytestmark = pytest.mark.e2e
 
@@ -33,6 +35,47 @@ def test_it_ends_as_the_real_python_does(name: str, tmp_path: Path) -> None:
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode  # as a shell says it
         found.append((code, done.stdout, done.stderr.splitlines()[-1:]))
     assert found[0] == found[1]
+
+
+def test_a_worker_of_xdist_runs_the_code_that_it_is_given(tmp_path: Path) -> None:
+    """It has what was imported before; the server of its own stages comes from the same process, and serves alike."""
+    code = "import sys; print(sorted({'torch', 'pytest', 'eridiff'} & set(sys.modules)), sys.argv, sys.stdin.read())"
+    found = [_say([python, "-u", "-c", code], tmp_path) for python in (sys.executable, str(start().worker))]
+    assert found == ["[] ['-c'] asked\n", "['torch'] ['-c'] asked\n"]
+    (tmp_path / "nested.py").write_text(
+        "import os, subprocess, sys\n"
+        "from tests.e2e.prefork import start, started\n"
+        "assert started() is None\n"
+        "print(subprocess.run([start().folder / 'python', '-m', 'part'], timeout=300).returncode, flush=True)\n"
+        "assert started() not in (None, os.getpid())\n"
+    )
+    (tmp_path / "part.py").write_text("import os, sys; print('torch' in sys.modules, flush=True); sys.exit(3)")
+    given = {SESSION: str(start().folder), "PYTHONPATH": str(ROOT)}
+    assert _say([str(start().folder / "python"), "-m", "nested"], tmp_path, **given) == "True\n3\n"
+
+
+def test_a_program_forks_the_stages_that_it_starts_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    said = "import os, sys; print('torch' in sys.modules, flush=True)"
+    for name in ("part", "flow"):
+        (tmp_path / "stages" / f"{name}.py").write_text(said)
+    (tmp_path / "program.py").write_text(
+        "import subprocess, sys\n"
+        "print('torch' in sys.modules, flush=True)\n"
+        "for name in ('part', 'flow'):\n"
+        "    subprocess.run([sys.executable, '-u', '-m', f'stages.{name}'], timeout=300, check=True)\n"
+    )
+    command, given = [sys.executable, "-m", "program"], {"PYTHONPATH": str(start().stages)}
+    assert _say(command, tmp_path, **given) == "False\nTrue\nFalse\n"
+    assert _say(["python", "-m", "program"], tmp_path, PATH=str(start().stages), **given) == "False\nTrue\nFalse\n"
+
+
+def _say(command: list[str], place: Path, **more: str) -> str:
+    done = subprocess.run(
+        command, cwd=place, env={**os.environ, **more}, input="asked", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_child_keeps_what_it_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

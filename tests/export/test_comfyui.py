@@ -42,7 +42,7 @@ def test_the_tables_join_as_comfyui_does(name: str) -> None:
     keys = comfyui_keys()[name]
     for row in load_keys(family).DIALECTS[-1].table(config):
         function = "swap_scale_shift" if row.reorder is swap_halves else None
-        for index, part in enumerate(row.parts):
+        for index, part in enumerate(row.slices):
             piece = [0, sum(row.heights[:index]), row.heights[index]] if row.heights else None
             assert keys[f"transformer.{part}"] == [native(row), piece, function]
 
@@ -51,4 +51,4 @@ def test_sdxl_blocks_are_numbered_as_comfyui_does() -> None:
     keys = comfyui_keys()["sdxl"]
     (dialect,) = load_keys("sdxl").DIALECTS
     for row in dialect.table(FULL_SIZE["sdxl"][2]):
-        assert keys[dialect.key(row.parts[0])] == keys[dialect.key(row.target)]
+        assert keys[dialect.key(row.slices[0])] == keys[dialect.key(row.target)]

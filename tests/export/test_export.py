@@ -106,11 +106,11 @@ def test_kohya_files_hold_the_change_of_the_joined_weights(family: str, dtype: s
     trained, unused = adapter(family), load_family(family).unused_modules(SMALL[family])
     for row in dialect.table(SMALL[family]):
         down, up, alpha = (tensors.pop(dialect.key(row.target) + end).float() for end in KOHYA)
-        changes = [change(trained, p, 0.75) if p not in unused else torch.zeros(32, 32) for p in row.parts]
+        changes = [change(trained, p, 0.75) if p not in unused else torch.zeros(32, 32) for p in row.slices]
         true = torch.cat(changes)
         if row.target == "joint_blocks.1.context_block.adaLN_modulation.1":
             true = torch.cat(true.chunk(2)[::-1])
-        assert alpha / len(down) == 0.75 and len(down) == 4 * len(row.parts)
+        assert alpha / len(down) == 0.75 and len(down) == 4 * len(row.slices)
         assert (alpha / len(down) * up @ down - true).norm() <= ROUNDING[dtype] * true.norm()
     assert not tensors
 

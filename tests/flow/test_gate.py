@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from eridiff.core.errors import ConfigError
 from eridiff.flow import server as flowserver
 from eridiff.flow.access import FILE, NONCE, PROOF, Keys, local_secret, proof, read_names
 from eridiff.flow.allowed import FlowPage
+from eridiff.flow.form import form_schema
 from eridiff.flow.gate import LARGEST, SAFE, Gate
 from eridiff.machine.local import LocalConfig
+from tests.support.checkouts import ROOT
 
 OURS = "127.0.0.1:4200"
 PAGE = {"origin": f"http://{OURS}", "sec-fetch-site": "same-origin"}
@@ -368,9 +371,26 @@ NO_JSON = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000]
 LIKE_JSON = [b'{"paused": NaN}', b'{"parameters": {"a": 1e999}}', b'{"description": "\\ud800"}']  # Python reads these
 
 
-@pytest.mark.parametrize("body", NO_JSON + LIKE_JSON)
+UNKEPT = [  # Prefect takes and stores these, and then answers 500 to every list of runs
+    b'{"parameters": {"overrides": ' + b"[" * 260 + b"]" * 260 + b"}}",
+    b'{"description": "a\\u0000b"}',
+]
+
+
+@pytest.mark.parametrize("body", NO_JSON + LIKE_JSON + UNKEPT)
 def test_a_page_sends_json(served: Served, body: bytes) -> None:
     assert served.ask("PATCH", DEPLOYMENT, PAGE, body)[0] == 400
+
+
+def test_whole_numbers_beyond_64_bits_go_on_as_every_reader_has_them(served: Served) -> None:
+    """Prefect keeps longer ones, and then answers 500 to every list of runs; JavaScript writes out those below 1e21."""
+    body = b'{"parameters": {"a": 18446744073709552000, "b": -9223372036854775809, "c": 18446744073709551615}}'
+    assert served.ask("PATCH", DEPLOYMENT, PAGE, body)[0] == 200
+    assert (
+        b'{"a": 1.8446744073709552e+19, "b": -9.223372036854776e+18, "c": 18446744073709551615}' in served.came[-1][1]
+    )
+    schema = json.dumps({"parameter_openapi_schema": form_schema(ROOT)}).encode()
+    assert served.ask("PATCH", DEPLOYMENT, PAGE, schema)[0] == 200, "the page's form to edit sends it back"
 
 
 def test_a_page_sends_no_more_than_a_mebibyte(served: Served) -> None:
@@ -503,6 +523,15 @@ def test_no_other_machine_without_a_password(
     assert "0.0.0.0" not in keys.names and (host in keys.names or host == "0.0.0.0")
 
 
+@pytest.mark.parametrize("password", ["me:pä:ss", "mé:x", "me:日本", "me:a\tb", "me:x\n", "me:\x7f"])
+def test_a_password_that_prefect_cannot_compare_is_refused(password: str, tmp_path: Path) -> None:
+    """Prefect compares by hmac.compare_digest, which takes no other text: every answer would be a 500."""
+    settings = {"PREFECT_SERVER_API_HOST": "0.0.0.0", "PREFECT_HOME": str(tmp_path), "ERIDIFF_SERVED_AS": "studio"}
+    with pytest.raises(ConfigError, match=r"^PREFECT_SERVER_API_AUTH_STRING holds characters") as error:
+        flowserver.read_keys(settings, password)
+    assert password.partition(":")[2] not in str(error.value), "a password stands in no message"
+
+
 def test_local_yaml_names_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flowserver, "load_local", lambda: LocalConfig(served_as=("studio",)))
     settings = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_HOME": str(tmp_path)}
@@ -517,6 +546,50 @@ def test_local_yaml_names_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_our_own_processes_ask_under_a_name_of_ours(host: str, url: str) -> None:
     settings = {"PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": "4300"}
     assert flowserver.api_url(settings) == f"http://{url}:4300/api"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("PREFECT_SERVER_API_PORT", text) for text in ("abc", "0", "70000", "4200 ", "-1", "١٢", "9" * 5000)),
+        *(("PREFECT_SERVER_API_HOST", text) for text in ("a b", "http://x", "127.0.0.1:4200", "*")),
+        *(("PREFECT_API_URL", text) for text in ("nonsense", "http://127.0.0.1:x/api", "http://a b/api", "file:///x")),
+    ],
+)
+def test_an_address_that_is_none_is_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is .*: ") as error:
+        flowserver.environment({name: text})
+    assert len(error.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    "url", ["http://studio.local:4200/api", "https://[fd00::5]/api", "http://10.0.0.7:1/a/api?x=1"]
+)
+def test_an_address_that_is_one(url: str) -> None:
+    assert flowserver.environment({"PREFECT_API_URL": url})["PREFECT_API_URL"] == url
+
+
+def test_an_empty_variable_is_one_that_is_not_set(tmp_path: Path) -> None:
+    """Prefect takes an empty password for one, which nobody then knows."""
+    empty = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_API_PORT", "PREFECT_HOME", "ERIDIFF_GPUS")
+    settings = flowserver.environment({**dict.fromkeys(empty, ""), "XDG_DATA_HOME": str(tmp_path)})
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in settings and settings["ERIDIFF_GPUS"] == ""
+    assert settings["PREFECT_SERVER_API_PORT"] == "4200" and settings["PREFECT_HOME"].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_stopped_while_the_server_starts_it_ends_without_a_word(
+    once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(url: str) -> bool:  # asked while it starts
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(flowserver, "find_server", lambda *_, **__: None)
+    monkeypatch.setattr(flowserver, "answers", signalled)
+    monkeypatch.setattr(flowserver, "SERVER", ("--version",))
+    settings = flowserver.environment({"XDG_DATA_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)})
+    assert flowserver.run_beside(["false"], settings, once=once) == (130 if once else 0)
 
 
 # The secret

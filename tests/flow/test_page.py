@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eridiff.flow.outcomes import CACHED
 from eridiff.flow.page import cache_page, curve, export_page, picture, running_mean
-from eridiff.flow.stages import CACHED
 
 
 def test_a_small_picture_stays_as_it_is(tmp_path: Path) -> None:

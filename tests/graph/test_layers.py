@@ -130,7 +130,7 @@ PLANTED = {
             "from eridiff.sampling.sample import draw_samples",
             "eridiff.training.train -> eridiff.sampling.sample",
         ),
-        ("dataset/folder.py", "import eridiff.models.samplers", "eridiff.dataset.folder -> eridiff.models.samplers"),
+        ("dataset/buckets.py", "import eridiff.models.samplers", "eridiff.dataset.buckets -> eridiff.models.samplers"),
         ("extra/__init__.py", "", "extra"),
         ("odd.py", "", "odd"),
     ],

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from eridiff.cli import app
 from eridiff.core.config import read_yaml
 from eridiff.core.errors import ConfigError
-from eridiff.dvc.lock_form import lists_code, refuse_early
+from eridiff.dvc.before_versions import lists_code, refuse_early
 from eridiff.dvc.own_pictures import unsafe_types
 from eridiff.dvc.repair import held
 from eridiff.projects.projects import project_dvc_yaml
@@ -208,3 +208,15 @@ def test_a_damaged_lock_is_named(early: Path) -> None:
     (early / "dvc.lock").write_text("schema: '2.0'\nstages:\n  check: {deps: [")
     with pytest.raises(ConfigError, match="no valid YAML"):
         upgrade(early)
+
+
+def test_a_dvc_yaml_that_names_no_code_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was parsed just before, for its bounds."""
+    read: list[Path] = []
+    monkeypatch.setattr("eridiff.dvc.before_versions.read_yaml", lambda path: read.append(path) or {})
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text("utf-8"))
+    refuse_early(tmp_path)
+    assert read == []
+    (tmp_path / "dvc.yaml").write_text(of_before("pipeline.yaml", in_project=False))
+    refuse_early(tmp_path)
+    assert read == [tmp_path / "dvc.yaml"]

@@ -449,7 +449,7 @@ def test_names_of_any_language_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["m-1-of-99999999999.safetensors", "m-00001-of-9" + "9" * 200 + ".safetensors"])
 def test_a_name_that_claims_any_number_of_shards(name: str, tmp_path: Path) -> None:
     header_file(tmp_path / name, {"a": tensor()}, 4)
-    with pytest.raises(BaseError, match=r"is missing .* and more: the model was copied in part") as caught:
+    with pytest.raises(BaseError, match=r"is missing .* and more: the model was copied incompletely") as caught:
         inspect_path(tmp_path / name)
     assert str(caught.value).count("safetensors") == 20
 

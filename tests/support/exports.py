@@ -58,7 +58,7 @@ def denoiser(family: str, config: dict[str, Any], device: str = "cpu") -> nn.Mod
 def shapes(family: str, wide: bool = False) -> dict[str, tuple[int, int]]:
     """Trained modules of the small (or the wide) model: all but the unused ones."""
     config = WIDE_FLUX if wide else SMALL[family]
-    known = {part for row in load_keys(family).DIALECTS[0].table(config) for part in row.parts}
+    known = {part for row in load_keys(family).DIALECTS[0].table(config) for part in row.slices}
     known -= set(load_family(family).unused_modules(config))
     modules = denoiser(family, config, "meta").named_modules()
     return {n: (m.out_features, m.in_features) for n, m in modules if isinstance(m, nn.Linear) and n in known}

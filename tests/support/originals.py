@@ -87,7 +87,7 @@ def header(
     shapes = canonical_shapes(family, variant, component)
     found: Header = {}
     for row in rows_of(family, variant, component, layout):
-        parts = [shapes[part] for part in row.parts]
+        parts = [shapes[part] for part in row.slices]
         shape = (sum(part[0] for part in parts), *parts[0][1:]) if row.heights else parts[0]
         if row.reorder is conv_or_linear:
             shape = (*shape, 1, 1)

@@ -24,7 +24,7 @@ from eridiff.training import run as training_run
 from eridiff.training.data import Batch, Sample, TrainingSet
 from eridiff.training.job import TrainJob
 from eridiff.training.run import Machine, Run, prepare_run
-from eridiff.training.step import add_gradients, draw, train_step
+from eridiff.training.step import Example, add_gradients, draw, train_step
 from eridiff.weights.pointers import ModelSource
 from tests.support.bases import source
 
@@ -75,7 +75,8 @@ def start(family: str, params: TrainParams, *, activation_checkpointing: Checkpo
 
 def do_step(run: Run, batch: Batch, step: int) -> Tensor:
     """One micro-batch's forward and backward pass; the loss."""
-    return add_gradients(run, train_step(run, batch, draw(run, batch, step)))
+    example = Example(batch=batch, draws=draw(run, batch, step)).to(run.device)
+    return add_gradients(run, train_step(run, example.batch, example.draws))
 
 
 def text_shapes(family: str) -> dict[str, tuple[int, ...]]:

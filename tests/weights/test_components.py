@@ -12,7 +12,7 @@ from eridiff.core.errors import BaseError
 from eridiff.family import load_family, load_keys
 from eridiff.formats.safetensors import raw_tensors, write_tensors
 from eridiff.machine.filedigests import FileDigests
-from eridiff.weights.components import describe_folder, variant_of
+from eridiff.weights.components import describe_folder, weights_suffix
 from eridiff.weights.pointers import Pointer, pointer_text
 from tests.support.bases import FAMILIES
 from tests.support.checkouts import SMALL
@@ -21,9 +21,9 @@ from tests.support.tensors import load_tensors
 BASE = f"tiny-{FAMILIES[0]}"
 
 
-def component(folder: Path, canonical: Any = lambda component, name: name, variant: str | None = None) -> Any:
+def component(folder: Path, canonical: Any = lambda component, name: name, weights: str | None = None) -> Any:
     with FileDigests() as digests:
-        return describe_folder(folder, canonical, digests, variant)
+        return describe_folder(folder, canonical, digests, weights)
 
 
 def weights_folder(folder: Path, files: dict[str, dict[str, torch.Tensor]], config: str = "{}") -> Path:
@@ -69,19 +69,19 @@ def test_variants_beside_the_weights_are_not_read(tmp_path: Path) -> None:
         weights_folder(tmp_path / "2" / "m", {"model.safetensors": TENSORS, "model.fp16.safetensors": half})
     )
     assert both == plain
-    chosen = component(tmp_path / "2" / "m", variant="fp16")
+    chosen = component(tmp_path / "2" / "m", weights="fp16")
     only = component(weights_folder(tmp_path / "3" / "m", {"model.fp16.safetensors": half}))
     assert chosen == only != plain
     assert (only.variant, plain.variant, only.files.keys()) == ("fp16", None, {"model.fp16.safetensors"})
     weights_folder(tmp_path / "4" / "m", {"model.fp16.safetensors": half, "model.bf16.safetensors": half})
     with pytest.raises(
-        BaseError, match=r"holds the weight variants bf16, fp16 and none without a suffix: choose one with --variant"
+        BaseError, match=r"holds the weights bf16, fp16 and none without a suffix: choose with --weights"
     ):
         component(tmp_path / "4" / "m")
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"),
+    ("name", "suffix"),
     [
         ("model.safetensors", None),
         ("model.fp16.safetensors", "fp16"),
@@ -93,8 +93,8 @@ def test_variants_beside_the_weights_are_not_read(tmp_path: Path) -> None:
         ("sd3.5_large.safetensors", None),
     ],
 )
-def test_variants_by_name(name: str, variant: str | None) -> None:
-    assert variant_of(name) == variant
+def test_suffixes_by_name(name: str, suffix: str | None) -> None:
+    assert weights_suffix(name) == suffix
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -49,12 +49,12 @@ def test_tables_are_bijections_over_the_full_size_modules(name: str) -> None:
     known = set()
     for dialect, count in zip(dialects(name), COUNTS[name], strict=True):
         rows = dialect.table(config)
-        parts = [part for row in rows for part in row.parts]
+        parts = [part for row in rows for part in row.slices]
         keys = {dialect.key(row.target) for row in rows}
         assert (len(keys), len(rows)) == (count, count)
         assert len(parts) == len(set(parts)) and set(parts) == in_blocks
-        assert all(linear[p][0] == h for row in rows for p, h in zip(row.parts, row.heights, strict=False))
-        assert all(len({linear[part][1] for part in row.parts}) == 1 for row in rows)
+        assert all(linear[p][0] == h for row in rows for p, h in zip(row.slices, row.heights, strict=False))
+        assert all(len({linear[part][1] for part in row.slices}) == 1 for row in rows)
         known |= keys
     assert set(KEYS[name]) <= known
     for pattern in load_family(family).TARGET_SETS.values():
@@ -64,7 +64,7 @@ def test_tables_are_bijections_over_the_full_size_modules(name: str) -> None:
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_dead_modules_are_in_the_tables(name: str) -> None:
     family, _, config = FULL_SIZE[name]
-    parts = {part for dialect in dialects(name) for row in dialect.table(config) for part in row.parts}
+    parts = {part for dialect in dialects(name) for row in dialect.table(config) for part in row.slices}
     assert set(load_family(family).unused_modules(config)) <= parts
 
 
@@ -84,14 +84,14 @@ JOINED = Row("linear1", ("q", "k", "v", "mlp"), (1, 1, 1, 4))
 def test_join_and_split_are_inverse(present: tuple[str, ...]) -> None:
     rng = np.random.default_rng(0)
     (row,) = place([JOINED], width=6)
-    heights = dict(zip(row.parts, row.heights, strict=True))
+    heights = dict(zip(row.slices, row.heights, strict=True))
     trained = {part: random_factors(rng, heights[part], 2, 5, alpha=3.0) for part in present}
     joined = join(row, trained)
     assert joined is not None
     assert joined.down.shape == (8, 5) and joined.up.shape == (42, 8)
     assert joined.alpha == 12.0 and joined.scale == trained[present[0]].scale
     whole = np.concatenate(
-        [change(trained[p]) if p in trained else np.zeros((heights[p], 5), np.float32) for p in row.parts]
+        [change(trained[p]) if p in trained else np.zeros((heights[p], 5), np.float32) for p in row.slices]
     )
     np.testing.assert_allclose(change(joined), whole, rtol=1e-5, atol=1e-6)
     back = split(row, joined)
@@ -106,7 +106,7 @@ def test_split_takes_files_whose_parts_share_the_down_projection() -> None:
     (row,) = place([JOINED], width=6)
     joined = random_factors(rng, 42, 4, 5, alpha=2.0)
     back = split(row, joined)
-    np.testing.assert_allclose(np.concatenate([change(back[part]) for part in row.parts]), change(joined), rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate([change(back[part]) for part in row.slices]), change(joined), rtol=1e-6)
 
 
 def test_join_of_nothing_is_nothing() -> None:

@@ -67,7 +67,7 @@ def test_models_are_those_of_the_folder(family: str, dtype: str, checkout: Path,
     add_base("folder", [small(family)])
     module, kind = load_family(family), DTYPES[dtype]
     mine, theirs = open_base("files", family), open_base("folder", family)
-    assert set(mine.parts) == {name for name in theirs.folders if "tokenizer" not in name}
+    assert set(mine.single_files) == {name for name in theirs.folders if "tokenizer" not in name}
     pairs = [(load_vae(module, s, kind), load_denoiser(module, s, kind)) for s in (mine, theirs)]
     encoders = [load_text_encoders(module, s, kind) for s in (mine, theirs)]
     for one, other in [*zip(*pairs, strict=True), *((e.encoders[n] for e in encoders) for n in encoders[0].encoders)]:
@@ -157,7 +157,7 @@ def test_a_renamed_or_converted_file_is_the_same_base(checkout: Path, tmp_path: 
         local.write_text("{}\n")
         open_base("mine", "sdxl", "denoiser")
     local.write_text(f"bases:\n  mine: [{tmp_path}/other name.safetensors]\n")
-    assert set(open_base("mine", "sdxl", "denoiser").parts) == {"unet"}
+    assert set(open_base("mine", "sdxl", "denoiser").single_files) == {"unet"}
     local.write_text(f"bases:\n  mine: {small('sdxl')}\n")
     assert set(open_base("mine", "sdxl").folders) >= {"unet", "vae", "tokenizer"}
 

@@ -44,14 +44,14 @@ def test_a_table_has_every_tensor_of_the_real_model_once(
     family: str, variant: str, component: str, layout: str
 ) -> None:
     shapes, rows = canonical_shapes(family, variant, component), rows_of(family, variant, component, layout)
-    parts = [part for row in rows for part in row.parts]
+    parts = [part for row in rows for part in row.slices]
     assert len(parts) == len(set(parts))
     assert set(parts) == set(shapes)
     assert len({row.target for row in rows}) == len(rows)
     for row in rows:
-        assert not row.heights or [shapes[part][0] for part in row.parts] == list(row.heights)
+        assert not row.heights or [shapes[part][0] for part in row.slices] == list(row.heights)
     if layout == "diffusers":
-        assert all(row.parts == (row.target,) for row in rows)
+        assert all(row.slices == (row.target,) for row in rows)
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
-"""The VAE cache: what the store lacks is read, encoded and put as one overlapped pipeline; the shards are published."""
+"""The VAE cache: missing latents are read, encoded and put as one overlapped pipeline; the shards are published."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from eridiff.caching.early_shards import EarlyShards, Puts
@@ -11,12 +10,12 @@ from eridiff.caching.fill import CacheCounts, Resources, fill
 from eridiff.caching.latents.crops import Size
 from eridiff.caching.latents.plan import batch_by_bucket, index_rows
 from eridiff.caching.latents.samples import Sample, Samples
-from eridiff.caching.pipeline import BATCHES_BEHIND, Transfers, reader_threads, with_finite, writer_threads
+from eridiff.caching.pipeline import Transfers, entry_writer, reader_threads, with_finite
 from eridiff.caching.processes import encode_together
 from eridiff.core.errors import DataError
 from eridiff.core.progress import track
 from eridiff.core.threads import WriteBehind, batches_ahead
-from eridiff.dataset.image.image import crop_picture, load_pixels
+from eridiff.dataset.image.decode import crop_picture, load_pixels
 from eridiff.formats.tables import Row
 from eridiff.params.latents import LatentParams
 from eridiff.store.store import Store
@@ -31,27 +30,19 @@ if TYPE_CHECKING:
 
 
 class BatchEncoder:
-    """The VAE between copies to the device and writers behind it: the device waits for neither.
+    """The VAE between copies to the device and the writer behind it: the device waits for neither.
 
-    Stopped in any way, this loses at most the batch in the encoder and those not yet written
-    (encodepipe.BATCHES_BEHIND).
+    writer: of `entry_writer`.
     """
 
-    def __init__(self, store: Puts, params: LatentParams, vae: "nn.Module", device: "torch.device") -> None:
+    def __init__(
+        self, store: Puts, params: LatentParams, vae: "nn.Module", device: "torch.device", writer: WriteBehind
+    ) -> None:
         from eridiff.caching.latents.vae import prepare_vae
 
         self.store, self.params, self.device = store, params, device
         self._vae, self._moves = prepare_vae(vae, params, device), Transfers(device)
-        self._writer = WriteBehind(threads=writer_threads(device), depth=BATCHES_BEHIND * params.batch_size)
-
-    def __enter__(self) -> "BatchEncoder":
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
+        self._writer = writer
 
     def allocate(self, bucket: Size) -> "Tensor":
         """An empty batch of one bucket, always of the full size: uint8 [batch_size, H, W, 3]."""
@@ -169,7 +160,8 @@ def _encode(samples: Samples, store: Store, params: LatentParams, pictures: Path
         own = {sample.key for batch in batches for sample in batch}
         with EarlyShards(store, samples.keys, samples.areas, own, device) as shards:
             puts = store if ranks.index else shards  # the first process alone writes shards
-            with BatchEncoder(puts, params, vae, device) as encoder:
+            with entry_writer(device, params.batch_size) as writer:
+                encoder = BatchEncoder(puts, params, vae, device, writer)
                 reader = PictureReader(params, pictures)
                 encode_batches(batches, encoder, reader, workers=resources.workers, what=f"latents{ranks.label}")
 

@@ -1,10 +1,10 @@
 """Pictures that the store never saw: decoded once, for the digest that their keys need and for the encoder at once.
 
-    read (threads): decode, digest => key; where the store lacks it: crop => a batch of its bucket => encode => write
+    read (threads): decode, digest => key; where it is missing: crop => a batch of its bucket => encode => write
 
-Batches are made as pictures come, since a key is known only once its picture is decoded; whoever is in a batch changes
-no byte. What this leaves (a picture that the store saw before but lacks, an interruption) the stage finds missing after
-it, as in any run.
+Batches are made as pictures come, since a key is known only once its picture is decoded; the rest of a batch changes no
+byte. What this leaves (a picture seen before that is no longer in the store, an interruption) the stage finds missing
+after it, as in any run.
 
 Several processes share the pictures out, each decodes its own (eridiff/caching/processes.py).
 """
@@ -22,11 +22,11 @@ from eridiff.caching.latents.crops import Size
 from eridiff.caching.latents.encode import BatchEncoder, cut_sample
 from eridiff.caching.latents.plan import check_sides, refuse_unusable, take_over_pixels
 from eridiff.caching.latents.samples import Sample, Samples
-from eridiff.caching.pipeline import readers_in_memory
+from eridiff.caching.pipeline import entry_writer, readers_in_memory
 from eridiff.core.errors import DataError
 from eridiff.core.progress import track
 from eridiff.core.threads import MAX_READERS, ahead, shared_cores
-from eridiff.dataset.image.image import load_pixels, pixel_digest
+from eridiff.dataset.image.decode import load_pixels, pixel_digest
 from eridiff.formats.tables import Row
 from eridiff.params.latents import LatentParams
 from eridiff.store.catalogue import list_loose
@@ -76,9 +76,9 @@ class NewPictures:
             take_over_pixels(files, self.pictures, self.pixels)
 
     def first_keys(self, common: KeyFields) -> list[str]:
-        """The keys of the first one's samples: mostly enough to know that something lacks.
+        """The keys of the first one's samples: mostly enough to know that something is missing.
 
-        [] where there is none, or it cannot be decoded: whoever reads all names it, with the others.
+        [] where there is none, or it cannot be decoded: it is named with the others when all are read.
         """
         self._take_over()
         rows = next(self._rows_of(self.pixels.unknown), None)
@@ -92,7 +92,7 @@ class NewPictures:
         return [sample.key for sample in self._samples(rows, pixels, common)]
 
     def encode(self, common: KeyFields, resources: Resources) -> Work:
-        """Read all, remember their pixels, and encode what the store and the stage's last output lack of them.
+        """Read all, remember their pixels, and encode what is neither in the store nor in the stage's last output.
 
         Of several processes that share the pictures the first one counts and waits for all.
         Memory: a batch of each bucket, and a batch and a picture a thread ahead.
@@ -129,7 +129,7 @@ class NewPictures:
     def _encode(
         self, files: set[str], common: KeyFields, store: Store, resources: Resources
     ) -> tuple[set[str], list[str]]:
-        """Read some, encode what the store lacks; the keys that were encoded, and what is wrong with pictures."""
+        """Read some, encode what is missing; the keys that were encoded, and what is wrong with pictures."""
         threads = min(shared_cores(), MAX_READERS) if resources.workers is None else resources.workers
         sizes = (row["original_w"] * row["original_h"] for row in self.rows if row["file_digest"] in files)
         threads = readers_in_memory(threads, max(sizes, default=1))
@@ -197,7 +197,9 @@ class FormingBatches:
             return
         self.begun.add(sample.key)
         if self._encoder is None:
-            self._encoder = self._stack.enter_context(BatchEncoder(self._store, self._params, *self._load()))
+            vae, device = self._load()
+            writer = self._stack.enter_context(entry_writer(device, self._params.batch_size))
+            self._encoder = BatchEncoder(self._store, self._params, vae, device, writer)
         if sample.bucket not in self._open:
             self._open[sample.bucket] = [], self._encoder.allocate(sample.bucket)
         batch, bytes_BHWC = self._open[sample.bucket]

@@ -9,7 +9,7 @@ from eridiff.caching.latents.tiles import TILING
 from eridiff.core.errors import ConfigError, DataError, listing
 from eridiff.core.progress import track
 from eridiff.core.threads import MAX_READERS, ahead, available_cores
-from eridiff.dataset.image.image import keeps_its_numbers, load_pixels, pixel_digest
+from eridiff.dataset.image.decode import keeps_its_numbers, load_pixels, pixel_digest
 from eridiff.formats.tables import ColumnRows, Row
 from eridiff.params.latents import IN_NO_KEY, LatentParams
 from eridiff.store.entries import KeyFields

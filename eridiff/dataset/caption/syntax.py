@@ -50,6 +50,9 @@ PROSE = {
 LEFT_OVER = re.compile(
     r"\A[ ,\n]*[0-9]+(?:[ ,\n]+-?[0-9]+(?:\.[0-9]+)?){4,}[ ,\n]*\Z|"  # boxes of objects, as YOLO has them
     r"(?<![\w:.-])embedding:[^\W\d]|[{}\[\]\\]|<[\w-]+:|\|\||;;;|\(\(|\)\)|__\w|\$\$|::|:[0-9]?\.[0-9]+\)|(?<!\w)BREAK(?!\w)|"
+    r"<\||</?[a-z][\w-]*>|"  # tokens of language models and encoders: `<|endoftext|>`, `<s0>`, `</s>`
+    r"(?<!\S)(?:\$\{?|%)(?:trigger|token|name|class)|"  # places that no rule fills
+    r"(?<!\S)--(?:ar|aspect|chaos|iw|niji|no|q|quality|s|seed|style|stylize|v|version|w|weird)\s|"  # Midjourney's
     + WIDE_COMMAS
 )
 CLOSING = {")": "(", "]": "[", "}": "{"}

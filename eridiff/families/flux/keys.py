@@ -5,7 +5,7 @@ from functools import partial
 from eridiff.weights.lora_keys import Config, Dialect, Row, place, renamed, swap_halves
 from eridiff.weights.shared_keys import CLIP_L, OLD_CLIP, OLD_T5, T5, VAE
 from eridiff.weights.signatures import Look, Mark
-from eridiff.weights.tensor_keys import Part, as_diffusers, leaves
+from eridiff.weights.tensor_keys import ComponentKeys, as_diffusers, leaves
 
 RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_T5}
 
@@ -102,7 +102,7 @@ def _transformer_sizes(config: Config) -> dict[str, Mark]:
 
 
 COMPONENTS = {
-    "transformer": Part(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
+    "transformer": ComponentKeys(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
     "vae": VAE,
     "text_encoder": CLIP_L,
     "text_encoder_2": T5,

@@ -9,7 +9,7 @@ from functools import partial
 from eridiff.weights.lora_keys import Config, Dialect, Row, peft, place, renamed, swap_halves
 from eridiff.weights.shared_keys import CLIP_G_PROJECTED, CLIP_L_PROJECTED, OLD_CLIP, OLD_T5, T5, VAE
 from eridiff.weights.signatures import Look, Mark
-from eridiff.weights.tensor_keys import Part, as_diffusers, leaves
+from eridiff.weights.tensor_keys import ComponentKeys, as_diffusers, leaves
 
 RENAMES = {"text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP, "text_encoder_3": OLD_T5}
 
@@ -30,7 +30,7 @@ EVERY = (
     Row("joint_blocks.{i}.x_block.mlp.fc2", (_BLOCK + "ff.net.2",)),
     Row("joint_blocks.{i}.x_block.adaLN_modulation.1", (_BLOCK + "norm1.linear",)),
 )
-# The text stream's way out of a block, which the last block lacks.
+# The text stream's way out of a block, which the last block does not have.
 ALL_BUT_LAST = (
     Row("joint_blocks.{i}.context_block.attn.proj", (_BLOCK + "attn.to_add_out",)),
     Row("joint_blocks.{i}.context_block.mlp.fc1", (_BLOCK + "ff_context.net.0.proj",)),
@@ -97,7 +97,7 @@ def table(config: Config) -> tuple[Row, ...]:
 
 def split_table(config: Config) -> tuple[Row, ...]:
     """The same modules under diffusers' own names."""
-    return tuple(Row(part, (part,)) for row in table(config) for part in row.parts)
+    return tuple(Row(name, (name,)) for row in table(config) for name in row.slices)
 
 
 def transformer_rows(layout: str, config: Config) -> tuple[Row, ...]:
@@ -117,7 +117,7 @@ def _transformer_sizes(config: Config) -> dict[str, Mark]:
 
 
 COMPONENTS = {
-    "transformer": Part(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
+    "transformer": ComponentKeys(kind="denoiser", rows=transformer_rows, sizes=_transformer_sizes),
     "vae": VAE,
     "text_encoder": CLIP_L_PROJECTED,
     "text_encoder_2": CLIP_G_PROJECTED,

@@ -6,7 +6,7 @@ from functools import partial
 from eridiff.weights.lora_keys import Config, Dialect, Row, place, renamed
 from eridiff.weights.shared_keys import CLIP_G_PROJECTED, CLIP_L, OLD_CLIP, OLD_VAE, VAE
 from eridiff.weights.signatures import Look, Mark
-from eridiff.weights.tensor_keys import Part, as_diffusers, leaves
+from eridiff.weights.tensor_keys import ComponentKeys, as_diffusers, leaves
 
 RENAMES = {"vae": OLD_VAE, "text_encoder": OLD_CLIP, "text_encoder_2": OLD_CLIP}
 
@@ -128,7 +128,7 @@ def _unet_sizes(config: Config) -> dict[str, Mark]:
 
 
 COMPONENTS = {
-    "unet": Part(kind="denoiser", rows=unet_rows, sizes=_unet_sizes),
+    "unet": ComponentKeys(kind="denoiser", rows=unet_rows, sizes=_unet_sizes),
     "vae": VAE,
     "text_encoder": CLIP_L,
     "text_encoder_2": CLIP_G_PROJECTED,

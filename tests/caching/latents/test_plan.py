@@ -16,6 +16,7 @@ from eridiff.caching.latents.encode import BatchEncoder, PictureReader, cache_la
 from eridiff.caching.latents.plan import common_key_fields, learn_pixels, plan_samples
 from eridiff.caching.latents.samples import Samples
 from eridiff.caching.latents.vae import encode, pixels_from_bytes
+from eridiff.caching.pipeline import entry_writer
 from eridiff.core.errors import ConfigError, DataError
 from eridiff.core.files import digest_file
 from eridiff.family import load_family
@@ -137,12 +138,13 @@ def test_a_padded_batch_gives_the_same_bits(pictures: Path) -> None:
     run(pictures, params, samples)
     for sample in samples:
         store = Store(pictures.parent / "alone", "latents")
-        with BatchEncoder(store, params, vae(), CPU) as encoder:
+        with entry_writer(CPU, params.batch_size) as writer:
+            encoder = BatchEncoder(store, params, vae(), CPU, writer)
             encode_batches([[sample]], encoder, PictureReader(params, pictures))
     _, encoded = run(pictures, params, samples, out="again", store="alone")
     assert encoded == 0
     assert shards(pictures.parent / "latents") == shards(pictures.parent / "again")
-    bytes_BHWC = BatchEncoder(store, params, vae(), CPU).allocate((48, 48))
+    bytes_BHWC = encoder.allocate((48, 48))
     assert bytes_BHWC.shape == (4, 48, 48, 3)
     assert pixels_from_bytes(bytes_BHWC).is_contiguous()  # channels_last is a param
 

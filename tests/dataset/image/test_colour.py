@@ -10,9 +10,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from eridiff.core.errors import DataError
+from eridiff.dataset.image.decode import load_pixels, pixel_digest
+from eridiff.dataset.image.header import read_header
 from eridiff.dataset.image.icc import PRIMARIES, SRGB, matrix_profile
-from eridiff.dataset.image.image import load_pixels, pixel_digest, read_header
-from tests.dataset.image.test_image import chunk, pattern, png
+from tests.dataset.image.test_decode import chunk, pattern, png
 
 P3 = matrix_profile("Display P3", PRIMARIES[12])
 OWN = matrix_profile("somebody's sRGB", SRGB)

@@ -2,7 +2,7 @@
 
 from eridiff.weights.lora_keys import Config, Dialect, Row, place
 from eridiff.weights.signatures import Look
-from eridiff.weights.tensor_keys import Part, leaves
+from eridiff.weights.tensor_keys import ComponentKeys, leaves
 
 IMPLEMENTATION = "https://example.org/toy"
 NETWORK_MODULE = "networks.lora"
@@ -20,7 +20,7 @@ def mixer_rows(layout: str, config: Config) -> tuple[Row, ...]:
     return tuple(leaves(table(config)))
 
 
-COMPONENTS = {"mixer": Part(kind="denoiser", rows=mixer_rows, sizes=lambda config: {})}
+COMPONENTS = {"mixer": ComponentKeys(kind="denoiser", rows=mixer_rows, sizes=lambda config: {})}
 LOOKS = (Look(kind="denoiser", layout="original", what="toy", marks={"layers.0.q.weight": None}),)
 
 DIALECTS = (Dialect(table=table, prefix="lora_unet_", readers="nobody"),)

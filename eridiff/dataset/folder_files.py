@@ -11,7 +11,7 @@ from pathlib import Path
 from eridiff.core.errors import DataError, listing
 from eridiff.dataset.caption.files import is_caption_file, leads_out
 from eridiff.dataset.image.first_bytes import first_bytes, is_picture, what_else
-from eridiff.dataset.image.image import PICTURE_SUFFIXES
+from eridiff.dataset.image.header import PICTURE_SUFFIXES
 
 UNREAD_SUFFIXES = (
     ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
@@ -93,7 +93,7 @@ def leads_outside(folder: Path, path: str | Path) -> str | None:
 def real_files(folder: Path, files: Iterable[str], ignored: list[Ignored], problems: list[str]) -> list[str]:
     """The files that can be read to an end, and whose words are of this folder; the others become ignored or problems.
 
-    A pipe would wait for its writer, a device has no end, and the text that a link finds elsewhere is nobody's caption.
+    A pipe would wait for its writer, a device has no end, and text outside the folder is no caption of it.
     """
     real: list[str] = []
     wrong: list[str] = []

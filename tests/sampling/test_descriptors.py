@@ -16,7 +16,7 @@ from eridiff.dataset.captions import CAPTION_COLUMNS
 from eridiff.formats.tables import Row, write_table
 from eridiff.sampling.colour_filters import best_colour_filter, filtered
 from eridiff.sampling.concept import open_concept
-from eridiff.sampling.measure import (
+from eridiff.sampling.descriptors import (
     BINS_PER_UNIT,
     Drawn,
     at_measure,

@@ -12,9 +12,12 @@ from typing import Any
 
 from eridiff.core.config import parse_yaml, read_yaml
 from eridiff.core.errors import ConfigError
+from eridiff.core.files import read_file
 from eridiff.dvc.project_versions import refuse_other_versions
+from eridiff.dvc.stage_records import fill_templates, stages_of
 from eridiff.versions import FIRST, NAME
 
+MENTIONED = re.compile(rb"(eridiff|stages)/\S*\.py")
 CODE = re.compile(r"(\.\./\.\./)?(eridiff|stages)/.*\.py")
 FAMILY = re.compile(r".*eridiff/families/([^/$]+)/[^/]+\.py")
 
@@ -24,7 +27,7 @@ def lists_code(path: Path) -> bool:
 
     Raises: ConfigError where it cannot be read.
     """
-    return path.exists() and any(_code(_deps(stage)) for stage in _stages(path).values())
+    return path.exists() and any(_code(_deps(stage)) for stage in stages_of(read_yaml(path), str(path)).values())
 
 
 def refuse_early(project: Path) -> None:
@@ -33,12 +36,22 @@ def refuse_early(project: Path) -> None:
     Or a standalone one whose versions are another eridiff's. Raises: ConfigError that names the command.
     """
     for name in ("dvc.yaml", "dvc.lock"):
-        if lists_code(project / name):
+        if _may_list_code(project / name) and lists_code(project / name):
             raise ConfigError(
                 f"{name} is from before code had versions: it lists files of eridiff's code. Run `eridiff upgrade` in "
                 f"{project.resolve()} first. It changes no result and runs nothing; without it every stage would run."
             )
     refuse_other_versions(project)
+
+
+def _may_list_code(path: Path) -> bool:
+    """Whether a file has to be parsed to know. A dvc.yaml of today need not be, which saves a tenth of a second."""
+    if path.name == "dvc.lock":  # a damaged one is named
+        return True
+    try:
+        return MENTIONED.search(read_file(path)) is not None
+    except OSError:  # lists_code says why
+        return True
 
 
 def with_versions(lock: Path, pipeline: str) -> tuple[str, list[str]]:
@@ -67,27 +80,10 @@ def _versions(stage: Mapping[str, Any], files: list[str]) -> dict[str, dict[str,
     found = {}
     for param in stage.get("params", []):
         for path, keys in param.items() if isinstance(param, Mapping) else ():
-            if Path(path).name == NAME and (families or "$" not in path):
-                filled = path.replace("${model.family}", families[0] if families else "")
+            filled = fill_templates(path, {"model": {"family": families[0]}} if families else {})
+            if Path(path).name == NAME and "$" not in filled:
                 found[filled] = dict.fromkeys(sorted(keys), FIRST)
     return found
-
-
-def _stages(path: Path) -> dict[str, Any]:
-    return stages_of(read_yaml(path), str(path))
-
-
-def stages_of(record: Any, where: str) -> dict[str, Any]:
-    """The stages of a dvc.yaml or dvc.lock; {} where it has none.
-
-    Raises: ConfigError where they are not what DVC writes.
-    """
-    stages = record.get("stages") if isinstance(record, Mapping) else None
-    if stages is None:
-        return {}
-    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-        raise ConfigError(f"{where}: `stages` is not what DVC writes.")
-    return stages
 
 
 def _deps(stage: Mapping[str, Any]) -> list[str]:

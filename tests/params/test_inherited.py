@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from eridiff.core.errors import ConfigError
-from eridiff.params.choices import EXPORT_EMA, choices_text, differing_choices, read_choice
+from eridiff.params.inherited import EXPORT_EMA, inherited_differences, inherited_text, read_inherited
 
 
 def sections(export: bool | None, sample: bool) -> dict[str, SimpleNamespace]:
@@ -26,9 +26,9 @@ def sections(export: bool | None, sample: bool) -> dict[str, SimpleNamespace]:
 def test_the_export_follows_the_samples(
     export: bool | None, sample: bool, chosen: bool, says: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "choices.json").write_text(choices_text(sections(export, sample)))
-    assert read_choice(tmp_path / "choices.json", EXPORT_EMA) is chosen
-    lines = differing_choices(sections(export, sample))
+    (tmp_path / "choices.json").write_text(inherited_text(sections(export, sample)))
+    assert read_inherited(tmp_path / "choices.json", EXPORT_EMA) is chosen
+    lines = inherited_differences(sections(export, sample))
     assert len(lines) == bool(says) and says in "".join(lines)
 
 
@@ -38,4 +38,4 @@ def test_a_file_without_the_choice_is_named(text: str | None, tmp_path: Path) ->
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"choices\.json does not say export\.ema: run `dvc repro`"):
-        read_choice(path, EXPORT_EMA)
+        read_inherited(path, EXPORT_EMA)

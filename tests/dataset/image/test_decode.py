@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from eridiff.core.errors import DataError
-from eridiff.dataset.image import image as images
-from eridiff.dataset.image.image import crop_picture, load_pixels, pixel_digest, read_header
+from eridiff.dataset.image.decode import crop_picture, load_pixels, pixel_digest
+from eridiff.dataset.image.header import read_header
 
 ROWS, COLUMNS = np.mgrid[0:24, 0:40]
 PATTERN_HWC = np.stack([COLUMNS * 6, ROWS * 10, (COLUMNS + ROWS) * 3], axis=-1).astype(np.uint8)
@@ -257,14 +257,14 @@ def test_large_pictures_below_the_limit_are_read_without_a_warning(tmp_path: Pat
 
 def test_the_limit_does_not_hang_on_pillows_global(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr("eridiff.dataset.image.header.MAX_PIXELS", 100)
     path = tmp_path / "a.png"
     pattern().save(path)
     both_refuse(path, "960 pixels")
 
 
 def test_a_webp_may_be_less_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_WEBP", 900)
+    monkeypatch.setattr("eridiff.dataset.image.header.MAX_WEBP", 900)
     pattern().save(tmp_path / "a.webp")
     both_refuse(tmp_path / "a.webp", "40x24 is 960 pixels, more than the 900 allowed")
     pattern().save(tmp_path / "a.png")

@@ -1,8 +1,8 @@
-"""What a section of params.yaml takes from another where it says nothing itself: resolved by `check`, for stages.
+"""Values that one section of params.yaml inherits from another, such as `export.ema` from `sample.ema`.
 
 A stage declares its own section, and DVC refuses a key that params.yaml leaves out. So `check`, which reads the whole
-file, writes data/choices.json, and a stage that needs a choice depends on that file: another value there runs it, and
-no other edit of the other section does.
+file, writes data/choices.json, and a stage that needs such a value depends on that file: another value there runs it,
+and no other edit of the other section does.
 """
 
 import json
@@ -16,14 +16,14 @@ from eridiff.core.json_files import load_json
 EXPORT_EMA = "export.ema"
 
 
-def choices_text(sections: Mapping[str, Any]) -> str:
+def inherited_text(sections: Mapping[str, Any]) -> str:
     """The file's text. sections: the typed sections of params.yaml by name."""
     own, samples = sections["export"].ema, sections["sample"].ema
     return json.dumps({EXPORT_EMA: samples if own is None else own}, indent=1, sort_keys=True) + "\n"
 
 
-def differing_choices(sections: Mapping[str, Any]) -> list[str]:
-    """Where a section says otherwise than the one that it would follow, and what that means."""
+def inherited_differences(sections: Mapping[str, Any]) -> list[str]:
+    """Where a section differs from the section that it would inherit from, and what that means."""
     own, samples = sections["export"].ema, sections["sample"].ema
     if own is None or own == samples:
         return []
@@ -34,8 +34,8 @@ def differing_choices(sections: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def read_choice(path: Path, key: str) -> Any:
-    """One choice.
+def read_inherited(path: Path, key: str) -> Any:
+    """One inherited value.
 
     Raises: ConfigError where the file is missing or has no such key.
     """

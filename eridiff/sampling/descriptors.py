@@ -1,9 +1,9 @@
-"""What pictures show, in numbers that colours alone cannot give: texture, shape, and how far two pictures differ.
+"""Descriptors of pictures: histograms of texture, descriptors of shape, and distances between pictures.
 
-Pictures are float32 RGB [H, W, 3] in 0..1, [N, H, W, 3] where all have one size. Plain numpy; every figure is a
+Pictures are float32 RGB [H, W, 3] in 0..1, [N, H, W, 3] where all have one size. Plain numpy; every value is a
 function of the pixels.
 
-Texture is what scale-normalised derivatives of the intensity I = (R + G + B) / 3 say (Lindeberg, "Feature detection
+Texture: scale-normalised derivatives of the intensity I = (R + G + B) / 3 (Lindeberg, "Feature detection
 with automatic scale selection", IJCV 30, 1998), at s = 1, 2 and 4 pixels of a picture scaled to the area 128 x 128:
 
     edges   s |grad (G_s * I)| / c            steps and lines
