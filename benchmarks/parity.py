@@ -41,7 +41,8 @@ noise levels: the scripts draw from the scheduler's 1000 (SD 3 shifts by 3): her
     train.flow.density, logit_mean (of the other sign) and shift choose the same density
 loss: the SD 3 script multiplies by sigma^2 (--precondition_outputs 1): here 0, or 1 with --weighting_scheme sigma_sqrt
 min-SNR: the SDXL script adds 1 to the weight of v-prediction, eridiff divides by SNR + 1: here no weight
-formats: the scripts form noisy latents, sigmas and targets in bf16, eridiff in fp32: here fp32
+formats: the scripts form noisy latents, sigmas and targets in bf16, eridiff in fp32: here fp32. Autocast leaves norms,
+    and sums after them, in fp32, eridiff keeps the base's format: rounding, which `--no-autocast` takes away
 sizes: the SDXL script rounds time ids to bf16 (1023 becomes 1024): here sizes that bf16 holds
 adapters: the scripts' lora_A is gaussian, eridiff's kaiming: here the same values; alpha is the rank in the scripts
     of SDXL and SD 3, 4 in Flux's, 16 in eridiff: here train.lora.alpha
@@ -109,11 +110,12 @@ class Ours:
 class Theirs:
     """The script's side, fed with eridiff's draws and adapters."""
 
-    def __init__(self, base: RandomBase, run: Run, options: Options) -> None:
+    def __init__(self, base: RandomBase, run: Run, options: Options, *, autocast: bool) -> None:
         from accelerate import Accelerator
 
         self.run = run
-        self.accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=run.device.type == "cpu")
+        mixed = MIXED[base.precision] if autocast else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=run.device.type == "cpu")
         model: Any = base.denoiser(run.device)
         adapt(base, model, run.params.lora)
         model.enable_gradient_checkpointing()
@@ -157,13 +159,24 @@ def take_gradients(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def compare(base: RandomBase, device: torch.device, steps: int, script: Options, changes: Mapping[str, Any]) -> Result:
-    """Both sides over some steps; the adapters follow eridiff's gradients."""
+def compare(
+    base: RandomBase,
+    device: torch.device,
+    steps: int,
+    script: Options,
+    changes: Mapping[str, Any],
+    *,
+    autocast: bool = True,
+) -> Result:
+    """Both sides over some steps; the adapters follow eridiff's gradients.
+
+    autocast: whether the script runs in it, as it does; else its model is in one format throughout, as eridiff's.
+    """
     worst = {"loss": 0.0, "cosine": 1.0, "adapter": 1.0, "norm": 0.0}
     with ExitStack() as stack:
         store = Path(stack.enter_context(TemporaryDirectory()))
         ours = Ours(base, changes, device, store, stack)
-        theirs = Theirs(base, ours.run, script)
+        theirs = Theirs(base, ours.run, script, autocast=autocast)
         for step, example in enumerate(ours.examples(steps), 1):
             expected, others = theirs(example)
             loss, gradients = ours(example, step)
@@ -217,6 +230,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--side", type=int, help="of the pictures in pixels; default: 1024")
+    parser.add_argument("--no-autocast", action="store_true", help="the script in bf16 throughout, as eridiff is")
     parser.add_argument("--deterministic", action="store_true", help="train.deterministic: true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the small bases")
@@ -227,7 +241,8 @@ def main() -> int:
         base = replace(base, side=arguments.side) if arguments.side else base
         changes = {"deterministic": arguments.deterministic, "batch_size": arguments.batch}
         device = torch.device(arguments.device)
-        results.append(compare(base, device, arguments.steps, Options(precondition=False), changes))
+        script, autocast = Options(precondition=False), not arguments.no_autocast
+        results.append(compare(base, device, arguments.steps, script, changes, autocast=autocast))
         print(table(results[-1:]), flush=True)
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
