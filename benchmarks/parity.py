@@ -4,39 +4,45 @@
     python -m benchmarks.parity --tiny --device cpu --precision fp32
 
 Both sides get the same weights, adapters, latents, embeddings, noise and noise levels; after each step the adapters
-move by eridiff's gradients. What the scripts do otherwise is in DIFFERENCES, with how it is made equal here.
+move by eridiff's gradients. On a GPU eridiff's step is the fast one, unless `--deterministic`. What the scripts do
+otherwise is in DIFFERENCES, with how it is made equal here.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.eridiffstep import params_of, prepare
+from benchmarks.eridiffstep import loaded, params_of
 from benchmarks.randombase import RandomBase, random_base
 from benchmarks.scriptloss import Drawn, Options, as_cached, make_loss
 from benchmarks.scriptstep import MIXED, adapt
-from eridiff.core.noise import normal, uniform
-from eridiff.training.data import Batch, plan_batches
-from eridiff.training.train import Machine, Run, train_step
+from eridiff.acceleration.attention import Kernel, use_attention
+from eridiff.training.data import plan_batches
+from eridiff.training.prepare import prepare
+from eridiff.training.run import Machine, Run
+from eridiff.training.step import Example, examples_of, train_step
 
 MODELS = {"flux-dev": "flux", "sd35-large": "sd35", "sd35-medium": "sd35", "sdxl": "sdxl"}
 LOSS_LIMITS = {"bf16": 1e-3, "fp32": 1e-6}  # relative
 COSINE_LIMIT = 0.999
+RATE = 1e-3  # at which the adapters move between steps
 DIFFERENCES = """\
 guidance: the Flux script embeds 3.5, eridiff 1.0: here train.guidance 3.5
 noise levels: the scripts draw from the scheduler's 1000 (SD 3 shifts by 3): here eridiff's draws go to both;
     train.flow.density, logit_mean (of the other sign) and shift choose the same density
 loss: the SD 3 script multiplies by sigma^2 (--precondition_outputs 1): here 0, or 1 with --weighting_scheme sigma_sqrt
 min-SNR: the SDXL script adds 1 to the weight of v-prediction, eridiff divides by SNR + 1: here no weight
-formats: the scripts form noisy latents, sigmas and targets in bf16, eridiff in fp32: here fp32
+formats: the scripts form noisy latents, sigmas and targets in bf16, eridiff in fp32: here fp32. Autocast leaves norms,
+    and sums after them, in fp32, eridiff keeps the base's format: rounding, which `--no-autocast` takes away
 sizes: the SDXL script rounds time ids to bf16 (1023 becomes 1024): here sizes that bf16 holds
 adapters: the scripts' lora_A is gaussian, eridiff's kaiming: here the same values; alpha is the rank in the scripts
     of SDXL and SD 3, 4 in Flux's, 16 in eridiff: here train.lora.alpha
@@ -61,28 +67,55 @@ class Result:
         return self.loss_difference <= LOSS_LIMITS[self.precision] and self.cosine >= COSINE_LIMIT
 
 
+class KeepingAdamW(torch.optim.AdamW):
+    """AdamW that keeps the gradients that it was given."""
+
+    kept: list[Tensor]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Keep, then move."""
+        self.kept = [tensor.grad.detach().clone() for group in self.param_groups for tensor in group["params"]]
+        super().step(closure)
+
+
 class Ours:
-    """eridiff's side: a step's loss and gradients."""
+    """eridiff's side: the step that its loop calls, plain or fast; its loss, and the gradients before it moved."""
 
-    def __init__(self, base: RandomBase, changes: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(
+        self, base: RandomBase, changes: Mapping[str, Any], device: torch.device, store: Path, stack: ExitStack
+    ) -> None:
         options: dict[str, Any] = {"precision": base.precision, "seed": 5, **changes}
+        options["optimizer"] = {"lr": RATE, "max_grad_norm": 1e12}  # never clipped
         options |= {"guidance": Options().guidance} if base.family.GUIDANCE else {}
-        self.run: Run = prepare(base, params_of(options), Machine(device=device))
+        self.run: Run = loaded(base, params_of(options), Machine(device=device, store=store))
+        self.optimizer = KeepingAdamW(self.run.adapters.values(), lr=RATE)
+        self.data = base.training_set(self.run.params.seed)
+        self.step = stack.enter_context(prepare(train_step, self.run, self.optimizer, self.data))
+        self.complete = examples_of(self.run)
 
-    def __call__(self, batch: Batch, step: int) -> tuple[float, dict[str, Tensor]]:
-        """Loss, and gradients by adapter tensor."""
-        loss = float(train_step(self.run, batch, step))
-        return loss, take_gradients(self.run.adapters)
+    def examples(self, steps: int) -> Iterator[Example]:
+        """Of each step, in order."""
+        params = self.run.params
+        plan = plan_batches(self.data.samples, params.batch_size, steps, params.seed)
+        for step, numbers in enumerate(plan, 1):
+            yield self.complete(self.data.batch(numbers, step, 0), step)
+
+    def __call__(self, example: Example, step: int) -> tuple[float, dict[str, Tensor]]:
+        """Loss, and gradients by adapter tensor; the adapters move."""
+        loss = self.step([example], step)()["loss"]
+        kept = zip(self.run.adapters, self.optimizer.kept, strict=True)
+        return loss, {name: gradient.double() for name, gradient in kept}
 
 
 class Theirs:
-    """The script's side, fed with eridiff's draws."""
+    """The script's side, fed with eridiff's draws and adapters."""
 
-    def __init__(self, base: RandomBase, run: Run, options: Options) -> None:
+    def __init__(self, base: RandomBase, run: Run, options: Options, *, autocast: bool) -> None:
         from accelerate import Accelerator
 
         self.run = run
-        self.accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=run.device.type == "cpu")
+        mixed = MIXED[base.precision] if autocast else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=run.device.type == "cpu")
         model: Any = base.denoiser(run.device)
         adapt(base, model, run.params.lora)
         model.enable_gradient_checkpointing()
@@ -90,43 +123,31 @@ class Theirs:
         self.adapters = {names[name]: p for name, p in model.named_parameters() if p.requires_grad}
         self.model = self.accelerator.prepare(model.train())
         self.loss, self.dtype = make_loss(base, options), base.dtype
+        # Another kernel than eridiff's: cuDNN's backward depends on who called it first in the process.
+        self.kernel: Kernel | None = "flash" if run.device.type == "cuda" and base.precision != "fp32" else None
 
-    def __call__(self, batch: Batch, step: int) -> tuple[float, dict[str, Tensor]]:
-        """Loss, and gradients by adapter tensor, with the other side's adapters."""
+    def __call__(self, example: Example) -> tuple[float, dict[str, Tensor]]:
+        """Loss, and gradients by adapter tensor."""
         assert self.adapters.keys() == self.run.adapters.keys()
         for name, tensor in self.adapters.items():
             tensor.data.copy_(self.run.adapters[name])
-        with attention_without_cudnn():
-            loss = self.loss(self.model, as_cached(batch, self.dtype), drawn_by(self.run, batch, step))
+        here = example.to(self.run.device)
+        with use_attention(self.kernel):
+            loss = self.loss(self.model, as_cached(here.batch, self.dtype), drawn_by(self.run, here))
             self.accelerator.backward(loss)
         return float(loss.detach()), take_gradients(self.adapters)
 
 
-def drawn_by(run: Run, batch: Batch, step: int) -> Drawn:
+def drawn_by(run: Run, example: Example) -> Drawn:
     """eridiff's draws of a step, as the script would hold them, in fp32."""
-    seed, shape, indices = run.params.seed, batch.mean.shape[1:], batch.indices
-    posterior, noise = (normal(seed, step, indices, shape, purpose) for purpose in ("posterior", "noise"))
-    raw = batch.mean.float() + batch.std.float() * posterior.to(run.device)
-    tokens = shape[1] * shape[2] // run.family.PATCH**2
-    level = run.objective.draw_level(uniform(seed, step, indices, "level"), tokens).to(run.device)
-    is_flow = run.family.OBJECTIVE == "flow"
+    batch, draws = example.batch, example.draws
+    raw = batch.mean.float() + batch.std.float() * draws.posterior
     return Drawn(
         latents=(raw - run.shift_factor) * run.scaling_factor,
-        noise=noise.to(run.device),
-        timesteps=level * 1000 if is_flow else level,
-        sigmas=level.float().view(-1, 1, 1, 1),
+        noise=draws.noise,
+        timesteps=draws.level * 1000 if run.family.OBJECTIVE == "flow" else draws.level,
+        sigmas=draws.level.float().view(-1, 1, 1, 1),
     )
-
-
-@contextmanager
-def attention_without_cudnn() -> Iterator[None]:
-    """Keep the script off cuDNN's attention, whose backward depends on who called it first."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def take_gradients(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,28 +160,34 @@ def take_gradients(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compare(
-    base: RandomBase, device: torch.device, steps: int, batch_size: int, script: Options, changes: Mapping[str, Any]
+    base: RandomBase,
+    device: torch.device,
+    steps: int,
+    script: Options,
+    changes: Mapping[str, Any],
+    *,
+    autocast: bool = True,
 ) -> Result:
-    """Both sides over some steps; the adapters follow eridiff's gradients."""
-    ours = Ours(base, {"batch_size": batch_size, **changes}, device)
-    theirs = Theirs(base, ours.run, script)
-    data = base.training_set(ours.run.params.seed)
-    plan = plan_batches(data.samples, batch_size, steps, ours.run.params.seed)
-    optimizer = torch.optim.AdamW(ours.run.adapters.values(), lr=1e-3)
+    """Both sides over some steps; the adapters follow eridiff's gradients.
+
+    autocast: whether the script runs in it, as it does; else its model is in one format throughout, as eridiff's.
+    """
     worst = {"loss": 0.0, "cosine": 1.0, "adapter": 1.0, "norm": 0.0}
-    for step, numbers in enumerate(plan, 1):
-        batch = data.batch(numbers, step, 0).to(device)
-        (loss, gradients), (expected, others) = ours(batch, step), theirs(batch, step)
-        mine, other = (torch.cat([named[name].flatten() for name in sorted(named)]) for named in (gradients, others))
-        single = [cosine(gradients[name], others[name]) for name in others if others[name].norm() > 0]
-        worst["loss"] = _worse(worst["loss"], abs(loss - expected) / abs(expected))
-        worst["norm"] = _worse(worst["norm"], float((mine.norm() / other.norm() - 1).abs()))
-        worst["cosine"] = -_worse(-worst["cosine"], -cosine(mine, other))
-        worst["adapter"] = -_worse(-worst["adapter"], -min(single))
-        for name, tensor in ours.run.adapters.items():
-            tensor.grad = gradients[name].to(tensor.dtype)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    with ExitStack() as stack:
+        store = Path(stack.enter_context(TemporaryDirectory()))
+        ours = Ours(base, changes, device, store, stack)
+        theirs = Theirs(base, ours.run, script, autocast=autocast)
+        for step, example in enumerate(ours.examples(steps), 1):
+            expected, others = theirs(example)
+            loss, gradients = ours(example, step)
+            mine, other = (
+                torch.cat([named[name].flatten() for name in sorted(named)]) for named in (gradients, others)
+            )
+            single = [cosine(gradients[name], others[name]) for name in others if others[name].norm() > 0]
+            worst["loss"] = _worse(worst["loss"], abs(loss - expected) / abs(expected))
+            worst["norm"] = _worse(worst["norm"], float((mine.norm() / other.norm() - 1).abs()))
+            worst["cosine"] = -_worse(-worst["cosine"], -cosine(mine, other))
+            worst["adapter"] = -_worse(-worst["adapter"], -min(single))
     return Result(
         model=base.name,
         precision=base.precision,
@@ -203,6 +230,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--side", type=int, help="of the pictures in pixels; default: 1024")
+    parser.add_argument("--no-autocast", action="store_true", help="the script in bf16 throughout, as eridiff is")
     parser.add_argument("--deterministic", action="store_true", help="train.deterministic: true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the small bases")
@@ -211,9 +239,10 @@ def main() -> int:
     for model in arguments.models.split(","):
         base = replace(random_base(MODELS[model], model, tiny=arguments.tiny), precision=arguments.precision)
         base = replace(base, side=arguments.side) if arguments.side else base
-        changes, script = {"deterministic": arguments.deterministic}, Options(precondition=False)
+        changes = {"deterministic": arguments.deterministic, "batch_size": arguments.batch}
         device = torch.device(arguments.device)
-        results.append(compare(base, device, arguments.steps, arguments.batch, script, changes))
+        script, autocast = Options(precondition=False), not arguments.no_autocast
+        results.append(compare(base, device, arguments.steps, script, changes, autocast=autocast))
         print(table(results[-1:]), flush=True)
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ The adapted modules are the row's, the same as eridiff's.
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import cycle
 from typing import Any
 
@@ -89,7 +90,7 @@ def script_step(
 def make_optimizer(parameters: Sequence[nn.Parameter], device: torch.device) -> Any:
     """`--use_8bit_adam` where it runs."""
     options = {"lr": RATE, "betas": (0.9, 0.999), "weight_decay": 1e-4, "eps": 1e-8}
-    if device.type != "cuda":
+    if device.type != "cuda" or find_spec("bitsandbytes") is None:
         return torch.optim.AdamW(parameters, **options)
     from bitsandbytes.optim import AdamW8bit
 

@@ -1,6 +1,6 @@
 """The training step beside the diffusers script's, on one device: full-size models with random weights.
 
-    python -m benchmarks.step [--rows flux-b1,sdxl-b1 ...] [--sides script,fast] [--out FOLDER] [--minutes 9]
+    python -m benchmarks.step [--rows flux-b1,sdxl-b1 ...] [--sides script,fast] [--out FOLDER] [--minutes 8]
     python -m benchmarks.step --tiny --device cpu        # that it runs
 
 Sides of a row take turns of a few steps. script: the loop of diffusers' example; plain: eridiff with
@@ -120,7 +120,7 @@ def measure_together(workers: Sequence[Worker], found: dict[str, Any]) -> None:
     """Sides that are on the device at once: eridiff's first, since it chooses by the memory that is left."""
     for worker in sorted(workers, key=lambda worker: worker.side == "script"):
         try:
-            worker.ask()
+            found["machine"] = worker.ask()
             worker.found |= worker.ask("build")
             worker.found |= worker.ask("warm_up")
         except LateError as error:
@@ -232,17 +232,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(device: str) -> dict[str, str]:
-    """What the figures hold for."""
-    import torch
-
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
-    versions = {"torch": torch.__version__, "cudnn": str(torch.backends.cudnn.version())}
-    return {"device": name, **versions, "cores": str(len(os.sched_getaffinity(0)))}
-
-
-def write(rows: Sequence[dict[str, Any]], facts: dict[str, str], out: Path | None) -> None:
+def write(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
     """The table and the JSON so far."""
+    facts: dict[str, str] = next((row["machine"] for row in rows if "machine" in row), {})
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         text = ", ".join(f"{key} {value}" for key, value in facts.items())
@@ -257,14 +249,14 @@ def main() -> None:
     parser.add_argument("--sides", default="", help="of script, plain, fast and the peers; default: the row's own")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--minutes", type=float, default=9.0, help="no row is begun after them")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no row is begun after them")
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, metavar="FOLDER", help="a checkout: its step is a side of each row")
     parser.add_argument("--tiny", action="store_true", help="the small bases, 64 x 64 pictures")
     arguments = parser.parse_args()
     arguments.peers = {peer: path.resolve() for peer in PEERS if (path := getattr(arguments, peer)) is not None}
     rows: list[dict[str, Any]] = []
-    deadline, facts = time.monotonic() + 60 * arguments.minutes, machine(arguments.device)
+    deadline = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as work:
         for name in arguments.rows.split(","):
             start = time.monotonic()
@@ -274,7 +266,7 @@ def main() -> None:
                 rows.append(measure(ROWS[name], arguments, Path(work)))
                 rows[-1]["row s"] = time.monotonic() - start
                 print(f"{name}: {rows[-1]['row s']:.0f} s", flush=True)
-            write(rows, facts, arguments.out)
+            write(rows, arguments.out)
     print(table(rows), flush=True)
 
 

@@ -60,7 +60,6 @@ class Side:
     def warm_up(self) -> dict[str, Any]:
         """A few steps that do not count, with no loss read between them; seconds of one of the later ones."""
         self.turn(2)
-        self.reset_peak()
         seconds = self.turn(WARM_UP - 2)["seconds"]
         return {"step s": sum(seconds) / len(seconds)}
 
@@ -77,7 +76,7 @@ class Side:
         return {"seconds": seconds, "wall s": wall, "losses": [float(loss) for loss in losses]}
 
     def memory(self) -> dict[str, Any]:
-        """Most memory since the warm-up, without the ballast."""
+        """Most memory from the start on, without the ballast: a CUDA graph allocates while it is recorded."""
         if self.device.type != "cuda":
             return {"peak GiB": 0.0, "reserved GiB": 0.0}
         held = self.ballast.numel() if self.ballast is not None else 0
@@ -116,11 +115,6 @@ class Side:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def reset_peak(self) -> None:
-        """Forget the most memory so far."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-
 
 def make_step(row: Row, arguments: argparse.Namespace, device: torch.device) -> Callable[[], Tensor]:
     """The side's step."""
@@ -139,6 +133,13 @@ def make_step(row: Row, arguments: argparse.Namespace, device: torch.device) -> 
     is_larger = row.gib is not None and not row.quantise  # than the card, maybe: weights come to the CPU first
     place = torch.device("cpu") if is_larger else None
     return eridiff_step(base, params_of(changes), device, Path(arguments.store), place)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures hold for."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    versions = {"torch": torch.__version__, "cudnn": str(torch.backends.cudnn.version())}
+    return {"device": name, **versions, "cores": str(len(os.sched_getaffinity(0)))}
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def main() -> None:
         side = Side(arguments)
         todo = {"build": side.build, "warm_up": side.warm_up, "turn": side.turn, "memory": side.memory}
         todo |= {"rate": side.rate}
-        answer({"ready": True})
+        answer(machine(side.device))
         for line in sys.stdin:
             name, *numbers = line.split()
             try:

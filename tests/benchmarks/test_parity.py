@@ -16,7 +16,7 @@ SMALL = ("flux-dev", "sd35-medium", "sdxl")
 
 def result(model: str, script: Options, **changes: Any) -> Result:
     base = random_base(MODELS[model], model, tiny=True)
-    return compare(base, CPU, steps=2, batch_size=2, script=script, changes={"lora": {"rank": 4}, **changes})
+    return compare(base, CPU, steps=2, script=script, changes={"batch_size": 2, "lora": {"rank": 4}, **changes})
 
 
 @pytest.mark.parametrize("model", SMALL)

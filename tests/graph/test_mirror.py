@@ -118,6 +118,8 @@ ELSEWHERE = {
 
 # Test file that bears no module's name -> of what it is.
 OF_NO_MODULE = {
+    "benchmarks/test_parity.py": "eridiff's step against those of diffusers' scripts (benchmarks/parity.py)",
+    "benchmarks/test_step.py": "the benchmark of the step (benchmarks/step.py)",
     "caching/test_histories.py": "both caching stages: equal bytes, whatever was added and lost on the way",
     "caching/test_keys.py": "the keys of both caches, pinned",
     "caching/test_keys_properties.py": "the keys of both caches: what is in them, and what is not",
