@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.randombase import RandomBase
+from eridiff.acceleration.levels import Level
 from eridiff.core.config import validate
+from eridiff.core.progress import say
+from eridiff.memory.train import SPARE, train_levels
 from eridiff.models.quantise import Storage
 from eridiff.params.train import TrainParams
 from eridiff.training import run as training_run
-from eridiff.training.data import plan_batches
+from eridiff.training.data import TrainingSet, plan_batches
 from eridiff.training.prepare import Reading, prepare
 from eridiff.training.run import Machine, Run, prepare_run
 from eridiff.training.step import examples_of, train_step
@@ -41,6 +44,17 @@ def loaded(base: RandomBase, params: TrainParams, machine: Machine, place: torch
         return prepare_run(params, base.family, base.source, {"shift_factor": None, **base.configs["vae"]}, machine)
 
 
+def first_level(base: RandomBase, params: TrainParams, data: TrainingSet, device: torch.device) -> Level:
+    """The level of memory that the stage would begin with (eridiff/memory/train.py)."""
+    if device.type != "cuda":
+        return Level()
+    batch = data.batch([0] * params.batch_size, 1, 0)
+    levels = train_levels(params, base.family, base.source, batch)
+    level = levels.first(torch.cuda.mem_get_info(device)[0] - SPARE)
+    say(f"train: {level.described(levels.count)}, {levels.at(level).memory / 2**30:.1f} GiB foretold")
+    return level
+
+
 def eridiff_step(
     base: RandomBase, params: TrainParams, device: torch.device, store: Path, place: torch.device | None = None
 ) -> Callable[[], Tensor]:
@@ -48,8 +62,9 @@ def eridiff_step(
 
     place: where the base's weights lie when they come from their files, if not on the device.
     """
-    run = loaded(base, params, Machine(device=device, fixed=False, store=store), place)
     data = base.training_set(params.seed)
+    level = first_level(base, params, data, device)
+    run = loaded(base, params, Machine(device=device, activation_checkpointing=level, fixed=False, store=store), place)
     plan = plan_batches(data.samples, params.batch_size, 1000, params.seed)
     examples, steps = data.stream(plan, 1, 1, examples_of(run)), count(1)
     step_once = ExitStack().enter_context(prepare(train_step, run, run.make_optimizer(), data))

@@ -64,7 +64,8 @@ def use_attention(kernel: Kernel | None) -> Iterator[None]:
     if kernel is None:
         yield
         return
-    before, backends = functional.scaled_dot_product_attention, torch.backends.cuda
+    before = functional.scaled_dot_product_attention
+    backends: Any = torch.backends.cuda
     flags = backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()
     functional.scaled_dot_product_attention = attention_by(kernel)
     backends.enable_cudnn_sdp(False)

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ Input = TypeVar("Input", bound=Tensors)
 class Recorded:
     """Work without input, recorded when it is made."""
 
-    def __init__(self, work: Callable[[], None], pool: "tuple[int, int] | None" = None, warm_up: int = WARM_UP) -> None:
+    def __init__(self, work: Callable[[], None], pool: Any = None, warm_up: int = WARM_UP) -> None:
         """pool: memory that this graph shares with others, of which one runs at a time."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(warm_up):

@@ -5,6 +5,7 @@ Legend: B batch, C H W channels and sides of latents. Every draw is a function o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,10 @@ class Draws:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         """The same draws with every tensor changed."""
-        return Draws(**{name: None if tensor is None else change(tensor) for name, tensor in vars(self).items()})
+        own: dict[str, Any] = {
+            name: tensor if tensor is None else change(tensor) for name, tensor in vars(self).items()
+        }
+        return Draws(**own)
 
 
 @dataclass(frozen=True, kw_only=True)
