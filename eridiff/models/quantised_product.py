@@ -28,7 +28,7 @@ SIDE = 16  # the sides of a product are multiples of this
 FEWEST_ROWS = 32  # of a product: torch's int8 one wants more than 16
 FEW_ROWS = FEWEST_ROWS // 2  # up to so many, the rows of what is left over come for nothing
 TINY = 1e-30  # the least largest number of a row: gradients of bf16 are far below 1, and its range is that of fp32
-FAST_SUMS = (True, False)  # forward, backward: whether partial sums stay in the tensor core's 22 bits
+FAST_SUMS = (True, False)  # forward, backward: whether sums stay in the tensor core, which has fewer bits than fp32
 
 
 def fits(in_features: int, out_features: int) -> bool:

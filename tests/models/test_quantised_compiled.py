@@ -8,6 +8,7 @@ import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.checkpoint import checkpoint
 
 from eridiff.models.quantise import Storage
 
@@ -20,7 +21,7 @@ WAYS = {
     "fp8 computed": Storage(kind="fp8", device=CPU, compute=True),
     "int8 computed": Storage(kind="int8", device=CPU, compute=True),
 }
-SIDES = {(64, 128), (128, 64)}  # of the blocks' weights; activations have three dimensions
+SIDES = {(64, 128), (128, 64)}  # of the blocks' weights; activations have 35 rows
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,18 @@ class Block(nn.Module):
         return answer
 
 
+class Checkpointed(nn.Module):
+    """A block of which nothing but its input is kept."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, values: Tensor) -> Tensor:
+        answer: Tensor = checkpoint(self.block, values, use_reentrant=False)
+        return answer
+
+
 def blocks(storage: Storage) -> list[nn.Module]:
     torch.manual_seed(0)
     model = nn.Module()
@@ -61,8 +74,9 @@ def passes(stack: list[nn.Module]) -> tuple[Tensor, Tensor]:
     return answer.detach(), values.grad
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_one_graph_that_keeps_no_expanded_weight(way: str) -> None:
+def test_one_graph_that_keeps_no_expanded_weight(way: str, checkpointed: bool) -> None:
     """As inductor splits it, whose partitioner chooses what the forward pass hands to the backward pass."""
     expected = passes(blocks(WAYS[way]))
     handed: list[list[Any]] = []
@@ -77,13 +91,15 @@ def test_one_graph_that_keeps_no_expanded_weight(way: str) -> None:
         bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
         partition_fn=min_cut_rematerialization_partition,
     )
-    stack = blocks(WAYS[way])
+    stack = [Checkpointed(block) if checkpointed else block for block in blocks(WAYS[way])]
     for block in stack:
         block.compile(fullgraph=True, dynamic=False, backend=backend)
     found = passes(stack)
     assert len(handed) == 1
     expanded = [value for value in handed[0] if tuple(value.shape) in SIDES and value.dtype.itemsize > 1]
     assert expanded == []
+    widest = [value for value in handed[0] if value.dtype == torch.bfloat16 and value.numel() >= 5 * 7 * 128]
+    assert checkpointed != bool(widest)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 

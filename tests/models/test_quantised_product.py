@@ -225,7 +225,7 @@ def transformer(count: int = 3) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def adapter_gradients(storage: Storage, compiled: str | None = None) -> dict[str, Tensor]:
+def adapter_gradients(storage: Storage) -> dict[str, Tensor]:
     """Of every adapter of a small transformer, one step from a random adapter."""
     model = storage.settle_all(transformer())
     names = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -233,9 +233,6 @@ def adapter_gradients(storage: Storage, compiled: str | None = None) -> dict[str
     for number, (name, tensor) in enumerate(adapters.items()):
         if ".lora_B." in name:
             tensor.data = normal(*tensor.shape, seed=number) * 0.02
-    if compiled:
-        for block in model.blocks:
-            block.compile(fullgraph=True, dynamic=False, backend=compiled)
     values, target = normal(2, 50, 64, seed=11), normal(2, 50, 64, seed=12)
     (model(values) - target).square().mean().backward()
     return {name: tensor.grad for name, tensor in adapters.items() if tensor.grad is not None}
