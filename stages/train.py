@@ -33,13 +33,13 @@ def main() -> None:
     job = train_job(model, params, INPUTS, store_root())
     with job.held():
         previews = prepare_previews(local, model, params.precision, job.data.samples[0].bucket, job.device)
-        level = choose_checkpointing(local.activation_checkpointing, job, code_digest())
-        run = job.prepare(level, fixed=local.activation_checkpointing is not None)
+        level = choose_checkpointing(local.activation_checkpointing, local.swap, job, code_digest())
+        run = job.prepare(level, local.swap or 0, fixed=local.activation_checkpointing is not None)
         preview = partial(previews.draw, run.denoiser) if previews else None
         table, seconds = job.train(run, preview, local.state_every)
         written = job.put_out(table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(job.device, params.precision)
-    backend |= {"activation_checkpointing": run.activation_checkpointing}
+    backend |= {"activation_checkpointing": run.kept.described()}
     record_run("train", seconds=seconds, state=job.state, **backend)
     say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")
 

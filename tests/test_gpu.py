@@ -132,7 +132,7 @@ def test_memory_that_runs_out_on_cuda(tmp_path: Path) -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
     expected, _ = train(prepared, data, tmp_path / "plenty", 100)
-    assert prepared.activation_checkpointing == "none"
+    assert prepared.kept.described() == "none"
     activations, total = torch.cuda.max_memory_reserved() - before, torch.cuda.mem_get_info()[1]
     for name, tensor in prepared.adapters.items():
         tensor.data.copy_(again[name])
@@ -142,7 +142,7 @@ def test_memory_that_runs_out_on_cuda(tmp_path: Path) -> None:
         found, _ = train(prepared, data, tmp_path / "little", 100)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert prepared.activation_checkpointing != "none"
+    assert prepared.kept.described() != "none"
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 

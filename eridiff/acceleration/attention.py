@@ -48,6 +48,8 @@ class AttentionShape:
 
 
 PLAIN: Attention = torch._C._nn.scaled_dot_product_attention  # torch's own, whatever stands in its place
+CUDNN = torch.ops.aten._scaled_dot_product_cudnn_attention.default
+WIDEST = 128  # features of a head that cuDNN's backward pass takes on every card from Ampere on
 
 
 @contextmanager
@@ -62,13 +64,19 @@ def use_attention(kernel: Kernel | None) -> Iterator[None]:
     if kernel is None:
         yield
         return
-    before = functional.scaled_dot_product_attention
+    before, backends = functional.scaled_dot_product_attention, torch.backends.cuda
+    flags = backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()
     functional.scaled_dot_product_attention = attention_by(kernel)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    backends.enable_cudnn_sdp(False)
+    # Compiled code is traced without sdpa_kernel's choice: there these flags are what holds.
+    backends.enable_flash_sdp(kernel in ("cudnn", "flash"))
+    backends.enable_mem_efficient_sdp(kernel != "math")
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = before
+        backends.enable_flash_sdp(flags[0])
+        backends.enable_mem_efficient_sdp(flags[1])
 
 
 def attention_by(kernel: Kernel) -> Attention:
@@ -91,11 +99,29 @@ def attention_by(kernel: Kernel) -> Attention:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if kernel == "cudnn" and attn_mask is None and fits_cudnn(query, key, value):
+            # Named, since compiled code would take flash: it is traced without sdpa_kernel's order.
+            needs_sums = torch.is_grad_enabled()
+            return contiguous_gradient(CUDNN(query, key, value, None, needs_sums, dropout_p, is_causal, scale=scale)[0])
         with sdpa_kernel(order if attn_mask is None else masked, set_priority=True):
             output = PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         return contiguous_gradient(output) if kernel == "cudnn" else output
 
     return attention
+
+
+def fits_cudnn(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether cuDNN's kernel computes attention of these, by device, format and width."""
+    width = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dim() == 4
+        and query.dtype == key.dtype == value.dtype
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and width % 8 == 0
+        and width <= WIDEST
+        and query.shape[1] == key.shape[1] == value.shape[1]
+    )
 
 
 def contiguous_gradient(output: Tensor) -> Tensor:

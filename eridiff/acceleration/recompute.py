@@ -28,12 +28,14 @@ def repeated_blocks(denoiser: nn.Module, classes: Sequence[str]) -> list[nn.Modu
     ones' activations are gone already.
     """
     found = [module for module in denoiser.modules() if type(module).__name__ in classes]
-    return sorted(found, key=lambda block: (classes.index(type(block).__name__), _largest_weight(block)))
+    return sorted(found, key=lambda block: (classes.index(type(block).__name__), _width(block)))
 
 
-def _largest_weight(block: nn.Module) -> int:
-    """Numbers in a block's largest frozen weight: its width, in effect. Adapters do not count."""
-    return max((weight.numel() for weight in block.parameters() if not weight.requires_grad), default=0)
+def _width(block: nn.Module) -> int:
+    """The most features that a layer of a block takes in: not touched by adapters or quantising."""
+    layers = list(block.modules())
+    linear = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
+    return max(linear + [layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)], default=0)
 
 
 def recompute(blocks: Sequence[nn.Module], count: int) -> None:
@@ -69,8 +71,7 @@ def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep what attention kernels return (flash, cuDNN, efficient, the CPU's); the partitioner judges the rest."""
-    is_attention = isinstance(operator, torch._ops.OpOverload) and "attention" in operator.name()
-    return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if "attention" in str(operator) else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _keeping_attention = partial(create_selective_checkpoint_contexts, _policy)

@@ -1,19 +1,16 @@
 """Regional compile: the repeated blocks of a denoiser, each kind once for every shape that it sees."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
-from eridiff.acceleration.recompute import recompute, repeated_blocks
+from eridiff.acceleration.levels import Kept
 from eridiff.models.precision import compile_fixed_shapes
 
 
-def compile_blocks(denoiser: nn.Module, classes: Sequence[str], backend: str = "inductor") -> None:
-    """Compile each block in place."""
-    blocks = repeated_blocks(denoiser, classes)
-    recompute(blocks, 0)
-    compile_fixed_shapes(blocks, backend)
+def compile_blocks(kept: Kept, backend: str = "inductor") -> None:
+    """Compile each repeated block of a denoiser in place."""
+    with kept.unwrapped():
+        compile_fixed_shapes(kept.blocks, backend)
 
 
 def use_channels_last(denoiser: nn.Module) -> None:

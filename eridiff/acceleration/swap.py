@@ -5,10 +5,12 @@ all swapped blocks in turn: while one block computes, the next one's weights com
 order of the forward pass, and in the reverse order in the backward pass. A block's tensors point into the same slot for
 good, so compiled code finds them at one address. Adapters, and all that is trained, stay on the device.
 
-Swap wraps the call of a block from outside: compile blocks first. It holds for steps outside CUDA graphs.
+Swap wraps the call of a block from outside: blocks are compiled inside `Swap.unwrapped`. A step with swapped blocks
+cannot be captured in a CUDA graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -57,6 +59,16 @@ class Swap:
             self._waiting.pop(block).restore(self.device)
         self._ring = _Ring(self.device, max((waiting.layout.size for waiting in self._waiting.values()), default=0))
         for waiting in self._waiting.values():
+            waiting.layout.point(self._ring.slots[0])  # until its first call
+            waiting.wrap(self._ring)
+
+    @contextmanager
+    def unwrapped(self) -> Iterator[None]:
+        """Blocks called as if they were not swapped, so that they may be compiled; not to be run."""
+        for waiting in self._waiting.values():
+            waiting.unwrap()
+        yield
+        for waiting in self._waiting.values():
             waiting.wrap(self._ring)
 
 
@@ -88,23 +100,32 @@ class _Waiting:
 
     def __init__(self, block: nn.Module) -> None:
         self.block, self.layout = block, _Layout(block)
-        self.plain: Callable[..., Any] | None = vars(block).get("_compiled_call_impl")
+        self.compiled: Callable[..., Any] | None = None  # the block's compiled call, where it has one
         flat = torch.empty(self.layout.size, dtype=torch.uint8)
         for tensor, view in zip(self.layout.tensors, self.layout.views(flat), strict=True):
             view.copy_(tensor)
         pinned = torch.cuda.is_available()
-        self.chunks = [part.pin_memory() if pinned else part for part in flat.split(CHUNK)]
+        self.chunks = [part.pin_memory() if pinned else part for part in _chunks(flat)]
 
     def wrap(self, ring: "_Ring") -> None:
-        """Have the block's call bring its weights first; until then they stand for whatever the first slot holds."""
-        self.layout.point(ring.slots[0])
-        call = self.plain or self.block._call_impl
-        vars(self.block)["_compiled_call_impl"] = partial(ring.call, self, call)
+        """Have the block's call, compiled or not, bring its weights first."""
+        found = vars(self.block).get("_compiled_call_impl")
+        if not isinstance(found, _Wrapped):
+            self.compiled = found
+        vars(self.block)["_compiled_call_impl"] = _Wrapped(ring.call, self, self.compiled or self.block._call_impl)
+
+    def unwrap(self) -> None:
+        """The block's call as it was."""
+        vars(self.block)["_compiled_call_impl"] = self.compiled
 
     def restore(self, device: torch.device) -> None:
         """Weights back on the device for good."""
         self.layout.point(torch.cat([chunk.to(device) for chunk in self.chunks]))
-        vars(self.block)["_compiled_call_impl"] = self.plain
+        self.unwrap()
+
+
+class _Wrapped(partial[Any]):
+    """The call of a swapped block."""
 
 
 class _Ring:
@@ -115,8 +136,8 @@ class _Ring:
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS if size else 0)]
         self.order: list[_Waiting] = []  # by their first call
         self._held: list[int | None] = [None] * SLOTS  # which block's weights are in a slot, or on their way
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._arrived = [torch.cuda.Event() if self._copies else None for _ in range(SLOTS)]
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._arrived = [_event() if self._copies else None for _ in range(SLOTS)]
 
     def call(self, waiting: _Waiting, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A block's call, its weights brought before it, and again before its backward pass."""
@@ -167,8 +188,16 @@ class _Ring:
         arrived.record(self._copies)
 
 
+def _chunks(flat: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(flat, CHUNK)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
 def _copy(target: Tensor, chunks: Sequence[Tensor]) -> None:
-    for part, chunk in zip(target.split(CHUNK), chunks, strict=True):
+    for part, chunk in zip(_chunks(target), chunks, strict=True):
         part.copy_(chunk, non_blocking=True)
 
 

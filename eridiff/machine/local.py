@@ -20,7 +20,8 @@ CODE = "eridiff/families"  # of a checkout
 
 Paths = Annotated[tuple[str, ...], Field(max_length=1000)]
 
-Checkpointing = Literal["none", "selective", "full", "offload"]  # eridiff/models/activation_checkpointing.py
+MAX_BLOCKS = 10_000
+Checkpointing = Literal["none", "selective", "full", "offload"] | Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
 RENAMED_KEYS = {"activations": "activation_checkpointing"}  # name of before -> name; still read
 RENAMED_VALUES = {"activations": {"keep": "none", "recompute": "full"}}  # name of before -> its values of before
 
@@ -42,9 +43,12 @@ class LocalConfig(Section):
     allow_pickle: bool = False
     """Also read pickled weights (.ckpt, .pt): only their tensors, no code in them is run."""
     activation_checkpointing: Checkpointing | None = None
-    """Activation checkpointing in training: `none`; `selective` computes every other block again in the backward pass;
-    `full` every block; `offload` also moves the blocks' inputs to RAM. Each needs less GPU memory and more time than
-    the one before, with identical results. null: the first that fits the GPU."""
+    """Activation checkpointing in training: `none`; how many of the denoiser's blocks are computed again in the
+    backward pass; `selective`, half of them; `full`, all; `offload` also moves the blocks' inputs to RAM. Each needs
+    less GPU memory and more time than the one before, with identical results. null: as many blocks as the GPU needs."""
+    swap: Annotated[int, Field(ge=0, le=MAX_BLOCKS)] | None = None
+    """How many of the denoiser's blocks keep their weights in RAM while they train; each is copied to the GPU ahead of
+    its turn, with identical results. null: as many as it takes where recomputing every block is not enough; 0: none."""
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Threads that read pictures ahead of the VAE; 0: none. null: by the machine's cores."""
     processes: Annotated[int, Field(ge=1, le=256)] = 1

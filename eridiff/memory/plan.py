@@ -23,7 +23,7 @@ from eridiff.family import load_family, published
 from eridiff.formats.tables import TableRows, read_table
 from eridiff.memory.stages import latents_estimate, made_up_batch, sample_estimate, text_estimate
 from eridiff.memory.trace import trace
-from eridiff.memory.train import CONTEXT, GIB, SPARE, MemoryEstimate, first_level
+from eridiff.memory.train import CONTEXT, GIB, SPARE, MemoryEstimate, train_levels
 from eridiff.models.precision import DTYPES
 from eridiff.params.edit import filled
 from eridiff.params.trigger import PLACE
@@ -141,8 +141,9 @@ class Planner:
             return max(drawing, busy, key=lambda phase: phase.memory), ""
         vae = self.source.config("vae")
         batch = made_up_batch(own.batch_size, self.family, vae, shapes, self.size)
-        level, found = first_level(own, self.family, self.source, batch, self.card.memory - CONTEXT - SPARE)
-        return found, f"activation checkpointing: {level}"
+        levels = train_levels(own, self.family, self.source, batch)
+        level = levels.first(self.card.memory - CONTEXT - SPARE)
+        return levels.at(level), f"activation checkpointing: {level.described(levels.count)}"
 
     def units(self, stage: str) -> tuple[int | None, str]:
         """How much work a stage has in all, at most: nothing of it is in the store."""

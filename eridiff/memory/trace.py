@@ -7,13 +7,14 @@ Legend: B batch, H heads, L tokens, D features of a head.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,13 +31,24 @@ class Traced:
     peak: int  # bytes
     flops: int
     calls: int  # of torch's operators, views among them: what a host has to do, whatever the sizes
+    parts: tuple["Part", ...] = ()
 
 
-def trace(work: Callable[[], Any]) -> Traced:
-    """Run work on meta tensors; what it returns is dropped."""
-    with _Memory() as memory, _fused_attention(memory):
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What the forward pass of one module takes; zero where it was not called. turn: which of all it was."""
+
+    kept: int = 0  # bytes that live after it and did not before: its outputs, and what waits for the backward pass
+    flops: int = 0
+    calls: int = 0
+    turn: int = 0
+
+
+def trace(work: Callable[[], Any], parts: Sequence[nn.Module] = ()) -> Traced:
+    """Run work on meta tensors; what it returns is dropped. parts: modules that are also measured by themselves."""
+    with _Memory() as memory, _fused_attention(memory), _measured(memory, parts) as found:
         work()
-    return Traced(peak=memory.peak, flops=memory.flops, calls=memory.calls)
+    return Traced(peak=memory.peak, flops=memory.flops, calls=memory.calls, parts=tuple(found))
 
 
 class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -48,16 +60,16 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        count = flop_registry.get(func.overloadpacket)
-        if count is None and func._can_decompose():  # a product or convolution may be inside, in inference mode
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None and func._can_decompose():  # a product or convolution may be inside, in inference mode
             with self:
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
         result = func(*args, **(kwargs or {}))
         self.calls += 1
-        if count is not None:
-            self.flops += int(count(*args, **(kwargs or {}), out_val=result))
+        if formula is not None:
+            self.flops += int(formula(*args, **(kwargs or {}), out_val=result))
         before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_meta and _storage_id(leaf) not in before:
@@ -77,6 +89,30 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _drop(self, place: int, size: int) -> None:
         self._seen.discard(place)
         self.live -= size
+
+
+@contextmanager
+def _measured(memory: _Memory, modules: Sequence[nn.Module]) -> Iterator[list[Part]]:
+    """Parts of these modules' forward passes, in their order."""
+    parts = [Part() for _ in modules]
+    before: dict[nn.Module, tuple[int, int, int]] = {}
+    turns, place = count(1), {module: at for at, module in enumerate(modules)}
+
+    def begin(module: nn.Module, _: Any) -> None:
+        before[module] = (memory.live, memory.flops, memory.calls)
+
+    def end(module: nn.Module, _: Any, __: Any) -> None:
+        live, flops, calls = before.pop(module)
+        parts[place[module]] = Part(
+            kept=memory.live - live, flops=memory.flops - flops, calls=memory.calls - calls, turn=next(turns)
+        )
+
+    hooks = [hook for m in modules for hook in (m.register_forward_pre_hook(begin), m.register_forward_hook(end))]
+    try:
+        yield parts
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _storage_id(tensor: Tensor) -> int:

@@ -5,21 +5,23 @@ Memory is in bytes, operations are multiplications and additions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from eridiff.acceleration.levels import Kept, Level, full, in_order
+from eridiff.acceleration.swap import swapped_bytes
 from eridiff.core.files import canonical_json, digest_json, write_text
 from eridiff.core.json_files import load_json
 from eridiff.core.progress import say
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
-from eridiff.memory.trace import trace
-from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations, offload_activations
+from eridiff.memory.trace import Part, Traced, trace
 from eridiff.models.quantise import RowScaledLinear
 from eridiff.params.model import Quantised
 from eridiff.params.train import OPTIMIZERS, TrainParams
@@ -35,6 +37,7 @@ CONTEXT = 3 * GIB // 4  # what CUDA and its libraries take of a GPU themselves
 META = torch.device("meta")
 ESTIMATES = "footprints"  # a folder of the store, under the name that stores have had from the start
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: four bits, an 8-bit scale for 64, a 32-bit one for 256 of those
+COMPILED = 1.0  # share of the plain step's activations that a compiled one holds; not measured yet
 FLOAT_BYTES = 4  # of an adapter, its gradient, and each moment of AdamW
 MEASURED = {"batch_size", "precision", "quantise", "ema_decay", "lora", "loss", "optimizer", "ddpm", "flow", "guidance"}
 
@@ -54,81 +57,164 @@ class MemoryEstimate:
         return self.weights + self.work
 
 
-def train_estimates(
-    params: TrainParams, family: Family, source: ModelSource, batch: Batch, levels: Sequence[Checkpointing] = LEVELS
-) -> Iterator[tuple[Checkpointing, MemoryEstimate]]:
-    """One micro-batch at each level of activation checkpointing, in order; the adapters' moments stay."""
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One of the repeated blocks; in a list, in the order in which they are recomputed."""
+
+    turn: int  # in the forward pass
+    kept: int  # bytes until its backward pass
+    kept_less: int  # the same, where it is recomputed
+    flops: float  # that recomputing it does again
+    calls: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLevels:
+    """One micro-batch of training at every level (eridiff/acceleration/levels.py), from two that were traced."""
+
+    none: MemoryEstimate
+    full: MemoryEstimate
+    blocks: tuple[Block, ...]
+    sizes: tuple[int, ...]  # bytes of the blocks' weights, in the denoiser's order
+
+    @property
+    def count(self) -> int:
+        """How many blocks the denoiser has."""
+        return len(self.blocks)
+
+    def at(self, level: Level) -> MemoryEstimate:
+        """What a level takes."""
+        again = self.blocks[: level.recomputed]
+        found = MemoryEstimate(
+            weights=self.none.weights - swapped_bytes(self.sizes, level.swapped),
+            work=self.full.work if len(again) == self.count else max(self._peak(len(again)), self.full.work),
+            flops=self.none.flops + sum(block.flops for block in again),
+            calls=self.none.calls + sum(block.calls for block in again),
+        )
+        inputs = sum(block.kept_less for block in self.blocks) if level.offload else 0
+        return replace(found, work=found.work - inputs)
+
+    def _peak(self, again: int) -> int:
+        """Bytes at most: in the backward pass, what earlier blocks still keep, and all of the one whose turn it is."""
+        before = highest = 0
+        for place, block in sorted(enumerate(self.blocks), key=lambda pair: pair[1].turn):
+            highest = max(highest, before + block.kept)
+            before += block.kept_less if place < again else block.kept
+        return self.none.work - sum(block.kept for block in self.blocks) + highest
+
+    def first(self, memory: int, swap: int | None = None) -> Level:
+        """The first level that fits into memory (bytes); else the last. swap: as local.yaml says."""
+        swapped = min(swap or 0, self.count)
+        levels = [Level(recomputed=again, swapped=swapped) for again in range(self.count + 1)]
+        if swap is None:
+            levels += [replace(levels[-1], swapped=more) for more in range(1, self.count + 1)]
+        levels.append(replace(levels[-1], offload=True))
+        return next((level for level in levels if self.at(level).memory <= memory), levels[-1])
+
+
+def train_levels(params: TrainParams, family: Family, source: ModelSource, batch: Batch) -> TrainLevels:
+    """One micro-batch at each level, by tracing the plain step; the adapters' moments stay."""
     traceable = params.model_copy(update={"quantise": params.quantise and "int8"})  # the same expanded weights
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
-    machine = Machine(device=META, activation_checkpointing=levels[0])
-    run = prepare_run(traceable, family, source, facts, machine)
+    run = prepare_run(traceable, family, source, facts, Machine(device=META))
     here, draws = batch.to(META), draw(run, batch, 1).map(lambda tensor: tensor.to(META))
     adapters = sum(tensor.numel() for tensor in run.adapters.values())
     moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
-    weights = held(run.denoiser, params.quantise) + adapters * (moments + average)
-    for level in levels:
-        checkpoint_activations(run.denoiser, level)
+
+    def work() -> None:
         for tensor in run.adapters.values():
             tensor.grad = None
+        add_gradients(run, train_step(run, here, draws))
 
-        def work(level: Checkpointing = level) -> None:
-            with offload_activations(level, META):
-                add_gradients(run, train_step(run, here, draws))
-
-        traced = trace(work)
-        yield level, MemoryEstimate(weights=weights, work=traced.peak, flops=traced.flops, calls=traced.calls)
+    resident = held(run.denoiser, params.quantise) + adapters * (moments + average)
+    return trace_levels(run.kept, resident, work, params.quantise)
 
 
-def first_level(
-    params: TrainParams, family: Family, source: ModelSource, batch: Batch, memory: int, remembered: Path | None = None
-) -> tuple[Checkpointing, MemoryEstimate]:
-    """The first level of activation checkpointing with which a micro-batch fits into memory (bytes); else the last.
+def trace_levels(
+    kept: Kept, weights: int, work: Callable[[], Any], quantise: Quantised | None = None, share: float = 1.0
+) -> TrainLevels:
+    """What `work`, a micro-batch of a denoiser on the meta device, takes at each level.
 
-    remembered: a file of what was counted before for just this, and where what is counted now is kept.
+    weights: bytes that stay whatever the level. quantise: to what the denoiser's int8 layers will be quantised. share:
+    of the traced activations, what is really held: COMPILED where the blocks will be compiled.
     """
-    known = _read(remembered) if remembered else []
-    for level in known:
-        if level[1].memory <= memory or level[0] == LEVELS[-1]:
-            return level
-    known = []
-    for level in train_estimates(params, family, source, batch):
-        known.append(level)
-        if level[1].memory <= memory:
-            break
-    if remembered:
-        with suppress(OSError):  # a store that may only be read
-            write_text(remembered, canonical_json([[name, vars(estimate)] for name, estimate in known]) + "\n")
-    return known[-1]
+    found = []
+    for level in (Level(), full(len(kept.blocks))):
+        kept.set(level)
+        found.append(trace(work, kept.blocks))
+    kept.set(Level())
+    none, again = found
+    pairs = list(zip(none.parts, again.parts, strict=True))
+    rerun = [part if part.kept > less.kept else Part() for part, less in pairs]  # others get no gradient
+    flops = (again.flops - none.flops) / max(1, sum(part.flops for part in rerun))
+    calls = (again.calls - none.calls) / max(1, sum(part.calls for part in rerun))
+    return TrainLevels(
+        none=_estimate(none, weights, share),
+        full=_estimate(again, weights, share),
+        blocks=tuple(
+            Block(
+                turn=part.turn,
+                kept=int(share * part.kept),
+                kept_less=int(share * less.kept),
+                flops=flops * run.flops,
+                calls=calls * run.calls,
+            )
+            for (part, less), run in zip(pairs, rerun, strict=True)
+        ),
+        sizes=tuple(held(block, quantise, trained=False) for block in in_order(kept.denoiser, kept.blocks)),
+    )
 
 
-def _read(path: Path) -> list[tuple[Checkpointing, MemoryEstimate]]:
-    """Levels that were counted before; [] where there are none that can be read."""
-    try:
-        return [(level, MemoryEstimate(**facts)) for level, facts in load_json(path)]
-    except (OSError, ValueError, TypeError):
-        return []
+def _estimate(traced: Traced, weights: int, share: float) -> MemoryEstimate:
+    return MemoryEstimate(weights=weights, work=int(share * traced.peak), flops=traced.flops, calls=traced.calls)
 
 
-def held(model: nn.Module, quantise: Quantised | None = None) -> int:
-    """Bytes of a model's weights; layers that are traced as int8 count as what they are quantised to."""
+def remembered_levels(
+    params: TrainParams, family: Family, source: ModelSource, batch: Batch, path: Path
+) -> TrainLevels:
+    """`train_levels`, traced once: `path` is where what was found is kept."""
+    with suppress(OSError, ValueError, TypeError, KeyError):  # none, damaged, or of an earlier form
+        return _levels(load_json(path))
+    levels = train_levels(params, family, source, batch)
+    with suppress(OSError):  # a store that may only be read
+        write_text(path, canonical_json(asdict(levels)) + "\n")
+    return levels
+
+
+def _levels(facts: Any) -> TrainLevels:
+    return TrainLevels(
+        none=MemoryEstimate(**facts["none"]),
+        full=MemoryEstimate(**facts["full"]),
+        blocks=tuple(Block(**block) for block in facts["blocks"]),
+        sizes=tuple(facts["sizes"]),
+    )
+
+
+def held(model: nn.Module, quantise: Quantised | None = None, *, trained: bool = True) -> int:
+    """Bytes of a model's weights; layers that are traced as int8 count as what they are quantised to.
+
+    trained: also those that are trained.
+    """
     total = 0.0
     for module in model.modules():
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if quantise == "nf4" and isinstance(module, RowScaledLinear):
             total += module.weight.numel() * NF4_BYTES - module.weight.nbytes - module.get_buffer("scale").nbytes
-        total += sum(tensor.nbytes for tensor in own)
+        total += sum(tensor.nbytes for tensor in own if trained or not tensor.requires_grad)
     return int(total)
 
 
-def choose_checkpointing(fixed: Checkpointing | None, job: TrainJob, code: str) -> Checkpointing:
+def choose_checkpointing(
+    fixed: Checkpointing | None, swap: int | None, job: TrainJob, code: str
+) -> Checkpointing | Level:
     """What local.yaml fixes; else the first level that fits the memory that a GPU has free.
 
     The store remembers what was counted. code: digest of all code that this depends on.
     """
     params, data, device = job.params, job.data, job.device
     if fixed is not None or device.type != "cuda":
-        return fixed or LEVELS[0]
+        return "none" if fixed is None else fixed
     largest = max(range(len(data.samples)), key=lambda place: math.prod(data.samples[place].bucket))
     batch = data.batch([largest] * params.batch_size, 1, 0)
     identity = {
@@ -140,8 +226,9 @@ def choose_checkpointing(fixed: Checkpointing | None, job: TrainJob, code: str) 
         "code": code,
     }
     remembered = job.root / ESTIMATES / f"{digest_json(identity)}.json"
+    levels = remembered_levels(params, job.family, empty_source([job.pointer]), batch, remembered)
     free = torch.cuda.mem_get_info(device)[0]
-    level, found = first_level(params, job.family, empty_source([job.pointer]), batch, free - SPARE, remembered)
-    needed = f"about {found.memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free"
-    say(f"train: activation checkpointing '{level}', {needed}")
+    level = levels.first(free - SPARE, swap)
+    needed = f"about {levels.at(level).memory / GIB:.1f} of {free / GIB:.1f} GiB that {device} has free"
+    say(f"train: activation checkpointing {level.described(levels.count)}, {needed}")
     return level

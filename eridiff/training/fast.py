@@ -12,10 +12,11 @@ from torch import Tensor
 from eridiff.acceleration.adapters import WorkingAdapters
 from eridiff.acceleration.choose import Levers
 from eridiff.acceleration.graph import Recorded, RecordedByShape
+from eridiff.acceleration.levels import next_level
 from eridiff.acceleration.regions import compile_blocks, use_channels_last
 from eridiff.models.precision import DTYPES
 from eridiff.training.optim import learning_rate
-from eridiff.training.plain import halve_scale, unscaled
+from eridiff.training.plain import halve_scale, keep_less, too_little_memory, unscaled
 from eridiff.training.run import Run
 from eridiff.training.step import Example, TrainStep
 
@@ -34,10 +35,8 @@ class FastStep:
         if levers.channels_last:
             use_channels_last(run.denoiser)
         if levers.compile:
-            compile_blocks(run.denoiser, run.family.BLOCKS)
-        self._passes: list[Callable[[Example], None]] = [
-            self._recorded(first) if levers.graph else self._pass(first) for first in (True, False)
-        ]
+            compile_blocks(run.kept)
+        self._passes = self._make_passes()
         self._capturable = bool(optimizer.param_groups[0].get("capturable"))
         if self._capturable:
             self._make_moments()
@@ -46,12 +45,7 @@ class FastStep:
     def __call__(self, examples: list[Example], step: int) -> Callable[[], dict[str, float]]:
         """Queue the step; returns what reads its row of the loss table, and waits for it."""
         params = self.run.params
-        while True:
-            self.scale.fill_(self.run.loss_scale)
-            for number, example in enumerate(examples):
-                self._passes[min(number, 1)](example)
-            if unscaled(self.run, self.loss):
-                break
+        while not (self._accumulate(examples, step) and unscaled(self.run, self.loss)):
             halve_scale(self.run, step)
         rate = learning_rate(params.optimizer, step, params.steps)
         for group in self.optimizer.param_groups:
@@ -62,20 +56,43 @@ class FastStep:
         self._update()
         return self._reading(rate)
 
-    def _pass(self, first: bool) -> Callable[[Example], None]:
+    def _accumulate(self, examples: list[Example], step: int) -> bool:
+        """Queue a step's forward and backward passes; again with less kept on the device where memory runs out."""
+        run = self.run
+        self.scale.fill_(run.loss_scale)
+        try:
+            for number, example in enumerate(examples):
+                self._passes[min(number, 1)](example)
+        except torch.OutOfMemoryError as error:
+            if run.fixed or not next_level(run.kept.level, len(run.kept.blocks)):
+                raise too_little_memory(run, step, error) from None
+        else:
+            return True
+        self._passes = []  # and the memory of their graphs
+        keep_less(run, step)
+        self._passes = self._make_passes()
+        return self._accumulate(examples, step)
+
+    def _make_passes(self) -> list[Callable[[Example], None]]:
+        """The passes of a step's first micro-batch, and of a later one. What is copied to RAM, or from it, is not in a
+        graph."""
+        level = self.run.kept.level
+        is_recorded = self.levers.graph and not level.swapped and not level.offload
+        passes = [self._pass(first=True), self._pass(first=False)]
+        return [RecordedByShape(work, self.run.device, MAX_GRAPHS) for work in passes] if is_recorded else passes
+
+    def _pass(self, *, first: bool) -> Callable[[Example], None]:
         """Forward and backward pass of a step's first micro-batch, or of a later one."""
 
         def work(example: Example) -> None:
             here = example.to(self.run.device)
-            loss = self.train_step(self.run, here.batch, here.draws)
-            scaled = loss if self.run.params.precision != "fp16" else loss * self.scale
-            self.adapters.add_gradients(scaled, first=first)
+            with self.run.kept.step():
+                loss = self.train_step(self.run, here.batch, here.draws)
+                scaled = loss * self.scale if self.run.params.precision == "fp16" else loss
+                self.adapters.add_gradients(scaled, first=first)
             self.loss.copy_(loss.detach()) if first else self.loss.add_(loss.detach())
 
         return work
-
-    def _recorded(self, first: bool) -> Callable[[Example], None]:
-        return RecordedByShape(self._pass(first), self.run.device, MAX_GRAPHS)
 
     def _update(self) -> None:
         """Clip, move, copy: from one graph where the optimizer can be in it."""

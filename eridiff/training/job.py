@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from eridiff.acceleration.levels import Level
 from eridiff.bases.find import find_source
 from eridiff.bases.pointer_files import pointers_of
 from eridiff.core.config import load_section
@@ -18,7 +19,6 @@ from eridiff.core.stopping import stop_in_order
 from eridiff.family import Family, load_family
 from eridiff.formats.tables import read_table
 from eridiff.machine.local import Checkpointing, store_root
-from eridiff.models.activation_checkpointing import LEVELS
 from eridiff.models.precision import choose_device
 from eridiff.params.model import ModelParams
 from eridiff.params.train import TrainParams
@@ -80,17 +80,23 @@ class TrainJob:
                 say(checked or "base check: no VAE on this machine, not checked")
             yield
 
-    def prepare(self, activation_checkpointing: Checkpointing, *, fixed: bool) -> Run:
-        """The denoiser with its adapters on the device, checked against the data."""
-        run = self.load(activation_checkpointing, fixed=fixed)
+    def prepare(self, activation_checkpointing: Checkpointing | Level, swap: int = 0, *, fixed: bool) -> Run:
+        """The denoiser with its adapters on the device, checked against the data. See `Machine`."""
+        run = self.load(activation_checkpointing, swap, fixed=fixed)
         if self.checks_base:
             say(check_denoiser(run, self.data))
         return run
 
-    def load(self, activation_checkpointing: Checkpointing = LEVELS[0], *, fixed: bool = True) -> Run:
+    def load(
+        self, activation_checkpointing: Checkpointing | Level = "none", swap: int = 0, *, fixed: bool = True
+    ) -> Run:
         """The denoiser with its adapters on the device."""
         machine = Machine(
-            device=self.device, activation_checkpointing=activation_checkpointing, fixed=fixed, store=self.root
+            device=self.device,
+            activation_checkpointing=activation_checkpointing,
+            swap=swap,
+            fixed=fixed,
+            store=self.root,
         )
         return prepare_run(self.params, self.family, self.source, self.latent_facts, machine)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from eridiff.acceleration.levels import next_level
 from eridiff.core.errors import TrainError
 from eridiff.core.progress import say
-from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations, offload_activations
 from eridiff.training.loss_scale import unscale
 from eridiff.training.optim import learning_rate
 from eridiff.training.run import Run
@@ -29,7 +29,7 @@ class PlainStep:
         while (loss := self._accumulate(examples, step)) is None or not unscaled(run, loss):
             optimizer.zero_grad(set_to_none=True)  # of the step before memory, or the range of fp16, ran out
             if loss is None:
-                _checkpoint_more(run, step)
+                keep_less(run, step)
             else:
                 halve_scale(run, step)
         norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
@@ -49,10 +49,10 @@ class PlainStep:
         try:
             for example in examples:
                 here = example.to(run.device)
-                with offload_activations(run.activation_checkpointing, run.device):
+                with run.kept.step():
                     loss += add_gradients(run, self.train_step(run, here.batch, here.draws))
         except torch.OutOfMemoryError as error:
-            if not run.fixed and run.activation_checkpointing != LEVELS[-1]:
+            if not run.fixed and next_level(run.kept.level, len(run.kept.blocks)):
                 return None
             raise too_little_memory(run, step, error) from None
         return loss
@@ -82,11 +82,8 @@ def halve_scale(run: Run, step: int) -> None:
     say(f"train: step {step}: gradients overflow fp16; again with the loss scaled by {run.loss_scale:g}")
 
 
-def _checkpoint_more(run: Run, step: int) -> None:
-    """Go on with the next level: exact, so it may begin at any step."""
-    run.activation_checkpointing = LEVELS[LEVELS.index(run.activation_checkpointing) + 1]
-    checkpoint_activations(run.denoiser, run.activation_checkpointing)
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
-    level = run.activation_checkpointing
-    say(f"train: {run.device} has too little memory at step {step}: activation checkpointing '{level}' from here on")
+def keep_less(run: Run, step: int) -> None:
+    """Go on with the next level of memory: exact, so it may begin at any step."""
+    run.kept.fall()
+    level = run.kept.described()
+    say(f"train: {run.device} has too little memory at step {step}: activation checkpointing {level} from here on")

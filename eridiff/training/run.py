@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eridiff.acceleration.levels import Kept, Level, level_of
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
-from eridiff.models.activation_checkpointing import LEVELS, checkpoint_activations
 from eridiff.models.load import load_denoiser
 from eridiff.models.lora import add_adapter, target_modules
 from eridiff.models.precision import DTYPES, avoid_cudnn_attention, fix_threads, use_deterministic_kernels
@@ -33,7 +33,7 @@ class Run:
     scaling_factor: float
     shift_factor: float
     device: torch.device
-    activation_checkpointing: Checkpointing
+    kept: Kept
     fixed: bool  # by local.yaml; otherwise the next level is used when memory runs out
     store: Path | None = None  # the store's folder, which remembers what was checked on this machine
     loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
@@ -52,14 +52,20 @@ class Run:
 class Machine:
     """What a training has on this machine: none of it changes a byte of the result beyond rounding.
 
-    fixed: whether that level stays where memory runs out. store: the store's folder, where a quantised
-    base is kept.
+    activation_checkpointing: as local.yaml says, with `swap` beside it, or the level that was chosen. fixed: whether it
+    stays where memory runs out. store: the store's folder, where a quantised base is kept.
     """
 
     device: torch.device
-    activation_checkpointing: Checkpointing = LEVELS[0]
+    activation_checkpointing: Checkpointing | Level = "none"
+    swap: int = 0
     fixed: bool = True
     store: Path | None = None
+
+    def level(self, count: int) -> Level:
+        """What of so many blocks is kept on the device."""
+        asked = self.activation_checkpointing
+        return asked if isinstance(asked, Level) else level_of(asked, self.swap, count)
 
 
 def make_objective(family: Family, scheduler: Mapping[str, Any], params: TrainParams) -> Objective:
@@ -82,12 +88,16 @@ def prepare_run(
     use_deterministic_kernels(params.deterministic)
     avoid_cudnn_attention()
     objective = make_objective(family, source.config("scheduler"), params).to(device)
-    storage = storage_of(params.quantise, device, machine.store)
-    denoiser = load_denoiser(family, source, DTYPES[params.precision], storage).to(device)
+    loaded_on = torch.device("cpu") if machine.level(1).swapped else device  # the base as a whole need not fit
+    storage = storage_of(params.quantise, loaded_on, machine.store)
+    denoiser = load_denoiser(family, source, DTYPES[params.precision], storage)
     unused = family.unused_modules(source.config(family.DENOISER))
     modules = target_modules(denoiser, family.TARGET_SETS, params.lora.targets, unused)
     adapters = add_adapter(denoiser, params.lora, modules, params.seed)
-    run = Run(
+    kept = Kept(denoiser, family.BLOCKS, device)
+    kept.set(machine.level(len(kept.blocks)))
+    denoiser.to(device)
+    return Run(
         params=params,
         family=family,
         objective=objective,
@@ -96,9 +106,7 @@ def prepare_run(
         scaling_factor=float(latent_facts["scaling_factor"]),
         shift_factor=float(latent_facts["shift_factor"] or 0.0),
         device=device,
-        activation_checkpointing=machine.activation_checkpointing,
+        kept=kept,
         fixed=machine.fixed,
         store=machine.store,
     )
-    checkpoint_activations(denoiser, run.activation_checkpointing)
-    return run

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from eridiff.acceleration import swap as swap_module
 from eridiff.acceleration.recompute import recompute
 from eridiff.acceleration.swap import SLOTS, Swap, swap_sizes, swapped_bytes, swapped_places
 from eridiff.training.data import TrainingSet
@@ -120,3 +121,36 @@ def test_swapped_denoisers_of_all_families(family: str, sets: dict[str, Training
         recompute(blocks, count)
         found = gradients(run, sets[family])
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), count
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+@pytest.mark.slow
+def test_a_quantised_base_is_swapped(kind: str, sets: dict[str, TrainingSet]) -> None:
+    """Its stored weights wait in RAM, scales with them."""
+    params = training.params_of({"quantise": kind})
+    plain, swapped = (training.start("flux", params, swap=swap) for swap in (0, 100))
+    assert len(addresses(blocks_of(swapped))) <= SLOTS
+    expected, found = (gradients(run, sets["flux"]) for run in (plain, swapped))
+    assert expected.keys() == found.keys() and len(expected) == len(plain.adapters)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_next_block_is_sent_for_while_one_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order forward, in reverse backward; what is still in its slot is not sent again."""
+    sent: list[object] = []
+    plain = swap_module._copy
+
+    def copied(target: torch.Tensor, chunks: list[torch.Tensor]) -> None:
+        sent.append(next(place for place, block in enumerate(blocks) if swap._waiting[block].chunks is chunks))
+        plain(target, chunks)
+
+    monkeypatch.setattr(swap_module, "_copy", copied)
+    blocks = stack()
+    swap = Swap(blocks, training.CPU)
+    swap.swap(5)
+    for place, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda _, __, place=place: sent.append(f"run {place}"))
+    ran(blocks, torch.ones(1, 4, 16))
+    sent.clear()
+    ran(blocks, torch.ones(1, 4, 16))
+    assert sent == ["run 0", 2, "run 1", 3, "run 2", 4, "run 3", "run 4", 2, 1, 0]

@@ -193,7 +193,7 @@ def test_a_scheduler_config_that_is_overruled_is_said(
     path = marked(tmp_path, {} if given else {"v_pred": EMPTY, "ztsnr": EMPTY})
     beside = tmp_path / "scheduler_config.json"
     beside.write_text(json.dumps(scheduler(**V_ZERO_SNR if given else {"prediction_type": "epsilon"})))
-    (denoiser,) = (part for part in find_parts(open_weights(path))[0] if part.kind == "denoiser")
+    (denoiser,) = (part for part in components_in(open_weights(path))[0] if part.kind == "denoiser")
     folder = SMALL / "bases" / "tiny-sdxl" if given else None
     settled = collecting._scheduler(denoiser, PUBLISHED, folder, [path])
     assert settled["prediction_type"] == ("epsilon" if given else "v_prediction")

@@ -265,7 +265,7 @@ def test_earlier_words_of_local_yaml_are_read_with_a_line(
 def test_wrong_earlier_words_of_local_yaml_are_refused(checkout: Path) -> None:
     for text, expected in (
         ("activations: kep\n", "local.yaml: 'activation_checkpointing' is 'kep'"),
-        ("activations: 3\n", "local.yaml: 'activation_checkpointing' is 3"),
+        ("activations: -3\n", "local.yaml: 'activation_checkpointing' is -3"),
         ("activation_checkpointing: keep\n", "local.yaml: 'activation_checkpointing' is 'keep'"),
         (
             "activations: keep\nactivation_checkpointing: full\n",

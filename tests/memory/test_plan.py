@@ -7,16 +7,29 @@ from typing import Any
 import pytest
 import torch
 
+from eridiff.acceleration.levels import Level, full, in_order
+from eridiff.acceleration.swap import SLOTS, swap_sizes
 from eridiff.check import load_all
 from eridiff.core.errors import ConfigError
 from eridiff.family import load_family
 from eridiff.memory import train as train_memory
 from eridiff.memory.plan import HOST, Card, Planner, plan_project, seconds_of, ways, with_changes
 from eridiff.memory.stages import made_up_batch, text_estimate
-from eridiff.memory.train import CONTEXT, GIB, SPARE, MemoryEstimate, first_level, train_estimates
-from eridiff.models.activation_checkpointing import LEVELS
+from eridiff.memory.trace import trace
+from eridiff.memory.train import (
+    CONTEXT,
+    GIB,
+    META,
+    SPARE,
+    MemoryEstimate,
+    TrainLevels,
+    remembered_levels,
+    trace_levels,
+    train_levels,
+)
 from eridiff.models.load import load_denoiser
 from eridiff.models.quantise import Storage
+from eridiff.training.run import Machine, prepare_run
 from eridiff.weights.pointers import ModelSource
 from tests.conftest import ROOT
 from tests.support import training
@@ -43,56 +56,94 @@ def test_weights_are_what_a_loaded_base_holds(family: str, kind: Any) -> None:
         really += 0 if "quant_map" in name or "quant_state" in name else tensor.nbytes
     params = training.params_of({"precision": "bf16", "quantise": kind, "ema_decay": 0.9})
     batch = made_up_batch(1, module, source(family).config("vae"), training.text_shapes(family), (128, 128))
-    _, found = next(train_estimates(params, module, empty(family), batch))
+    found = train_levels(params, module, empty(family), batch).none
     adapters = sum(tensor.numel() for tensor in training.start(family, params).adapters.values())
     assert found.weights - adapters * 4 * (1 + 2 + 1) == pytest.approx(really, rel=0.03 if kind == "nf4" else 1e-6)
+
+
+def levels_of(family: str) -> TrainLevels:
+    module = load_family(family)
+    batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256))
+    return train_levels(training.params_of(), module, empty(family), batch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.slow
 def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) -> None:
+    """Each block more; what each keeps adds up to the difference that was traced; the level that fits is the first."""
+    levels = levels_of(family)
+    count = levels.count
+    found = [levels.at(Level(recomputed=again)) for again in range(count + 1)]
+    memory, flops = [one.memory for one in found], [one.flops for one in found]
+    assert memory == sorted(memory, reverse=True) and memory[0] > memory[count]
+    assert flops == sorted(flops) and flops[0] < flops[-1]
+    assert levels.at(full(count)).work == levels.full.work and flops[-1] == pytest.approx(levels.full.flops)
+    offload = levels.at(Level(recomputed=count, offload=True))
+    assert 0 < offload.memory < levels.full.memory and offload.flops == flops[-1]
+    assert levels.first(memory[0]) == Level()
+    assert levels.at(levels.first(memory[0] - 1)).memory < memory[0]
+    assert levels.first(memory[count]).recomputed == memory.index(memory[count])
+    assert levels.first(1) == Level(recomputed=count, swapped=count, offload=True)
+    assert levels.first(1, swap=0) == Level(recomputed=count, offload=True)
+    fitting = levels.first(memory[count] - 1)
+    assert levels.at(fitting).memory < memory[count] and (fitting.swapped or fitting.offload)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
+def test_what_is_foretold_between_levels_is_what_is_traced(family: str) -> None:
+    """Half of the blocks recomputed: within 5 %."""
     module, params = load_family(family), training.params_of()
-    batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256))
-    found = dict(train_estimates(params, module, empty(family), batch))
-    assert list(found) == list(LEVELS)
-    memory, flops = [one.memory for one in found.values()], [one.flops for one in found.values()]
-    assert memory == sorted(memory, reverse=True)
-    assert memory[0] > memory[2]
-    assert flops[0] < flops[1] < flops[2] == flops[3]
-    if family == FAMILIES[0]:
-        assert first_level(params, module, empty(family), batch, memory[1])[0] == "selective"
-        assert first_level(params, module, empty(family), batch, 1)[0] == LEVELS[-1]
+    batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256)).to(META)
+    run = prepare_run(params, module, empty(family), source(family).config("vae"), Machine(device=META))
+    half = Level(recomputed=len(run.kept.blocks) // 2)
+    foretold = trace_levels(run.kept, 0, lambda: training.do_step(run, batch, 1)).at(half)
+    for tensor in run.adapters.values():
+        tensor.grad = None
+    run.kept.set(half)
+    found = trace(lambda: training.do_step(run, batch, 1))
+    assert foretold.work == pytest.approx(found.peak, rel=0.05)
+    assert foretold.flops == pytest.approx(found.flops, rel=0.01)
+
+
+@pytest.mark.slow
+def test_swapped_weights_are_taken_off() -> None:
+    """What a device holds less is what really is less: less the weights of all blocks, more two of them."""
+    levels = levels_of("flux")
+    all_of_them = Level(recomputed=levels.count, swapped=levels.count)
+    run = training.start("flux", training.params_of())
+    assert swap_sizes(in_order(run.denoiser, run.kept.blocks)) == pytest.approx(levels.sizes, rel=0.05)
+    saved = levels.full.weights - levels.at(all_of_them).weights
+    assert saved == sum(levels.sizes) - SLOTS * max(levels.sizes) > 0
 
 
 @pytest.mark.slow
 def test_what_was_counted_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was counted is not counted again, more of it where it does not do; a damaged file is made anew."""
-    module, params = load_family(FAMILIES[0]), training.params_of()
-    batch = made_up_batch(2, module, source(FAMILIES[0]).config("vae"), training.text_shapes(FAMILIES[0]), (256, 256))
-    kept, plain, started = tmp_path / "footprints" / "one.json", train_memory.train_estimates, []
+    """What was counted is not counted again; a damaged file, or one of an earlier version, is made anew."""
+    family = FAMILIES[0]
+    module, params = load_family(family), training.params_of()
+    batch = made_up_batch(2, module, source(family).config("vae"), training.text_shapes(family), (256, 256))
+    kept, plain, started = tmp_path / "footprints" / "one.json", train_memory.train_levels, []
 
     def counting(*given: Any) -> Any:
         started.append(1)
         return plain(*given)
 
-    monkeypatch.setattr(train_memory, "train_estimates", counting)
+    monkeypatch.setattr(train_memory, "train_levels", counting)
 
-    def choose(memory: int) -> tuple[Any, MemoryEstimate]:
-        return first_level(params, module, empty(FAMILIES[0]), batch, memory, kept)
+    def remembered() -> TrainLevels:
+        return remembered_levels(params, module, empty(family), batch, kept)
 
-    first = choose(1 << 60)
-    assert (first[0], choose(1 << 60), len(started)) == ("none", first, 1)
-    smaller = choose(first[1].memory - 1)
-    assert (smaller[0], len(started)) == ("selective", 2)
-    assert choose(first[1].memory) == first and choose(first[1].memory - 1) == smaller and len(started) == 2
-    last = choose(1)
-    assert (last[0], choose(1), len(started)) == (LEVELS[-1], last, 3)
+    first = remembered()
+    assert (remembered(), len(started)) == (first, 1)
     kept.write_text(kept.read_text()[:-9])
-    assert (choose(1 << 60), len(started)) == (first, 4)
+    assert (remembered(), len(started)) == (first, 2)
+    kept.write_text('[["none", {"weights": 1, "work": 2, "flops": 3, "calls": 4}]]')
+    assert (remembered(), remembered(), len(started)) == (first, first, 3)
     kept.unlink()
     kept.parent.rmdir()
     kept.parent.write_text("")  # a folder that cannot be made
-    assert choose(1 << 60) == first
+    assert remembered() == first
 
 
 @pytest.mark.slow
@@ -102,15 +153,19 @@ def test_training_chooses_by_what_a_gpu_has_free(tmp_path: Path, monkeypatch: py
     job = replace(made, device=torch.device("cuda"), root=tmp_path)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
 
-    def choose(code: str, fixed: Any = None) -> Any:
-        return train_memory.choose_checkpointing(fixed, job, code)
+    def choose(code: str, fixed: Any = None, swap: int | None = None) -> Any:
+        return train_memory.choose_checkpointing(fixed, swap, job, code)
 
     free = 1 << 60
-    assert choose("one") == choose("one") == "none"
+    assert choose("one") == choose("one") == Level()
+    assert choose("one", swap=1) == Level(swapped=1)
     assert len(list((tmp_path / "footprints").iterdir())) == 1
     free = 1
-    assert (choose("one"), choose("one", "selective")) == (LEVELS[-1], "selective")
-    assert choose("two") == LEVELS[-1]
+    last = choose("one")
+    assert last.offload and last.swapped == last.recomputed > 0
+    assert choose("one", "selective") == "selective" and choose("one", 3) == 3 and choose("one", "none") == "none"
+    assert choose("one", swap=0) == replace(last, swapped=0)
+    assert choose("two") == last
     assert len(list((tmp_path / "footprints").iterdir())) == 2
 
 

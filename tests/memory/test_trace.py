@@ -1,12 +1,14 @@
 """Memory and operations counted without content: against closed forms."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from eridiff.memory.trace import ROUND, trace
-from eridiff.models.activation_checkpointing import offload_activations
+from eridiff.acceleration.levels import offload_activations
+from eridiff.memory.trace import ROUND, Part, trace
 
 META = torch.device("meta")
 
@@ -80,20 +82,34 @@ def test_a_convolution_in_inference_mode() -> None:
 
 
 def test_activations_that_wait_on_the_host_take_nothing() -> None:
-    x, w = empty(1024, 64), [empty(64, 64, grad=True) for _ in range(8)]
+    x, layers = empty(1024, 64), nn.ModuleList(nn.Linear(64, 64, bias=False, device=META) for _ in range(8))
+    w = [weight.t() for weight in layers.parameters()]
 
     def run(level: str) -> int:
         def work() -> None:
-            with offload_activations(level, META):  # type: ignore[arg-type]
+            with offload_activations(layers, META) if level == "offload" else nullcontext():
                 y = x
                 for weight in w:
                     y = torch.tanh(y @ weight)
-                y.sum().backward()  # type: ignore[no-untyped-call]
-            for weight in w:
-                weight.grad = None
+                y.sum().backward(inputs=list(layers.parameters()), retain_graph=True)  # type: ignore[no-untyped-call]
+            layers.zero_grad()
 
         return trace(work).peak
 
     size = 1024 * 64 * 4
     assert run("none") >= 8 * size
     assert run("offload") <= 5 * size + 8 * 64 * 64 * 4
+
+
+def test_parts_are_measured_by_themselves() -> None:
+    """Bytes that live after a module's forward pass, its operations; nothing of one that is not called."""
+    first, second, idle = (nn.Linear(64, 64, bias=False, device=META) for _ in range(3))
+    x = empty(32, 64)
+    found = trace(lambda: second(first(x).relu()).sum().backward(), [second, idle, first])
+    size = 32 * 64 * 4
+    assert found.parts == (
+        Part(kept=size, flops=2 * 32 * 64 * 64, calls=2, turn=2),
+        Part(),
+        Part(kept=size, flops=2 * 32 * 64 * 64, calls=2, turn=1),
+    )
+    assert not first._forward_hooks and not first._forward_pre_hooks

@@ -51,7 +51,9 @@ def params_of(changes: dict[str, Any] | None = None) -> TrainParams:
     return validate(TrainParams, {**plain, **(changes or {})}, where="test", prefix="train")
 
 
-def start(family: str, params: TrainParams, *, activation_checkpointing: Checkpointing | None = "none") -> Run:
+def start(
+    family: str, params: TrainParams, *, activation_checkpointing: Checkpointing | None = "none", swap: int = 0
+) -> Run:
     """`prepare_run`, with a copy of the loaded denoiser."""
     base = base_denoiser(family)
 
@@ -67,7 +69,8 @@ def start(family: str, params: TrainParams, *, activation_checkpointing: Checkpo
             source(family).config("vae"),
             Machine(
                 device=CPU,
-                activation_checkpointing=activation_checkpointing or "none",
+                activation_checkpointing="none" if activation_checkpointing is None else activation_checkpointing,
+                swap=swap,
                 fixed=activation_checkpointing is not None,
             ),
         )
