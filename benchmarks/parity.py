@@ -1,6 +1,7 @@
 """The same mathematics as diffusers' scripts: losses and adapter gradients of eridiff's step against theirs.
 
     python -m benchmarks.parity [--models flux-dev,sd35-large,sd35-medium,sdxl] [--precision bf16|fp32] [--out FOLDER]
+    python -m benchmarks.parity --models sdxl --kohya CHECKOUT [--out FOLDER]
     python -m benchmarks.parity --tiny --device cpu --precision fp32
 
 Both sides get the same weights, adapters, latents, embeddings, noise and noise levels; after each step the adapters
@@ -11,17 +12,18 @@ otherwise is in DIFFERENCES, with how it is made equal here.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from benchmarks.eridiffstep import loaded, params_of
+from benchmarks.kohyaparity import TARGETS, KohyaLoss
 from benchmarks.randombase import RandomBase, random_base
 from benchmarks.scriptloss import Drawn, Options, as_cached, make_loss
 from benchmarks.scriptstep import MIXED, adapt
@@ -107,13 +109,13 @@ class Ours:
         return loss, {name: gradient.double() for name, gradient in kept}
 
 
-class Theirs:
-    """The script's side, fed with eridiff's draws and adapters."""
+class ScriptLoss:
+    """The script's model and loss."""
 
-    def __init__(self, base: RandomBase, run: Run, options: Options, *, autocast: bool) -> None:
+    def __init__(self, base: RandomBase, run: Run, options: Options, *, autocast: bool = True) -> None:
+        """autocast: whether the script runs in it, as it does; else in one format throughout, as eridiff's does."""
         from accelerate import Accelerator
 
-        self.run = run
         mixed = MIXED[base.precision] if autocast else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=run.device.type == "cpu")
         model: Any = base.denoiser(run.device)
@@ -123,19 +125,39 @@ class Theirs:
         self.adapters = {names[name]: p for name, p in model.named_parameters() if p.requires_grad}
         self.model = self.accelerator.prepare(model.train())
         self.loss, self.dtype = make_loss(base, options), base.dtype
-        # Another kernel than eridiff's: cuDNN's backward depends on who called it first in the process.
-        self.kernel: Kernel | None = "flash" if run.device.type == "cuda" and base.precision != "fp32" else None
 
-    def __call__(self, example: Example) -> tuple[float, dict[str, Tensor]]:
-        """Loss, and gradients by adapter tensor."""
-        assert self.adapters.keys() == self.run.adapters.keys()
-        for name, tensor in self.adapters.items():
-            tensor.data.copy_(self.run.adapters[name])
-        here = example.to(self.run.device)
-        with use_attention(self.kernel):
-            loss = self.loss(self.model, as_cached(here.batch, self.dtype), drawn_by(self.run, here))
-            self.accelerator.backward(loss)
-        return float(loss.detach()), take_gradients(self.adapters)
+    def __call__(self, example: Example, drawn: Drawn) -> Tensor:
+        """The loss; gradients are added up."""
+        loss = self.loss(self.model, as_cached(example.batch, self.dtype), drawn)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class Peer(Protocol):
+    """Another trainer's loss, over tensors that are set to eridiff's adapters."""
+
+    @property
+    def adapters(self) -> Mapping[str, Tensor]:
+        """By eridiff's names."""
+
+    def __call__(self, example: Example, drawn: Drawn) -> Tensor:
+        """The loss; gradients are added up."""
+
+
+MakePeer = Callable[[RandomBase, Run], Peer]
+
+
+def ask(peer: Peer, run: Run, example: Example) -> tuple[float, dict[str, Tensor]]:
+    """A peer's loss, and gradients by adapter tensor, of eridiff's adapters and draws."""
+    assert peer.adapters.keys() == run.adapters.keys()
+    for name, tensor in peer.adapters.items():
+        tensor.data.copy_(run.adapters[name])
+    here = example.to(run.device)
+    # Another kernel than eridiff's: cuDNN's backward depends on who called it first in the process.
+    kernel: Kernel | None = "flash" if run.device.type == "cuda" and run.params.precision != "fp32" else None
+    with use_attention(kernel):
+        loss = float(peer(here, drawn_by(run, here)))
+    return loss, take_gradients(peer.adapters)
 
 
 def drawn_by(run: Run, example: Example) -> Drawn:
@@ -160,25 +182,16 @@ def take_gradients(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compare(
-    base: RandomBase,
-    device: torch.device,
-    steps: int,
-    script: Options,
-    changes: Mapping[str, Any],
-    *,
-    autocast: bool = True,
+    base: RandomBase, device: torch.device, steps: int, make_peer: MakePeer, changes: Mapping[str, Any]
 ) -> Result:
-    """Both sides over some steps; the adapters follow eridiff's gradients.
-
-    autocast: whether the script runs in it, as it does; else its model is in one format throughout, as eridiff's.
-    """
+    """Both sides over some steps; the adapters follow eridiff's gradients."""
     worst = {"loss": 0.0, "cosine": 1.0, "adapter": 1.0, "norm": 0.0}
     with ExitStack() as stack:
         store = Path(stack.enter_context(TemporaryDirectory()))
         ours = Ours(base, changes, device, store, stack)
-        theirs = Theirs(base, ours.run, script, autocast=autocast)
+        peer = make_peer(base, ours.run)
         for step, example in enumerate(ours.examples(steps), 1):
-            expected, others = theirs(example)
+            expected, others = ask(peer, ours.run, example)
             loss, gradients = ours(example, step)
             mine, other = (
                 torch.cat([named[name].flatten() for name in sorted(named)]) for named in (gradients, others)
@@ -221,6 +234,16 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def peer_of(arguments: argparse.Namespace) -> tuple[MakePeer, dict[str, Any]]:
+    """How the other side is made, and the params of eridiff's."""
+    changes = {"deterministic": arguments.deterministic, "batch_size": arguments.batch}
+    if arguments.kohya is None:
+        options, autocast = Options(precondition=False), not arguments.no_autocast
+        return lambda base, run: ScriptLoss(base, run, options, autocast=autocast), changes
+    checkout, lora = arguments.kohya.resolve(), {"rank": 16, "alpha": 16.0, "targets": TARGETS}
+    return lambda base, run: KohyaLoss(base, run, checkout), {**changes, "lora": lora}
+
+
 def main() -> int:
     """Compare each model; 1 where a limit is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,15 +257,15 @@ def main() -> int:
     parser.add_argument("--deterministic", action="store_true", help="train.deterministic: true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the small bases")
+    parser.add_argument("--kohya", type=Path, metavar="FOLDER", help="against sd-scripts' SDXL, of a checkout")
     arguments = parser.parse_args()
+    make_peer, changes = peer_of(arguments)
     results = []
     for model in arguments.models.split(","):
         base = replace(random_base(MODELS[model], model, tiny=arguments.tiny), precision=arguments.precision)
         base = replace(base, side=arguments.side) if arguments.side else base
-        changes = {"deterministic": arguments.deterministic, "batch_size": arguments.batch}
         device = torch.device(arguments.device)
-        script, autocast = Options(precondition=False), not arguments.no_autocast
-        results.append(compare(base, device, arguments.steps, script, changes, autocast=autocast))
+        results.append(compare(base, device, arguments.steps, make_peer, changes))
         print(table(results[-1:]), flush=True)
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)

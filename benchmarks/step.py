@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steprow import PEERS, ROWS, USEFUL_TERAFLOPS, Row
+from benchmarks.steprow import PEERS, ROWS, SIDES, USEFUL_TERAFLOPS, Row
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("script ms", "plain ms", "fast ms", "fast p10-p90", "img/s", "GiB script / plain / fast", "MFU")
@@ -100,7 +100,8 @@ def measure(row: Row, arguments: argparse.Namespace, work: Path) -> dict[str, An
     """One row: every side built and warmed up, then turns; a side that fails is a note."""
     found: dict[str, Any] = {"name": row.name, "batch": row.batch, "notes": []}
     sides, peers = (
-        [s for s in all_ if not arguments.sides or s in arguments.sides] for all_ in (row.sides, arguments.peers)
+        [s for s in all_ if not arguments.sides or s in arguments.sides.split(",")]
+        for all_ in (row.sides, arguments.peers)
     )
     groups = [[side] for side in sides] if row.gib is not None else [sides]
     groups += [[peer] for peer in peers]
@@ -255,6 +256,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the small bases, 64 x 64 pictures")
     arguments = parser.parse_args()
     arguments.peers = {peer: path.resolve() for peer in PEERS if (path := getattr(arguments, peer)) is not None}
+    for name, known in ((arguments.rows, ROWS), (arguments.sides, (*SIDES, *PEERS))):
+        if unknown := sorted(set(name.split(",")) - {*known, ""}):
+            parser.error(f"unknown: {', '.join(unknown)}. Known: {', '.join(known)}")
     rows: list[dict[str, Any]] = []
     deadline = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as work:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.parity import MODELS, Result, compare
+from benchmarks.parity import MODELS, Result, ScriptLoss, compare
 from benchmarks.randombase import random_base
 from benchmarks.scriptloss import Options
 
@@ -16,7 +16,8 @@ SMALL = ("flux-dev", "sd35-medium", "sdxl")
 
 def result(model: str, script: Options, **changes: Any) -> Result:
     base = random_base(MODELS[model], model, tiny=True)
-    return compare(base, CPU, steps=2, script=script, changes={"batch_size": 2, "lora": {"rank": 4}, **changes})
+    params = {"batch_size": 2, "lora": {"rank": 4}, **changes}
+    return compare(base, CPU, 2, lambda base, run: ScriptLoss(base, run, script), params)
 
 
 @pytest.mark.parametrize("model", SMALL)
