@@ -67,7 +67,8 @@ def eridiff_step(
     run = loaded(base, params, Machine(device=device, activation_checkpointing=level, fixed=False, store=store), place)
     plan = plan_batches(data.samples, params.batch_size, 1000, params.seed)
     examples, steps = data.stream(plan, 1, 1, examples_of(run)), count(1)
-    step_once = ExitStack().enter_context(prepare(train_step, run, run.make_optimizer(), data))
+    context = ExitStack()  # kept by the function below: dropped, it would end
+    step_once = context.enter_context(prepare(train_step, run, run.make_optimizer(), data))
     waiting: deque[Reading] = deque()
 
     def step() -> Tensor:
@@ -78,4 +79,5 @@ def eridiff_step(
             loss = waiting.popleft()()["loss"]
         return torch.tensor(loss)
 
+    vars(step)["context"] = context
     return step

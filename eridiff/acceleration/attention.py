@@ -101,7 +101,7 @@ def attention_by(kernel: Kernel) -> Attention:
         enable_gqa: bool = False,
     ) -> Tensor:
         if kernel == "cudnn" and attn_mask is None and fits_cudnn(query, key, value):
-            # Named, since compiled code would take flash: it is traced without sdpa_kernel's order.
+            # Named, so that the choice stands in a compiled graph itself.
             needs_sums = torch.is_grad_enabled()
             return contiguous_gradient(CUDNN(query, key, value, None, needs_sums, dropout_p, is_causal, scale=scale)[0])
         with sdpa_kernel(order if attn_mask is None else masked, set_priority=True):

@@ -23,7 +23,7 @@ from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
 from eridiff.memory.trace import Part, Traced, trace
 from eridiff.models.quantise import RowScaledLinear
-from eridiff.params.model import Quantised
+from eridiff.params.model import Quantised, QuantisedArithmetic
 from eridiff.params.train import OPTIMIZERS, TrainParams
 from eridiff.training.data import Batch
 from eridiff.training.job import TrainJob
@@ -114,7 +114,8 @@ class TrainLevels:
 
 def train_levels(params: TrainParams, family: Family, source: ModelSource, batch: Batch) -> TrainLevels:
     """One micro-batch at each level, by tracing the plain step; the adapters' moments stay."""
-    traceable = params.model_copy(update={"quantise": params.quantise and "int8"})  # the same expanded weights
+    stored = not isinstance(params.quantise, QuantisedArithmetic)  # whose weights are expanded as those of int8 are
+    traceable = params.model_copy(update={"quantise": params.quantise and "int8"}) if stored else params
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
     run = prepare_run(traceable, family, source, facts, Machine(device=META))
     here, draws = batch.to(META), draw(run, batch, 1).map(lambda tensor: tensor.to(META))
