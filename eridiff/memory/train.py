@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from eridiff.acceleration.levels import Kept, Level, full, in_order
-from eridiff.acceleration.swap import swapped_bytes
+from eridiff.acceleration.swap import swapped_bytes, swapped_places
 from eridiff.core.files import canonical_json, digest_json, write_text
 from eridiff.core.json_files import load_json
 from eridiff.core.progress import say
@@ -49,6 +49,7 @@ class MemoryEstimate:
     work: int  # bytes beyond them, at most
     flops: float
     calls: float  # of torch's operators; 0 where they are compiled
+    copied: float = 0  # bytes from RAM to the device
 
     @property
     def memory(self) -> int:
@@ -89,6 +90,7 @@ class TrainLevels:
             work=self.full.work if len(again) == self.count else max(self._peak(len(again)), self.full.work),
             flops=self.none.flops + sum(block.flops for block in again),
             calls=self.none.calls + sum(block.calls for block in again),
+            copied=2 * sum(self.sizes[place] for place in swapped_places(level.swapped, self.count)),
         )
         inputs = sum(block.kept_less for block in self.blocks) if level.offload else 0
         return replace(found, work=found.work - inputs)
