@@ -163,3 +163,32 @@ def test_the_next_block_is_sent_for_while_one_computes(monkeypatch: pytest.Monke
     sent.clear()
     ran(blocks, torch.ones(1, 4, 16))
     assert sent == ["run 0", 2, "run 1", 3, "run 2", 4, "run 3", "run 4", 2, 1, 0]
+
+
+def test_swapped_weights_that_are_laid_out_anew() -> None:
+    """As channels_last does: inside `unwrapped` the waiting copy follows; outside it is refused, not computed with."""
+    torch.manual_seed(1)
+    blocks: list[nn.Module] = [nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False) for _ in range(4)]
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
+
+    def answers() -> list[torch.Tensor]:
+        y = x
+        for block in blocks:
+            y = block(y)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x])]
+
+    expected = answers()
+    swap = Swap(blocks, training.CPU)
+    swap.swap(3)
+    answers()
+    with swap.unwrapped():
+        for block in blocks:
+            block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for _ in range(2):
+        for found, wanted in zip(answers(), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+    weight = blocks[0].get_parameter("weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    weight.data = weight.data.clone()
+    with pytest.raises(AssertionError, match="moved or laid out anew"):
+        answers()
