@@ -95,7 +95,7 @@ class Kept:
         return offload_activations(self.denoiser, self.device) if self.level.offload else nullcontext()
 
     def unwrapped(self) -> AbstractContextManager[object]:
-        """A context in which blocks may be compiled, whatever the level."""
+        """A context in which blocks may be compiled, and given channels_last, whatever the level."""
         return self._swap.unwrapped() if self._swap else nullcontext()
 
     def described(self) -> str:

@@ -64,11 +64,15 @@ class Swap:
 
     @contextmanager
     def unwrapped(self) -> Iterator[None]:
-        """Blocks called as if they were not swapped, so that they may be compiled; not to be run."""
+        """Blocks called as if they were not swapped, so that they may be compiled, or laid out anew; not to be run."""
         for waiting in self._waiting.values():
             waiting.unwrap()
         yield
+        self._ring.settle()
+        self._ring.forget()
         for waiting in self._waiting.values():
+            waiting.lay_out()
+            waiting.layout.point(self._ring.slots[0])
             waiting.wrap(self._ring)
 
 
@@ -78,6 +82,8 @@ class _Layout:
     def __init__(self, block: nn.Module) -> None:
         found = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers()) if not tensor.requires_grad}
         self.tensors, self.places, self.size = list(found.values()), [], 0
+        self.strides = [tensor.stride() for tensor in self.tensors]
+        self.addresses: list[int] = []  # where the block's tensors are, if nobody has moved them
         for tensor in self.tensors:
             self.places.append(self.size)
             self.size += -(-tensor.nbytes // ALIGNED) * ALIGNED
@@ -85,14 +91,20 @@ class _Layout:
     def views(self, flat: Tensor) -> list[Tensor]:
         """The tensors, in their own strides, as parts of a stretch of bytes [size]."""
         return [
-            flat[place : place + tensor.nbytes].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-            for place, tensor in zip(self.places, self.tensors, strict=True)
+            flat[place : place + tensor.nbytes].view(tensor.dtype).as_strided(tensor.shape, stride)
+            for place, tensor, stride in zip(self.places, self.tensors, self.strides, strict=True)
         ]
 
     def point(self, flat: Tensor) -> None:
         """Make the block's tensors parts of these bytes."""
         for tensor, view in zip(self.tensors, self.views(flat), strict=True):
             tensor.data = view
+        self.addresses = [tensor.data_ptr() for tensor in self.tensors]
+
+    def check(self) -> None:
+        """That the block's tensors are where they were put: else nothing would bring their values."""
+        moved = [tensor.data_ptr() for tensor in self.tensors] != self.addresses
+        assert not moved, "a swapped block's weights were moved or laid out anew outside `unwrapped`"
 
 
 class _Waiting:
@@ -101,11 +113,22 @@ class _Waiting:
     def __init__(self, block: nn.Module) -> None:
         self.block, self.layout = block, _Layout(block)
         self.compiled: Callable[..., Any] | None = None  # the block's compiled call, where it has one
+        self.chunks = self._pinned(self.layout.tensors)
+
+    def _pinned(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The block's values as the layout has them."""
         flat = torch.empty(self.layout.size, dtype=torch.uint8)
-        for tensor, view in zip(self.layout.tensors, self.layout.views(flat), strict=True):
-            view.copy_(tensor)
-        pinned = torch.cuda.is_available()
-        self.chunks = [part.pin_memory() if pinned else part for part in _chunks(flat)]
+        for value, view in zip(values, self.layout.views(flat), strict=True):
+            view.copy_(value)
+        return [part.pin_memory() if torch.cuda.is_available() else part for part in _chunks(flat)]
+
+    def lay_out(self) -> None:
+        """Take over the strides that the block's tensors were given, as by channels_last."""
+        strides = [tensor.stride() for tensor in self.layout.tensors]
+        if strides != self.layout.strides:
+            values = self.layout.views(torch.cat(self.chunks))
+            self.layout.strides = strides
+            self.chunks = self._pinned(values)
 
     def wrap(self, ring: "_Ring") -> None:
         """Have the block's call, compiled or not, bring its weights first."""
@@ -144,6 +167,7 @@ class _Ring:
         if waiting not in self.order:
             waiting.layout.point(self.slots[len(self.order) % SLOTS])
             self.order.append(waiting)
+        waiting.layout.check()
         place = self.order.index(waiting)
         self.enter(place, 1)
         answer = call(*args, **kwargs)
@@ -164,6 +188,10 @@ class _Ring:
             torch.cuda.current_stream(self.device).wait_event(arrived)
         if 0 <= place + direction < len(self.order):
             self._send(place + direction)
+
+    def forget(self) -> None:
+        """The order, and what the slots hold."""
+        self.order, self._held = [], [None] * SLOTS
 
     def settle(self) -> None:
         """Wait for the device: nothing is on its way, and no slot is in use."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eridiff.acceleration.swap import CHUNK
 from eridiff.bases.pointer_files import pointers_of
 from eridiff.bases.wanted import has_pointers
 from eridiff.caching.text import distinct_texts
@@ -165,7 +166,8 @@ class Planner:
             return None
         own = self.section(stage, self.params)
         dtype = DTYPES[getattr(own, "precision", None) or own.dtype]
-        return units * seconds_of(found, EFFICIENCY[stage] * product_rate(dtype), seconds_of_a_call())
+        copying = found.copied / copy_rate() if found.copied else 0
+        return units * max(copying, seconds_of(found, EFFICIENCY[stage] * product_rate(dtype), seconds_of_a_call()))
 
 
 def planned_pointers(base: str, family: str) -> list[Pointer]:
@@ -261,15 +263,28 @@ def seconds_of_a_call() -> float:
 def product_rate(dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product on the GPU of this machine."""
     a, b = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * PRODUCT**3 / _gpu_seconds(lambda: a @ b)
+
+
+@cache
+def copy_rate() -> float:
+    """Bytes a second from pinned RAM to the GPU of this machine."""
+    host = torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty_like(host, device="cuda")
+    return CHUNK / _gpu_seconds(lambda: device.copy_(host, non_blocking=True))
+
+
+def _gpu_seconds(work: Callable[[], Any]) -> float:
+    """Seconds that the GPU takes for work, once warm."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     for _ in range(3):
-        a @ b
+        work()
     start.record()
     for _ in range(5):
-        a @ b
+        work()
     end.record()
     torch.cuda.synchronize()
-    return 5 * 2 * PRODUCT**3 / (float(start.elapsed_time(end)) / 1000)
+    return float(start.elapsed_time(end)) / 1000 / 5
 
 
 def render(estimate: Estimate) -> Iterator[str]:

@@ -36,12 +36,17 @@ class Traced:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What the forward pass of one module takes; zero where it was not called. turn: which of all it was."""
+    """What the forward pass of one module takes; zero where it was not called.
+
+    turn: which of all it was. attention, attention_flops: bytes of what its attention returns, and its operations.
+    """
 
     kept: int = 0  # bytes that live after it and did not before: its outputs, and what waits for the backward pass
     flops: int = 0
     calls: int = 0
     turn: int = 0
+    attention: int = 0
+    attention_flops: int = 0
 
 
 def trace(work: Callable[[], Any], parts: Sequence[nn.Module] = ()) -> Traced:
@@ -56,7 +61,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.flops = self.calls = 0
+        self.live = self.peak = self.flops = self.calls = self.attention = self.attention_flops = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,16 +100,21 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _measured(memory: _Memory, modules: Sequence[nn.Module]) -> Iterator[list[Part]]:
     """Parts of these modules' forward passes, in their order."""
     parts = [Part() for _ in modules]
-    before: dict[nn.Module, tuple[int, int, int]] = {}
+    before: dict[nn.Module, tuple[int, ...]] = {}
     turns, place = count(1), {module: at for at, module in enumerate(modules)}
 
+    def counted() -> tuple[int, ...]:
+        return memory.live, memory.flops, memory.calls, memory.attention, memory.attention_flops
+
     def begin(module: nn.Module, _: Any) -> None:
-        before[module] = (memory.live, memory.flops, memory.calls)
+        before[module] = counted()
 
     def end(module: nn.Module, _: Any, __: Any) -> None:
-        live, flops, calls = before.pop(module)
+        kept, flops, calls, attention, own = (
+            now - then for now, then in zip(counted(), before.pop(module), strict=True)
+        )
         parts[place[module]] = Part(
-            kept=memory.live - live, flops=memory.flops - flops, calls=memory.calls - calls, turn=next(turns)
+            kept=kept, flops=flops, calls=calls, turn=next(turns), attention=attention, attention_flops=own
         )
 
     hooks = [hook for m in modules for hook in (m.register_forward_pre_hook(begin), m.register_forward_hook(end))]
@@ -143,7 +153,10 @@ class _Attention(torch.autograd.Function):
         output = torch.empty_like(query)
         ctx.flops, ctx.memory = 4 * query.numel() * key.shape[-2], memory
         memory.flops += ctx.flops
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        memory.attention += output.nbytes + rows.nbytes
+        memory.attention_flops += ctx.flops
+        ctx.save_for_backward(query, key, value, output, rows)
         return output
 
     @staticmethod

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from eridiff.acceleration.levels import Kept, Level, full, in_order
-from eridiff.acceleration.swap import swapped_bytes
+from eridiff.acceleration.swap import swapped_bytes, swapped_places
 from eridiff.core.files import canonical_json, digest_json, write_text
 from eridiff.core.json_files import load_json
 from eridiff.core.progress import say
@@ -50,6 +50,7 @@ class MemoryEstimate:
     work: int  # bytes beyond them, at most
     flops: float
     calls: float  # of torch's operators; 0 where they are compiled
+    copied: float = 0  # bytes from RAM to the device
 
     @property
     def memory(self) -> int:
@@ -90,6 +91,7 @@ class TrainLevels:
             work=self.full.work if len(again) == self.count else max(self._peak(len(again)), self.full.work),
             flops=self.none.flops + sum(block.flops for block in again),
             calls=self.none.calls + sum(block.calls for block in again),
+            copied=2 * sum(self.sizes[place] for place in swapped_places(level.swapped, self.count)),
         )
         inputs = sum(block.kept_less for block in self.blocks) if level.offload else 0
         return replace(found, work=found.work - inputs)
@@ -133,37 +135,43 @@ def train_levels(params: TrainParams, family: Family, source: ModelSource, batch
 
 
 def trace_levels(
-    kept: Kept, weights: int, work: Callable[[], Any], quantise: Quantised | None = None, share: float = 1.0
+    kept: Kept, weights: int, work: Callable[[], Any], quantise: Quantised | None = None, *, compiled: bool = False
 ) -> TrainLevels:
     """What `work`, a micro-batch of a denoiser on the meta device, takes at each level.
 
-    weights: bytes that stay whatever the level. quantise: to what the denoiser's int8 layers will be quantised. share:
-    of the traced activations, what is really held: COMPILED where the blocks will be compiled.
+    weights: bytes that stay whatever the level. quantise: to what the denoiser's int8 layers will be quantised.
+    compiled: the blocks will be: they hold a share of the activations; recomputed ones keep what attention returns.
     """
-    found = []
+    share, found = COMPILED if compiled else 1.0, []
     for level in (Level(), full(len(kept.blocks))):
         kept.set(level)
         found.append(trace(work, kept.blocks))
     kept.set(Level())
-    none, again = found
+    none, again = (_estimate(traced, weights, share) for traced in found)
+    blocks = _blocks(found[0], found[1], share, compiled=compiled)
+    if compiled:
+        attention = sum(part.attention for part in found[0].parts)
+        flops = none.flops + sum(block.flops for block in blocks)
+        again = replace(again, work=again.work + int(share * attention), flops=flops)
+    sizes = tuple(held(block, quantise, trained=False) for block in in_order(kept.denoiser, kept.blocks))
+    return TrainLevels(none=none, full=again, blocks=blocks, sizes=sizes)
+
+
+def _blocks(none: Traced, again: Traced, share: float, *, compiled: bool) -> tuple[Block, ...]:
+    """Each block by itself; what recomputing runs again adds up to the difference of the two."""
     pairs = list(zip(none.parts, again.parts, strict=True))
     rerun = [part if part.kept > less.kept else Part() for part, less in pairs]  # others get no gradient
     flops = (again.flops - none.flops) / max(1, sum(part.flops for part in rerun))
     calls = (again.calls - none.calls) / max(1, sum(part.calls for part in rerun))
-    return TrainLevels(
-        none=_estimate(none, weights, share),
-        full=_estimate(again, weights, share),
-        blocks=tuple(
-            Block(
-                turn=part.turn,
-                kept=int(share * part.kept),
-                kept_less=int(share * less.kept),
-                flops=flops * run.flops,
-                calls=calls * run.calls,
-            )
-            for (part, less), run in zip(pairs, rerun, strict=True)
-        ),
-        sizes=tuple(held(block, quantise, trained=False) for block in in_order(kept.denoiser, kept.blocks)),
+    return tuple(
+        Block(
+            turn=part.turn,
+            kept=int(share * part.kept),
+            kept_less=int(share * (less.kept + (run.attention if compiled else 0))),
+            flops=flops * run.flops - (run.attention_flops if compiled else 0),
+            calls=calls * run.calls,
+        )
+        for (part, less), run in zip(pairs, rerun, strict=True)
     )
 
 

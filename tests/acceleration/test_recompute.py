@@ -178,6 +178,7 @@ def test_nothing_is_recomputed_without_gradients() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_come_in_the_families_order_and_narrow_ones_first(family: str) -> None:
     blocks = repeated_blocks(training.base_denoiser(family), load_family(family).BLOCKS)
+    assert {type(block).__name__ for block in blocks} == set(load_family(family).BLOCKS), "each class occurs"
     places = [load_family(family).BLOCKS.index(type(block).__name__) for block in blocks]
     assert places == sorted(places) and len(set(map(id, blocks))) == len(blocks)
 

@@ -1,6 +1,7 @@
 """Weights that wait in RAM: equal numbers in every pass, few bytes on the device, compiled blocks, and the way back."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from eridiff.acceleration import swap as swap_module
 from eridiff.acceleration.recompute import recompute
 from eridiff.acceleration.swap import SLOTS, Swap, swap_sizes, swapped_bytes, swapped_places
 from eridiff.training.data import TrainingSet
-from tests.acceleration.test_recompute import Attending, blocks_of, gradients, shaken_run
+from tests.acceleration.test_recompute import Attending, blocks_of, counting_backend, gradients, shaken_run
 from tests.support import training
 from tests.support.bases import FAMILIES
 
@@ -92,21 +93,29 @@ def test_weights_are_not_kept_twice() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.slow
-def test_compiled_blocks_are_not_compiled_again(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots stand at fixed addresses, and the swap stands outside the compiled call."""
-    torch._dynamo.reset()
-    blocks = [block.to(device) for block in stack()]
-    x = torch.randn(2, 8, 16, device=device, requires_grad=True) * 1.0
-    expected = ran(blocks, x.detach())
-    recompute(blocks, 2)
-    for block in blocks:
-        block.compile(fullgraph=True, backend="aot_eager")
-    Swap(blocks, torch.device(device)).swap(4)
-    first = ran(blocks, x.detach())
-    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
-    for found in (first, ran(blocks, x.detach()), ran(blocks, x.detach())):
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other)
+def test_compiled_blocks_are_not_compiled_again(device: str) -> None:
+    """Swap stands outside the compiled call, at fixed addresses: as many graphs as without it, no more later."""
+    x = torch.randn(2, 8, 16, device=device)
+    expected = ran([block.to(device) for block in stack()], x)
+    counts = []
+    for count in (0, 4):
+        torch._dynamo.reset()
+        blocks = [block.to(device) for block in stack()]
+        recompute(blocks, 2)
+        graphs: list[Counter[str]] = []
+        backend = counting_backend(graphs)
+        swap = Swap(blocks, torch.device(device))
+        swap.swap(count)
+        with swap.unwrapped():
+            for block in blocks:
+                block.compile(fullgraph=True, backend=backend)
+        first = ran(blocks, x)
+        counts.append(len(graphs))
+        for found in (first, ran(blocks, x), ran(blocks, x)):
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other)
+        assert len(graphs) == counts[-1]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,3 +163,32 @@ def test_the_next_block_is_sent_for_while_one_computes(monkeypatch: pytest.Monke
     sent.clear()
     ran(blocks, torch.ones(1, 4, 16))
     assert sent == ["run 0", 2, "run 1", 3, "run 2", 4, "run 3", "run 4", 2, 1, 0]
+
+
+def test_swapped_weights_that_are_laid_out_anew() -> None:
+    """As channels_last does: inside `unwrapped` the waiting copy follows; outside it is refused, not computed with."""
+    torch.manual_seed(1)
+    blocks: list[nn.Module] = [nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False) for _ in range(4)]
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
+
+    def answers() -> list[torch.Tensor]:
+        y = x
+        for block in blocks:
+            y = block(y)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x])]
+
+    expected = answers()
+    swap = Swap(blocks, training.CPU)
+    swap.swap(3)
+    answers()
+    with swap.unwrapped():
+        for block in blocks:
+            block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for _ in range(2):
+        for found, wanted in zip(answers(), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+    weight = blocks[0].get_parameter("weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    weight.data = weight.data.clone()
+    with pytest.raises(AssertionError, match="moved or laid out anew"):
+        answers()

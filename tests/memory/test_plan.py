@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eridiff.acceleration.levels import Level, full, in_order
+from eridiff.acceleration.recompute import repeated_blocks
 from eridiff.acceleration.swap import SLOTS, swap_sizes
 from eridiff.check import load_all
 from eridiff.core.errors import ConfigError
@@ -74,6 +75,14 @@ def test_levels_take_less_and_less_memory_for_more_and_more_work(family: str) ->
     levels = levels_of(family)
     count = levels.count
     found = [levels.at(Level(recomputed=again)) for again in range(count + 1)]
+    module = load_family(family)
+    kinds = [type(block).__name__ for block in repeated_blocks(training.base_denoiser(family), module.BLOCKS)]
+    freed = {kind: [0.0, 0.0] for kind in module.BLOCKS}
+    for kind, block in zip(kinds, levels.blocks, strict=True):
+        freed[kind][0] += block.kept - block.kept_less
+        freed[kind][1] += block.flops
+    rates = [saved / flops for saved, flops in freed.values()]
+    assert rates == sorted(rates, reverse=True), "classes come in the order of what they free for each operation"
     memory, flops = [one.memory for one in found], [one.flops for one in found]
     assert memory == sorted(memory, reverse=True) and memory[0] > memory[count]
     assert flops == sorted(flops) and flops[0] < flops[-1]
@@ -104,6 +113,25 @@ def test_what_is_foretold_between_levels_is_what_is_traced(family: str) -> None:
     found = trace(lambda: training.do_step(run, batch, 1))
     assert foretold.work == pytest.approx(found.peak, rel=0.05)
     assert foretold.flops == pytest.approx(found.flops, rel=0.01)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_what_attention_returns() -> None:
+    """It counts in every recomputed block, and is not computed twice."""
+    module, params = load_family("flux"), training.params_of()
+    batch = made_up_batch(2, module, source("flux").config("vae"), training.text_shapes("flux"), (256, 256)).to(META)
+    run = prepare_run(params, module, empty("flux"), source("flux").config("vae"), Machine(device=META))
+    plain, compiled = (trace_levels(run.kept, 0, lambda: train_step(run, batch, 1), compiled=c) for c in (False, True))
+    config = source("flux").config("transformer")
+    heads, width = config["num_attention_heads"], config["attention_head_dim"]
+    tokens = training.TOKENS + 16 * 16
+    output = 2 * tokens * heads * (width + 1) * 4
+    assert [one.kept_less - other.kept_less for one, other in zip(compiled.blocks, plain.blocks, strict=True)] == [
+        output
+    ] * plain.count
+    assert compiled.full.work - plain.full.work == output * plain.count
+    assert plain.full.flops - compiled.full.flops == pytest.approx(plain.count * 2 * 4 * tokens**2 * heads * width)
+    assert compiled.none.work == plain.none.work * train_memory.COMPILED
 
 
 @pytest.mark.slow
