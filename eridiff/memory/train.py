@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eridiff.acceleration.adapters import WorkingAdapters
 from eridiff.acceleration.levels import Kept, Level, full, in_order
 from eridiff.acceleration.swap import swapped_bytes, swapped_places
 from eridiff.core.files import canonical_json, digest_json, write_text
@@ -22,6 +23,7 @@ from eridiff.core.progress import say
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
 from eridiff.memory.trace import Part, Traced, trace
+from eridiff.models.precision import DTYPES
 from eridiff.models.quantise import RowScaledLinear
 from eridiff.params.model import Quantised, QuantisedArithmetic
 from eridiff.params.train import OPTIMIZERS, TrainParams
@@ -39,7 +41,8 @@ ESTIMATES = "footprints"  # a folder of the store, under the name that stores ha
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: four bits, an 8-bit scale for 64, a 32-bit one for 256 of those
 COMPILED = 1.0  # share of the plain step's activations that a compiled one holds; not measured yet
 FLOAT_BYTES = 4  # of an adapter, its gradient, and each moment of AdamW
-MEASURED = {"batch_size", "precision", "quantise", "ema_decay", "lora", "loss", "optimizer", "ddpm", "flow", "guidance"}
+MEASURED = {"batch_size", "precision", "quantise", "deterministic", "ema_decay", "lora", "loss", "optimizer"}
+MEASURED |= {"ddpm", "flow", "guidance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,7 @@ class TrainLevels:
 
 
 def train_levels(params: TrainParams, family: Family, source: ModelSource, batch: Batch) -> TrainLevels:
-    """One micro-batch at each level, by tracing the plain step; the adapters' moments stay."""
+    """One micro-batch at each level, by tracing the step that a GPU takes; the adapters' moments stay."""
     stored = not isinstance(params.quantise, QuantisedArithmetic)  # whose weights are expanded as those of int8 are
     traceable = params.model_copy(update={"quantise": params.quantise and "int8"}) if stored else params
     facts = {"scaling_factor": 1.0, "shift_factor": 0.0}
@@ -125,13 +128,23 @@ def train_levels(params: TrainParams, family: Family, source: ModelSource, batch
     moments = 2 * OPTIMIZERS[params.optimizer.name].moment_bytes
     average = FLOAT_BYTES if params.ema_decay is not None else 0
 
-    def work() -> None:
-        for tensor in run.adapters.values():
-            tensor.grad = None
-        add_gradients(run, train_step(run, here, draws))
+    if params.deterministic:
 
-    resident = held(run.denoiser, params.quantise) + adapters * (moments + average)
-    return trace_levels(run.kept, resident, work, params.quantise)
+        def work() -> None:
+            for tensor in run.adapters.values():
+                tensor.grad = None
+            add_gradients(run, train_step(run, here, draws))
+
+        resident = held(run.denoiser, params.quantise) + adapters * (moments + average)
+        return trace_levels(run.kept, resident, work, params.quantise)
+    working = WorkingAdapters(run.denoiser, run.adapters, DTYPES[params.precision])
+    masters = adapters * 2 * FLOAT_BYTES if params.precision != "fp32" else adapters * FLOAT_BYTES  # with gradients
+
+    def fast_work() -> None:
+        working.add_gradients(train_step(run, here, draws), first=True)
+
+    resident = held(run.denoiser, params.quantise) + masters + adapters * (moments + average)
+    return trace_levels(run.kept, resident, fast_work, params.quantise, compiled=True)
 
 
 def trace_levels(

@@ -13,8 +13,7 @@ from eridiff.acceleration.adapters import WorkingAdapters
 from eridiff.acceleration.choose import Levers
 from eridiff.acceleration.graph import Recorded, RecordedByShape
 from eridiff.acceleration.levels import next_level
-from eridiff.acceleration.regions import compile_blocks, use_channels_last
-from eridiff.models.precision import DTYPES
+from eridiff.models.precision import DTYPES, compile_fixed_shapes
 from eridiff.training.optim import learning_rate
 from eridiff.training.plain import halve_scale, keep_less, too_little_memory, unscaled
 from eridiff.training.run import Run
@@ -32,10 +31,11 @@ class FastStep:
         self.train_step, self.run, self.optimizer, self.levers = train_step, run, optimizer, levers
         self.adapters = WorkingAdapters(run.denoiser, run.adapters, DTYPES[run.params.precision])
         self.loss, self.norm, self.found_inf, self.scale = (torch.zeros((), device=run.device) for _ in range(4))
-        if levers.channels_last:
-            use_channels_last(run.denoiser)
-        if levers.compile:
-            compile_blocks(run.kept)
+        with run.kept.unwrapped():
+            if levers.channels_last:
+                run.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if levers.compile:
+                compile_fixed_shapes(run.kept.blocks)
         self._passes = self._make_passes()
         self._capturable = bool(optimizer.param_groups[0].get("capturable"))
         if self._capturable:

@@ -39,7 +39,7 @@ WITH_TORCH |= {
 }
 WITH_TORCH |= {f"training.{name}" for name in ("fast", "plain", "prepare", "run", "step", "train")}
 WITH_TORCH |= {f"acceleration.{name}" for name in ("adapters", "attention", "attention_check", "choose", "graph")}
-WITH_TORCH |= {f"acceleration.{name}" for name in ("levels", "recompute", "regions", "swap")}
+WITH_TORCH |= {f"acceleration.{name}" for name in ("levels", "recompute", "swap")}
 
 
 def files() -> dict[str, Path]:
