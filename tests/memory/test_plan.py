@@ -121,7 +121,9 @@ def test_compiled_blocks_keep_what_attention_returns() -> None:
     module, params = load_family("flux"), training.params_of()
     batch = made_up_batch(2, module, source("flux").config("vae"), training.text_shapes("flux"), (256, 256)).to(META)
     run = prepare_run(params, module, empty("flux"), source("flux").config("vae"), Machine(device=META))
-    plain, compiled = (trace_levels(run.kept, 0, lambda: train_step(run, batch, 1), compiled=c) for c in (False, True))
+    plain, compiled = (
+        trace_levels(run.kept, 0, lambda: training.do_step(run, batch, 1), compiled=c) for c in (False, True)
+    )
     config = source("flux").config("transformer")
     heads, width = config["num_attention_heads"], config["attention_head_dim"]
     tokens = training.TOKENS + 16 * 16
