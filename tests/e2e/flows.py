@@ -43,6 +43,7 @@ pathlib.Path("count.txt").write_text(str(steps))
 print(f"counted to {steps}", flush=True)
 """
 BEGUN = "counts from"  # what it says then
+ASKING = 0.6  # seconds between questions to the server: each costs it a hundredth
 PARTS = {
     "pair": {
         "left": {"cmd": "echo left begins; sleep 2; echo left > left.txt", "outs": ["left.txt"]},
@@ -199,7 +200,8 @@ class Served:
     def ended(self, number: str, seconds: float = 150) -> dict[str, Any]:
         """A run once it has ended."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        wait(lambda: self.run(number)["state"]["type"] in ends, seconds, lambda: str(self.run(number)["state"]))
+        state = lambda: self.run(number)["state"]  # noqa: E731
+        wait(lambda: state()["type"] in ends, seconds, lambda: str(state()), pause=ASKING)
         return self.run(number)
 
     def tasks(self, number: str) -> dict[str, dict[str, Any]]:
@@ -219,7 +221,7 @@ class Served:
     def says(self, number: str, words: str, seconds: float = 90) -> datetime:
         """When a run's log says something, once it does."""
         found = lambda: [at for at, line in self.lines(number) if words in line]  # noqa: E731
-        wait(found, seconds, lambda: f"{words!r} is not in {self.lines(number)}")
+        wait(found, seconds, lambda: f"{words!r} is not in {self.lines(number)}", pause=ASKING)
         return found()[0]
 
     def counted_from(self, number: str) -> int:
@@ -263,8 +265,8 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
 
 
-def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str]) -> float:
-    """Wait until something is so; the seconds that it took."""
+def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str], *, pause: float = 0.2) -> float:
+    """Wait until something is so, looked at after each pause; the seconds that it took."""
     start = time.monotonic()
     while True:
         try:
@@ -273,7 +275,7 @@ def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str]) -> f
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             pass  # the server starts or ends
         assert time.monotonic() - start < seconds, f"not within {seconds} s: {what()}"
-        time.sleep(0.2)
+        time.sleep(pause)
 
 
 def living(root: Path) -> list[str]:
