@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -15,15 +16,18 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from eridiff.flow.access import local_secret
-from eridiff.flow.server import environment, free_port
-from tests.e2e.harness import Clone, make_clone
+from eridiff.flow.server import environment, free_port, home
+from tests.e2e.harness import ROOT, Clone, make_clone
+from tests.e2e.prefork import SESSION
 from tests.support.processes import begin
 
 # Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
@@ -101,6 +105,29 @@ def make_toys(folder: Path) -> Clone:
     return clone
 
 
+@cache
+def own_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder that goes with this process."""
+    return tempfile.TemporaryDirectory(prefix="flows-")
+
+
+def lay_database(data: Path) -> None:
+    """The database of a server that has run once: to make one takes Prefect 12 CPU-seconds.
+
+    One for all tests of a run. test_flow_once.py starts without it, as a user does at first.
+    """
+    shared = Path(os.environ.get(SESSION) or own_folder().name) / "prefect"
+    made, place = home({"XDG_DATA_HOME": str(shared)}), home({"XDG_DATA_HOME": str(data)})
+    with FileLock(f"{shared}.lock"):  # of all workers of xdist
+        if not made.exists():
+            given = {**os.environ, "XDG_DATA_HOME": str(shared), "PYTHONPATH": str(ROOT), "ERIDIFF_GPUS": ""}
+            command = [sys.executable, "-m", "eridiff.flow.server", "once", "true"]
+            subprocess.run(command, cwd=ROOT, env=given, check=True, capture_output=True, timeout=300)
+    place.mkdir(parents=True, exist_ok=True)
+    for name in ("prefect.db", "memo_store.toml"):
+        shutil.copy(made / name, place / name)
+
+
 class Outside:
     """A proxy that answers nobody: what is asked of the world outside this machine is written down here."""
 
@@ -125,17 +152,18 @@ class Outside:
 class Served:
     """`make serve` of a checkout, with a home of its own, and what a browser would ask its server."""
 
-    def __init__(self, clone: Clone, home: Path, *arguments: str, gpus: str = "0") -> None:
+    def __init__(self, clone: Clone, data: Path, *arguments: str, gpus: str = "0") -> None:
         self.clone, self.arguments, self.outside = clone, arguments, Outside()
-        self.port, self.log = free_port(), home / "serve.log"
+        self.port, self.log = free_port(), data / "serve.log"
         self.environment = {
             **clone.launching(),
-            "XDG_DATA_HOME": str(home),
+            "XDG_DATA_HOME": str(data),
             "PREFECT_SERVER_API_PORT": str(self.port),
             "ERIDIFF_GPUS": gpus,
             **self.outside.environment(),
         }
         self.process: subprocess.Popen[str] | None = None
+        lay_database(data)
 
     def start(self, seconds: float = 120) -> "Served":
         """Start it and wait until the form can be filled in."""
