@@ -59,6 +59,11 @@ PROOFS = {
             *("presets/tiny-*.yaml", "data/bases/tiny-*/*.json", "docs/pictures/hero.*", "tests/verdict.py"),
         ),
     ),
+    "bases": Proof(
+        about="each of the demo's trained bases draws what it is asked for",
+        command=("-m", "pytest", "-m", "e2e", "tests/e2e/test_bases.py"),
+        files=("data/bases/tiny-*/*.json", "data/demo/accuracy.py", "data/demo/references*", "tests/e2e/test_bases.py"),
+    ),
     "flips": Proof(
         about="500 flipped bits in every kind of file that is read again: none is used",
         command=("-m", "tests.flips", "--flips", "500", "--seed", "1"),

@@ -38,6 +38,7 @@ def told(path: Path, tensors: Header) -> str:
     return "\n".join(inspect_path(write_header(path, tensors)))
 
 
+@pytest.mark.slow
 def test_an_sdxl_checkpoint(tmp_path: Path) -> None:
     tensors = sdxl()
     clip = CHECKPOINT["text_encoder"] + "text_model.embeddings.position_ids"

@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -106,6 +107,7 @@ def leaf(value: Any, path: tuple[str, ...]) -> Any:
     return leaf(value[path[0]], path[1:]) if path else value
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, database=None)
 @given(LATENT_INPUTS, LATENT_INPUTS)
 def test_a_latents_key_changes_with_each_of_its_parts_and_with_nothing_else(

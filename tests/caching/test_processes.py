@@ -269,6 +269,22 @@ def test_two_processes_of_a_launcher_share_the_work(tmp_path: Path) -> None:
     assert set(Store(tmp_path / "store", "latents").catalogue) == set(ITEMS)
 
 
+THREADS = """
+import torch
+from eridiff.models.precision import CPU_THREADS, fix_threads
+before = torch.get_num_threads()
+fix_threads(torch.device("cpu"))
+print(before, torch.get_num_threads() == CPU_THREADS > 1)
+"""
+
+
+@pytest.mark.slow
+def test_a_launchers_thread_count_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun sets it to 1, and the number of threads changes last bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert processes.run(THREADS) == "1 True\n"
+
+
 @pytest.mark.e2e
 def test_the_stage_gives_the_same_bytes_with_two_processes(tmp_path: Path) -> None:
     """By itself, under both launchers, and with `processes: 2` in local.yaml; from an empty store each time."""

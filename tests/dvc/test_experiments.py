@@ -39,6 +39,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the machine may be busy
 @given(VALUES)
 @example("???")  # missing, to OmegaConf

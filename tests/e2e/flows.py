@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -15,15 +16,18 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from eridiff.flow.access import local_secret
-from eridiff.flow.server import environment, free_port
-from tests.e2e.harness import Clone, make_clone
+from eridiff.flow.server import environment, free_port, home
+from tests.e2e.harness import ROOT, Clone, make_clone
+from tests.e2e.prefork import SESSION
 from tests.support.processes import begin
 
 # Counts to train.steps, five a second, and goes on from where it was killed. Its child leaves the group and session.
@@ -43,6 +47,7 @@ pathlib.Path("count.txt").write_text(str(steps))
 print(f"counted to {steps}", flush=True)
 """
 BEGUN = "counts from"  # what it says then
+ASKING = 0.6  # seconds between questions to the server: each costs it a hundredth
 PARTS = {
     "pair": {
         "left": {"cmd": "echo left begins; sleep 2; echo left > left.txt", "outs": ["left.txt"]},
@@ -100,6 +105,29 @@ def make_toys(folder: Path) -> Clone:
     return clone
 
 
+@cache
+def own_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder that goes with this process."""
+    return tempfile.TemporaryDirectory(prefix="flows-")
+
+
+def lay_database(data: Path) -> None:
+    """The database of a server that has run once: to make one takes Prefect 12 CPU-seconds.
+
+    One for all tests of a run. test_flow_once.py starts without it, as a user does at first.
+    """
+    shared = Path(os.environ.get(SESSION) or own_folder().name) / "prefect"
+    made, place = home({"XDG_DATA_HOME": str(shared)}), home({"XDG_DATA_HOME": str(data)})
+    with FileLock(f"{shared}.lock"):  # of all workers of xdist
+        if not made.exists():
+            given = {**os.environ, "XDG_DATA_HOME": str(shared), "PYTHONPATH": str(ROOT), "ERIDIFF_GPUS": ""}
+            command = [sys.executable, "-m", "eridiff.flow.server", "once", "true"]
+            subprocess.run(command, cwd=ROOT, env=given, check=True, capture_output=True, timeout=300)
+    place.mkdir(parents=True, exist_ok=True)
+    for name in ("prefect.db", "memo_store.toml"):
+        shutil.copy(made / name, place / name)
+
+
 class Outside:
     """A proxy that answers nobody: what is asked of the world outside this machine is written down here."""
 
@@ -124,17 +152,18 @@ class Outside:
 class Served:
     """`make serve` of a checkout, with a home of its own, and what a browser would ask its server."""
 
-    def __init__(self, clone: Clone, home: Path, *arguments: str, gpus: str = "0") -> None:
+    def __init__(self, clone: Clone, data: Path, *arguments: str, gpus: str = "0") -> None:
         self.clone, self.arguments, self.outside = clone, arguments, Outside()
-        self.port, self.log = free_port(), home / "serve.log"
+        self.port, self.log = free_port(), data / "serve.log"
         self.environment = {
             **clone.launching(),
-            "XDG_DATA_HOME": str(home),
+            "XDG_DATA_HOME": str(data),
             "PREFECT_SERVER_API_PORT": str(self.port),
             "ERIDIFF_GPUS": gpus,
             **self.outside.environment(),
         }
         self.process: subprocess.Popen[str] | None = None
+        lay_database(data)
 
     def start(self, seconds: float = 120) -> "Served":
         """Start it and wait until the form can be filled in."""
@@ -199,7 +228,8 @@ class Served:
     def ended(self, number: str, seconds: float = 150) -> dict[str, Any]:
         """A run once it has ended."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        wait(lambda: self.run(number)["state"]["type"] in ends, seconds, lambda: str(self.run(number)["state"]))
+        state = lambda: self.run(number)["state"]  # noqa: E731
+        wait(lambda: state()["type"] in ends, seconds, lambda: str(state()), pause=ASKING)
         return self.run(number)
 
     def tasks(self, number: str) -> dict[str, dict[str, Any]]:
@@ -219,7 +249,7 @@ class Served:
     def says(self, number: str, words: str, seconds: float = 90) -> datetime:
         """When a run's log says something, once it does."""
         found = lambda: [at for at, line in self.lines(number) if words in line]  # noqa: E731
-        wait(found, seconds, lambda: f"{words!r} is not in {self.lines(number)}")
+        wait(found, seconds, lambda: f"{words!r} is not in {self.lines(number)}", pause=ASKING)
         return found()[0]
 
     def counted_from(self, number: str) -> int:
@@ -263,8 +293,8 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
 
 
-def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str]) -> float:
-    """Wait until something is so; the seconds that it took."""
+def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str], *, pause: float = 0.2) -> float:
+    """Wait until something is so, looked at after each pause; the seconds that it took."""
     start = time.monotonic()
     while True:
         try:
@@ -273,7 +303,7 @@ def wait(ready: Callable[[], Any], seconds: float, what: Callable[[], str]) -> f
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             pass  # the server starts or ends
         assert time.monotonic() - start < seconds, f"not within {seconds} s: {what()}"
-        time.sleep(0.2)
+        time.sleep(pause)
 
 
 def living(root: Path) -> list[str]:

@@ -25,6 +25,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -114,7 +115,16 @@ def start() -> Prefork:
     assert process.stdout is not None
     word, _, pid = process.stdout.readline().decode().partition(" ")
     assert word == "ready", "the server of end-to-end tests did not start"
+    atexit.register(_end, process, folder)
     return Prefork(folder, shims[1].parent, shims[2], shims[3].parent, process, int(pid))
+
+
+def _end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """With the process that started it."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def started() -> int | None:

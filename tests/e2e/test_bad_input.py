@@ -59,15 +59,15 @@ BAD_PARAMS = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), BAD_PARAMS, ids=[new for _, new, _ in BAD_PARAMS])
-def test_bad_params(clone: Clone, old: str, new: str, message: str) -> None:
+def test_bad_params(clone: Clone) -> None:
     path = clone.root / "params.yaml"
     text = path.read_text("utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
     before = files(clone.root / "data/latents")
-    assert re.search(message, refused(clone), re.S)
-    assert files(clone.root / "data/latents") == before
+    for old, new, message in BAD_PARAMS:
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        assert re.search(message, refused(clone), re.S)
+        assert files(clone.root / "data/latents") == before
 
 
 def test_unknown_family(clone: Clone) -> None:

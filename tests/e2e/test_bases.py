@@ -1,4 +1,7 @@
-"""The demo's trained bases draw what they are asked for, by diffusers' own pipelines."""
+"""The demo's trained bases draw what they are asked for, by diffusers' own pipelines.
+
+They change seldom: two of the three are a costly proof (tests/proofs.py).
+"""
 
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ LEAST = 0.9
 GUIDANCE = {"tiny-sdxl": 4.0, "tiny-sd35": 4.0, "tiny-flux": 3.0}
 
 
-@pytest.mark.parametrize("base", GUIDANCE)
+BASES = [pytest.param(base, marks=[pytest.mark.proof] * (base != "tiny-flux")) for base in GUIDANCE]
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_samples_are_nearest_to_the_drawing_that_was_asked_for(base: str) -> None:
     references = read_references(REFERENCES)
     pipeline = load_pipeline(ROOT / "data/bases" / base, torch.device("cpu"))

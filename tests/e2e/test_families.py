@@ -1,7 +1,4 @@
-"""The families beyond the first, through every stage of the pipeline, each from its preset.
-
-One is cold: each stage a python of its own, as a user has it. So is the demo of `make repro`.
-"""
+"""The families beyond the first, through every stage of the pipeline, each from its preset."""
 
 import shutil
 
@@ -11,13 +8,12 @@ from eridiff.family import family_names
 from tests.e2e.harness import QUICK, Clone, make_clone
 
 pytestmark = pytest.mark.e2e
-COLD = "flux"
 BITS = {"flux": {"train.quantise": "nf4", "sample.quantise": "fp8"}}  # of one family
 
 
 @pytest.mark.parametrize("family", [name for name in family_names() if name != "sdxl"])
 def test_every_stage(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    clone: Clone = make_clone(tmp_path_factory.mktemp(family), "clone", quick=False, cold=family == COLD)
+    clone: Clone = make_clone(tmp_path_factory.mktemp(family), "clone", quick=False)
     shutil.copyfile(clone.root / f"presets/tiny-{family}.yaml", clone.root / "params.yaml")
     clone.params({f"{section}.{key}": value for section, keys in QUICK.items() for key, value in keys.items()})
     clone.params(BITS.get(family, {}))

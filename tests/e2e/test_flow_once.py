@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eridiff.flow.server import environment, home
-from tests.e2e.flows import living, make_toys, wait
+from tests.e2e.flows import lay_database, living, make_toys, wait
 from tests.e2e.harness import make_clone, parse
 from tests.support.processes import begin
 
@@ -92,6 +92,7 @@ def test_ctrl_c_lets_a_training_save_its_state_and_what_it_says_is_the_last_line
     (place / ".dvc/tmp/rwlock").write_text("")  # of a DVC that was killed as it wrote it
     words = [sys.executable, "-m", "eridiff.flow.server", "once", sys.executable, "-m", "stages.flow", "flow"]
     environment = {**clone.environment(), "XDG_DATA_HOME": str(tmp_path / "data"), "ERIDIFF_GPUS": ""}
+    lay_database(tmp_path / "data")
     log = tmp_path / "log"
     with log.open("w") as file:
         process = begin([*words, "--project", "tick"], cwd=clone.root, env=environment, stdout=file, stderr=file)

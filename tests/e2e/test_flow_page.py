@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eridiff.flow.supervise import PATIENCE
 from tests.e2e.flows import Served, living, serving, wait
 from tests.e2e.harness import make_clone
 from tests.ui.browser import Browser, browser, missing
@@ -113,5 +114,5 @@ def test_the_cancel_button_ends_every_child(window: Browser, served: Served) -> 
     window.click("button", "Open menu")
     window.click("[role=menuitem]", "Cancel")
     window.click("[role=alertdialog] button", "Cancel Flow Run")
-    wait(lambda: not trains(), 15, lambda: str(trains()))
+    wait(lambda: not trains(), PATIENCE + 10, lambda: str(trains()))  # it ends its step and saves its state
     window.wait("[data-slot=badge]", "Cancelled", 30)

@@ -15,13 +15,13 @@ from tests.support.processes import begin
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 60
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     made = make_clone(tmp_path_factory.mktemp("killed"), "clone")
-    made.params({"train.steps": STEPS, "train.save_every": 20, "train.ema_decay": 0.9})
+    made.params({"train.steps": STEPS, "train.save_every": 10, "train.ema_decay": 0.9})
     (made.root / "local.yaml").write_text("state_every: 5\n")
     made.repro("latents", "text")
     return made
@@ -29,11 +29,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def train_until_a_state(clone: Clone, log: Path, *command: str) -> "subprocess.Popen[bytes]":
     """Start a command that trains, in a session of its own, and wait for a state on disk."""
+    environment = clone.launching()  # what is killed with all that it started has a DVC of its own
     with log.open("wb") as file:
         process = begin(
             command,
             cwd=clone.root,
-            env={**clone.environment(), "PYTHONPATH": str(clone.root)},
+            env={**environment, "PYTHONPATH": os.pathsep.join([environment["PYTHONPATH"], str(clone.root)])},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -47,8 +48,7 @@ def train_until_a_state(clone: Clone, log: Path, *command: str) -> "subprocess.P
 
 def kill_while_training(clone: Clone, signum: int) -> None:
     """Start `dvc repro train` as a user does, wait for a state on disk, and stop the whole process group."""
-    cold = Clone(clone.root, clone.store, clone.cache, cold=True)
-    process = train_until_a_state(cold, clone.store.with_name("killed.log"), "dvc", "repro", "train")
+    process = train_until_a_state(clone, clone.store.with_name("killed.log"), "dvc", "repro", "train")
     os.killpg(process.pid, signum)
     process.wait()
 
@@ -62,7 +62,7 @@ def test_killed_and_resumed_equals_a_straight_run(clone: Clone, tmp_path: Path) 
     ran = clone.repro("train")
     assert "train: resuming after step" in ran.output
     resumed, lock = adapters(clone), clone.lock()
-    assert sorted(resumed) == [f"{kind}-0000{step}.safetensors" for kind in ("ema", "step") for step in (40, 60)]
+    assert sorted(resumed) == [f"{kind}-0000{step}.safetensors" for kind in ("ema", "step") for step in (20, 30)]
     straight = Clone(clone.root, tmp_path / "store", clone.cache)
     again = straight.repro("--force", "--single-item", "train")
     assert "resuming" not in again.output

@@ -171,6 +171,7 @@ def test_a_refusal_is_one_line_whatever_stands_in_it(served: Served) -> None:
     assert line.isprintable() and line.isascii() and len(line) < 500
 
 
+@pytest.mark.slow
 @given(
     method=st.sampled_from(["GET", "POST", "PATCH", "DELETE", "OPTIONS"]) | st.text(max_size=8),
     path=st.sampled_from([RUN, DEPLOYMENT, "/api/deployments/", "/"]) | st.text(max_size=40),

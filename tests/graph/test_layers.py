@@ -217,6 +217,7 @@ print(len(names))
 """
 
 
+@pytest.mark.slow
 def test_light_modules_start_light() -> None:
     """All modules but those that work on tensors, imported in one process: no heavy library is loaded."""
     light = [name for name in FILES if name not in WITH_TORCH and name != "__main__"]

@@ -75,6 +75,7 @@ def add_pointers(model: ModelParams) -> None:
         write_text(bases_dir() / model.base / f"{part}.json", pointer_text(pointer))
 
 
+@pytest.mark.slow
 def test_old_names_lead_to_presets() -> None:
     names = {path.stem for path in PRESETS}
     aliases = [line.split() for line in (ROOT / "presets/aliases.txt").read_text().splitlines() if line[0] != "#"]

@@ -147,6 +147,7 @@ def early(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.Mon
     return folder
 
 
+@pytest.mark.slow
 def test_a_lock_of_before_gets_versions_in_place_of_code(early: Path) -> None:
     """Data, params and outs stay to the byte; each stage has what dvc.yaml names, all at the first number."""
     with pytest.raises(ConfigError, match="Run `eridiff upgrade` in"):
@@ -170,6 +171,7 @@ def test_a_lock_of_before_gets_versions_in_place_of_code(early: Path) -> None:
         assert {path: keys for path, keys in entry["params"].items() if path != "params.yaml"} == numbers
 
 
+@pytest.mark.slow
 def test_it_is_written_as_dvc_writes_it(early: Path) -> None:
     from dvc.utils.serialize import dumps_yaml
 
@@ -181,6 +183,7 @@ def test_it_is_written_as_dvc_writes_it(early: Path) -> None:
     assert all(re.fullmatch(r"eridiff/.*versions\.yaml:|(stages|family|store)\.\w+: 1", line) for line in added), added
 
 
+@pytest.mark.slow
 def test_while_dvc_works_nothing_is_written(early: Path) -> None:
     before = [(early / name).read_bytes() for name in ("dvc.yaml", "dvc.lock")]
     (early / ".dvc/tmp").mkdir()

@@ -246,6 +246,7 @@ def test_what_does_not_convince(metrics: dict[str, Any], column: str, words: lis
         assert any(word in failure for failure in found), (found, word)
 
 
+@pytest.mark.slow
 def test_figures_are_rounded_and_by_group(metrics: dict[str, Any]) -> None:
     assert set(metrics) == {"concept_distance", "fall", "subject_kept", "leakage"}
     assert set(metrics["concept_distance"]) == {"trained", "held-out"}

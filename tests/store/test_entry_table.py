@@ -61,6 +61,7 @@ def test_it_is_a_dict(first: list[tuple[int, int, int]], added: list[tuple[int, 
     assert "0" * 63 not in table and "ü" * 64 not in table and "0" * 65 not in table
 
 
+@pytest.mark.slow
 def test_an_entry_costs_less_than_half_a_kibibyte() -> None:
     """Of the three that all bookkeeping of a sample may take; whether it was there or is added."""
     keys = [key_of(number) for number in range(20_000)]
@@ -106,6 +107,7 @@ def test_the_shard_of_a_key_follows_from_the_prefixes(monkeypatch: pytest.Monkey
         Placement(keys, ["x"])[key_of(1)]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_remembered_catalogue_is_found(tmp_path: Path) -> None:
     """It is then read anew from the shards' headers: no entry is sought where it does not lie."""
     store = filled(tmp_path, ENTRIES[:6])

@@ -67,6 +67,7 @@ def test_a_flipped_bit_in_an_entrys_data_names_the_entry(root: Path, tmp_path: P
     assert fault.line() == f"{path}: entry {KEYS[2][:12]}: does not match its checksum"
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_shard_counts(root: Path) -> None:
     """Header, padding, data: whichever bit is flipped, verify says so."""
     path = shard_of(root)
@@ -179,6 +180,7 @@ def other_files(root: Path) -> list[Path]:
     return [*paths, root / "latents/catalogue.sealed.parquet", root / "FORMAT"]
 
 
+@pytest.mark.slow
 def test_every_byte_of_every_kind_of_file_counts(root: Path) -> None:
     for path in other_files(root):
         for place in range(0, path.stat().st_size, 11):

@@ -53,6 +53,7 @@ def oracle(run: Any, data: TrainingSet, error: float = 0.0) -> Any:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_that_knows_the_pictures_passes(family: str, tmp_path: Path) -> None:
     run, data = prepared(family, tmp_path)

@@ -135,6 +135,7 @@ def test_a_resumed_training_goes_on_with_the_scale(
     assert train(half(), data, tmp_path / "killed", 1)[0] == straight
 
 
+@pytest.mark.slow
 def test_what_no_scale_mends(data: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = half()
     with monkeypatch.context() as patch:

@@ -203,6 +203,7 @@ def test_an_infinite_decoder_draws_nothing(family: str) -> None:
         draw(pipeline, chosen, prompt, broken, 0)
 
 
+@pytest.mark.slow
 def test_a_base_with_nan_is_not_blamed_on_the_learning_rate() -> None:
     run = training.start("sdxl", training.params_of({}))
     bad: dict[str, Any] = {"loss": float("nan"), "grad_norm": float("nan")}

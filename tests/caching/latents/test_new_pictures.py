@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,34 +232,50 @@ def test_memory_is_a_batch_of_each_bucket_and_what_is_read_ahead(tmp_path: Path)
     assert max(held) <= (2 + 2) + 2 * 2  # threads and a batch ahead, a batch in each of two buckets
 
 
+class Steps:
+    """How often something was begun, and waiting until something was: an error where it never is."""
+
+    def __init__(self) -> None:
+        self.read = self.encoded = 0
+        self._changed = threading.Condition()
+
+    def begin(self, kind: str) -> None:
+        with self._changed:
+            setattr(self, kind, getattr(self, kind) + 1)
+            self._changed.notify_all()
+
+    def until(self, kind: str, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: getattr(self, kind) >= count, 30), f"{kind} waits for its end"
+
+
 @pytest.mark.parametrize("once", [True, False])
-@pytest.mark.slow
 def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: bool) -> None:
-    """Each of the three sleeps for a second or more of its own, as a device and a disk do without Python's lock."""
-    count = 40
-    rows, params = make_pictures(tmp_path / "raw", count), LatentParams(batch_size=2)
+    """Pictures of a later batch are read before the first is encoded, and another is encoded before it is written."""
+    rows, params, steps = make_pictures(tmp_path / "raw", 40), LatentParams(batch_size=2), Steps()
     load, write = newpictures.load_pixels, store.write_tensors
 
-    def slow_load(path: Path, digest: str | None = None) -> Any:
-        time.sleep(0.05)
+    class Waiting(MeanVae):
+        def encode(self, pixels: Tensor) -> Any:
+            steps.begin("encoded")
+            steps.until("read", 5)  # two buckets of two: four make a batch for certain
+            return super().encode(pixels)
+
+    def counted_load(path: Path, digest: str | None = None) -> Any:
+        steps.begin("read")
         return load(path, digest)
 
-    def slow_write(path: Path, *arguments: Any) -> None:
-        time.sleep(0.03)
+    def waiting_write(path: Path, *arguments: Any) -> None:
+        steps.until("encoded", 2)
         write(path, *arguments)
 
     if not once:  # their pixels are known
         pixels = PixelDigests(tmp_path / "store-a")
         plan_samples(rows, params, common_key_fields(params, VAE, 1), 16, tmp_path / "raw", pixels)
-    monkeypatch.setattr(newpictures, "load_pixels", slow_load)
-    monkeypatch.setattr(latentcache, "load_pixels", slow_load)
-    monkeypatch.setattr(store, "write_tensors", slow_write)
-    reading, encoding, writing = 0.05 * count / 2, 0.08 * count / 2, 0.03 * count
-    began = time.monotonic()
-    counts = stage(tmp_path, rows, "a", params, vae=MeanVae(0.08), workers=2)
-    took = time.monotonic() - began
-    assert counts.encoded == count
-    assert encoding <= took < 0.75 * (reading + encoding + writing)
+    monkeypatch.setattr(newpictures, "load_pixels", counted_load)
+    monkeypatch.setattr(latentcache, "load_pixels", counted_load)
+    monkeypatch.setattr(store, "write_tensors", waiting_write)
+    assert stage(tmp_path, rows, "a", params, vae=Waiting(), workers=2).encoded == 40
 
 
 @pytest.fixture
