@@ -122,12 +122,14 @@ class FastStep:
     def _reading(self, rate: float) -> Callable[[], dict[str, float]]:
         """What waits for the numbers of this step, copied behind it."""
         numbers = torch.stack([self.loss, self.norm]).to("cpu", non_blocking=True)
-        done = torch.Event(self.run.device.type)
-        done.record()
+        done = torch.cuda.Event() if self.run.device.type == "cuda" else None
+        if done:
+            done.record()
         scale = {"loss_scale": self.run.loss_scale} if self.run.params.precision == "fp16" else {}
 
         def read() -> dict[str, float]:
-            done.synchronize()
+            if done:
+                done.synchronize()
             loss, norm = numbers.tolist()
             return {"loss": loss, "grad_norm": norm, "lr": rate, **scale}
 

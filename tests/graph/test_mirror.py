@@ -18,6 +18,7 @@ FAMILY_FILES = ("family", "keys", "workflow")
 
 # Module -> the test file that tests it: it imports the module, or the line says how it comes by it.
 ELSEWHERE = {
+    "acceleration/choose": "training/test_fast.py: as `prepare` asks it",
     "bases/add": "bases/test_find.py",
     "bases/collect": "bases/test_places.py",
     "bases/hub": "bases/test_places.py",
@@ -103,6 +104,10 @@ ELSEWHERE = {
     "store/repair": "store/test_verify.py",
     "store/sharding": "store/test_entry_table.py",
     "store/usage": "store/test_survival.py",
+    "training/plain": "training/test_train.py: as the loop calls it",
+    "training/prepare": "training/test_train.py: as the loop enters it",
+    "training/run": "training/test_train.py",
+    "training/step": "training/test_train.py: by way of tests/support/training.py, against diffusers' scripts",
     "training/checkpoint": "contract/test_toy_family.py",
     "weights/files": "bases/test_inspect.py",
     "weights/component_tensors": "weights/test_single_files.py: by way of bases in single files",

@@ -130,12 +130,12 @@ def test_compiled_blocks_keep_what_attention_returns() -> None:
     heads, width = config["num_attention_heads"], config["attention_head_dim"]
     tokens = training.TOKENS + 16 * 16
     output = 2 * tokens * heads * (width + 1) * 4
-    assert [one.kept_less - other.kept_less for one, other in zip(compiled.blocks, plain.blocks, strict=True)] == [
-        output
-    ] * plain.count
-    assert compiled.full.work - plain.full.work == output * plain.count
+    share = train_memory.COMPILED
+    more = [one.kept_less - share * other.kept_less for one, other in zip(compiled.blocks, plain.blocks, strict=True)]
+    assert more == pytest.approx([share * output] * plain.count, rel=1e-3)
+    assert compiled.full.work - share * plain.full.work == pytest.approx(share * output * plain.count, rel=1e-3)
     assert plain.full.flops - compiled.full.flops == pytest.approx(plain.count * 2 * 4 * tokens**2 * heads * width)
-    assert compiled.none.work == plain.none.work * train_memory.COMPILED
+    assert compiled.none.work == pytest.approx(plain.none.work * share, rel=1e-6)
 
 
 @pytest.mark.slow
