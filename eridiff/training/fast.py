@@ -122,7 +122,7 @@ class FastStep:
     def _reading(self, rate: float) -> Callable[[], dict[str, float]]:
         """What waits for the numbers of this step, copied behind it."""
         numbers = torch.stack([self.loss, self.norm]).to("cpu", non_blocking=True)
-        done = torch.cuda.Event() if self.run.device.type == "cuda" else None
+        done = torch.cuda.Event() if self.run.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         if done:
             done.record()
         scale = {"loss_scale": self.run.loss_scale} if self.run.params.precision == "fp16" else {}
