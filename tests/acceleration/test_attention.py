@@ -235,6 +235,7 @@ def test_a_compiled_region_has_it_whole() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
 @pytest.mark.parametrize("family", FAMILIES)
+@torch._dynamo.config.patch(recompile_limit=64)  # one code object serves blocks of every shape
 def test_compiled_blocks_of_every_family_have_it_whole(family: str, tmp_path: Any) -> None:
     """Each block is one graph (`fullgraph`), and the adapters' gradients are those of torch without any of it."""
     run = start(family, params_of())

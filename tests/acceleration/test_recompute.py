@@ -149,12 +149,10 @@ def test_compiled_blocks_keep_attention_share_a_graph_and_may_change(whole: bool
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.slow
-def test_compiled_denoisers_of_all_families(
-    family: str, sets: dict[str, TrainingSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@torch._dynamo.config.patch(recompile_limit=64)  # one code object serves blocks of every shape
+def test_compiled_denoisers_of_all_families(family: str, sets: dict[str, TrainingSet]) -> None:
     """Half of the blocks recomputed; two of each class compiled, in graphs without breaks."""
     torch._dynamo.reset()
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 64)  # one code object serves blocks of every shape
     run = shaken_run(family)
     expected = gradients(run, sets[family])
     blocks = blocks_of(run)
