@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from eridiff.memory.meta_results import MetaResults
 
 ROUND = 512  # CUDA's allocator gives multiples of this many bytes
 BACKWARD = 2.5  # operations of attention's backward pass for each of its forward pass (it computes the scores again)
@@ -49,9 +50,12 @@ class Part:
     attention_flops: int = 0
 
 
-def trace(work: Callable[[], Any], parts: Sequence[nn.Module] = ()) -> Traced:
-    """Run work on meta tensors; what it returns is dropped. parts: modules that are also measured by themselves."""
-    with _Memory() as memory, _fused_attention(memory), _measured(memory, parts) as found:
+def trace(work: Callable[[], Any], parts: Sequence[nn.Module] = (), known: MetaResults | None = None) -> Traced:
+    """Run work on meta tensors; what it returns is dropped.
+
+    parts: modules that are also measured by themselves. known: results of operators, by traces before.
+    """
+    with _Memory(known or MetaResults()) as memory, _fused_attention(memory), _measured(memory, parts) as found:
         work()
     return Traced(peak=memory.peak, flops=memory.flops, calls=memory.calls, parts=tuple(found))
 
@@ -59,27 +63,25 @@ def trace(work: Callable[[], Any], parts: Sequence[nn.Module] = ()) -> Traced:
 class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that live, the operations of products and convolutions, and calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, results: MetaResults) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.flops = self.calls = self.attention = self.attention_flops = 0
         self._seen: set[int] = set()
+        self._results = results
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is None and func._can_decompose():  # a product or convolution may be inside, in inference mode
+        # A product or convolution may be inside, in inference mode.
+        if func.overloadpacket not in flop_registry and func._can_decompose():
             with self:
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
-        result = func(*args, **(kwargs or {}))
+        called = self._results.call(func, args, kwargs or {})
         self.calls += 1
-        if formula is not None:
-            self.flops += int(formula(*args, **(kwargs or {}), out_val=result))
-        before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_meta and _storage_id(leaf) not in before:
-                self._add(leaf.untyped_storage())
-        return result
+        self.flops += called.flops
+        for tensor in called.new:
+            self._add(tensor.untyped_storage())
+        return called.result
 
     def _add(self, storage: Any) -> None:
         place = storage._cdata
@@ -123,10 +125,6 @@ def _measured(memory: _Memory, modules: Sequence[nn.Module]) -> Iterator[list[Pa
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _storage_id(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from eridiff.core.json_files import load_json
 from eridiff.core.progress import say
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
+from eridiff.memory.meta_results import MetaResults
 from eridiff.memory.trace import Part, Traced, trace
 from eridiff.models.precision import DTYPES
 from eridiff.models.quantise import RowScaledLinear
@@ -155,10 +156,10 @@ def trace_levels(
     weights: bytes that stay whatever the level. quantise: to what the denoiser's int8 layers will be quantised.
     compiled: the blocks will be: they hold a share of the activations; recomputed ones keep what attention returns.
     """
-    share, found = COMPILED if compiled else 1.0, []
+    share, known, found = COMPILED if compiled else 1.0, MetaResults(), []
     for level in (Level(), full(len(kept.blocks))):
         kept.set(level)
-        found.append(trace(work, kept.blocks))
+        found.append(trace(work, kept.blocks, known))
     kept.set(Level())
     none, again = (_estimate(traced, weights, share) for traced in found)
     blocks = _blocks(found[0], found[1], share, compiled=compiled)
