@@ -4,6 +4,7 @@ All sizes are (width, height) in pixels of the upright picture. Everything is in
 that a plan is the same on every machine.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -31,10 +32,13 @@ LeftOut = tuple[str, str]  # path, reason
 
 
 def bucket_sizes(params: BucketParams) -> list[Size]:
-    """All bucket sizes, sorted: for each side the longest other side that area and aspect permit.
+    """All bucket sizes, sorted, by the rule of the params.
 
-    A size is left out where one at least as large in both sides is as elongated: 512x1024 beside 704x1408.
+    By area: for each side the longest other side that area and aspect permit. A size is left out where one at least as
+    large in both sides is as elongated: 512x1024 beside 704x1408.
     """
+    if params.rule == "equal_tokens":
+        return _equal_sizes(params)
     step, area, aspect = params.step, params.resolution**2, Fraction(str(params.max_aspect))
     found: set[Size] = set()
     for short in range(step, params.resolution + 1, step):
@@ -42,6 +46,22 @@ def bucket_sizes(params: BucketParams) -> list[Size]:
         long = int(longest) // step * step
         found |= {(short, long), (long, short)}
     return sorted(size for size in found if not any(_outdoes(other, size) for other in found))
+
+
+def _equal_sizes(params: BucketParams) -> list[Size]:
+    """Sizes of one area: of all areas within an eighth of the largest, that with most sizes; of equals the largest.
+
+    Where none of these has a size, as without rectangles (max_aspect 1), the largest below that has one.
+    """
+    step, aspect = params.step, Fraction(str(params.max_aspect))
+    most = params.resolution**2 // step**2  # cells of step x step
+    found: dict[int, list[Size]] = {}  # cells => sizes
+    for short in range(1, math.isqrt(most) + 1):
+        for long in range(short, min(most // short, int(aspect * short)) + 1):
+            size = short * step, long * step
+            found.setdefault(short * long, []).extend({size, size[::-1]})
+    near = [cells for cells in found if 8 * cells >= 7 * most]
+    return sorted(found[max(near, key=lambda cells: (len(found[cells]), cells)) if near else max(found)])
 
 
 def plan_buckets(image_rows: Iterable[Row], params: BucketParams) -> tuple[list[Row], list[LeftOut]]:

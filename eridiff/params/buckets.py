@@ -6,6 +6,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from eridiff.core.config import Section
 
+TOKEN = 16  # pixels a side of an image token: of every family the VAE's factor times the patch
+
 
 class BucketParams(Section):
     """Which sizes pictures are trained at."""
@@ -16,6 +18,9 @@ class BucketParams(Section):
     """Further resolutions: every picture is also put into a bucket of each, and trained at all of them."""
     step: Annotated[int, Field(ge=8, le=8192, multiple_of=8, validate_default=True)] = 64
     """Sides are multiples of this."""
+    rule: Literal["area", "equal_tokens"] = "area"
+    """area: for each side the longest other side that the area allows. equal_tokens: all buckets of a resolution have
+    exactly the same area, so transformers see one number of image tokens; use `step: 16` with it (SDXL: 32)."""
     max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
     """The longest bucket's long side over its short side. Longer pictures are cropped to that shape."""
     upscale: bool = False
@@ -30,4 +35,12 @@ class BucketParams(Section):
         least = min((info.data.get("resolution", value), *info.data.get("more_resolutions", ())))
         if value > least:
             raise ValueError(f"must be at most resolution ({least})")
+        return value
+
+    @field_validator("rule")
+    @classmethod
+    def _tokens_are_whole(cls, value: str, info: ValidationInfo) -> str:
+        step = info.data.get("step", TOKEN)
+        if value == "equal_tokens" and step % TOKEN:
+            raise ValueError(f"equal_tokens needs a step that is a multiple of {TOKEN} (it is {step})")
         return value

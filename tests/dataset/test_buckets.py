@@ -29,6 +29,55 @@ def params(**values: Any) -> BucketParams:
     return validate(BucketParams, {"resolution": 128, **values}, where="params.yaml", prefix="buckets")
 
 
+def test_sizes_of_equal_tokens() -> None:
+    """At 1024 and 512: 3600 and 1008 tokens, for as many shapes as no other number near the area has."""
+    tokens = [(45, 80), (48, 75), (50, 72), (60, 60), (72, 50), (75, 48), (80, 45)]
+    found = bucket_sizes(params(resolution=1024, step=16, rule="equal_tokens"))
+    assert found == [(16 * width, 16 * height) for width, height in tokens]
+    wide = bucket_sizes(params(resolution=1024, step=16, rule="equal_tokens", max_aspect=2.25))
+    assert set(wide) - set(found) == {(640, 1440), (1440, 640)}
+    at_512 = bucket_sizes(params(resolution=512, step=16, rule="equal_tokens"))
+    assert {width * height // 256 for width, height in at_512} == {1008}
+    assert bucket_sizes(params(resolution=1024, step=32, rule="equal_tokens", max_aspect=1.0)) == [(1024, 1024)]
+    assert bucket_sizes(params(resolution=100, step=64, rule="equal_tokens", max_aspect=1.0)) == [(64, 64)]
+
+
+@given(st.integers(64, 2048), st.sampled_from([16, 32, 64]), st.integers(100, 800).map(lambda x: x / 100))
+def test_equal_tokens_keep_the_limits(resolution: int, step: int, max_aspect: float) -> None:
+    chosen = params(resolution=resolution, step=step, max_aspect=max_aspect, rule="equal_tokens")
+    sizes = bucket_sizes(chosen)
+    assert sizes == sorted(set(sizes)) and {size[::-1] for size in sizes} == set(sizes)
+    area = {width * height for width, height in sizes}
+    assert len(area) == 1 and area.pop() <= resolution**2
+    for size in sizes:
+        assert not size[0] % step and not size[1] % step
+        assert max(size) <= max_aspect * min(size)
+        assert nearest_bucket(size, sizes) == size  # what was cut once is cut no more
+        assert crop_loss(plan_buckets([image("a.png", *size)], chosen)[0][0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("resolution", "number", "area", "kept"), [(512, 4, 1008, 0.77), (768, 6, 2160, 0.83), (1024, 7, 3600, 0.79)]
+)
+def test_equal_tokens_cover_the_aspect_ratios(resolution: int, number: int, area: int, kept: float) -> None:
+    """kept: of every picture between 1:2 and 2:1, at least this share is not cut off."""
+    sizes = bucket_sizes(params(resolution=resolution, step=16, rule="equal_tokens"))
+    assert len(sizes) == number
+    assert {width * height for width, height in sizes} == {256 * area}
+    shares = []
+    for percent in range(50, 201):
+        original = (100 * percent, 10_000)
+        bucket = nearest_bucket(original, sizes)
+        width, height = cover(original, bucket)
+        shares.append(bucket[0] * bucket[1] / (width * height))
+    assert kept <= min(shares) < kept + 0.1
+
+
+def test_equal_tokens_need_whole_tokens() -> None:
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        params(step=8, rule="equal_tokens")
+
+
 def image(path: str, width: int, height: int, orientation: int = 1, repeats: int = 1) -> dict[str, Any]:
     row = {"path": path, "file_digest": f"digest of {path}", "width": width, "height": height}
     return row | {"orientation": orientation, "repeats": repeats}
