@@ -61,6 +61,10 @@ def script_step(
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
 
+    if base.family.GUIDANCE and device.type == "cuda":
+        # The Flux script as it is does not train on torch 2.11 where cuDNN is the default: its two layouts of one shape
+        # give undefined gradients, or CUBLAS_STATUS_EXECUTION_FAILED.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=device.type == "cpu")
     model: Any = base.denoiser(device, settle_in(quantise, device))
     parameters = adapt(base, model, LoraParams(rank=16, alpha=16.0, targets=targets))

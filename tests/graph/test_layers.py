@@ -32,7 +32,15 @@ HEAVY = {
     "cairosvg",
 }
 # These work on tensors throughout; the stages that need no torch do not import them.
-WITH_TORCH = {"core.noise", "store.reader", "memory.plan", "memory.stages", "memory.trace", "memory.train"}
+WITH_TORCH = {
+    "core.noise",
+    "store.reader",
+    "memory.plan",
+    "memory.meta_results",
+    "memory.stages",
+    "memory.trace",
+    "memory.train",
+}
 WITH_TORCH |= {f"models.{name}" for name in ("precision", "quantise", "quantised_product", "upload")}
 WITH_TORCH |= {
     f"training.{name}" for name in ("base_check", "checkpoint", "data", "job", "loss_scale", "objectives", "resume")
