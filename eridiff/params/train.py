@@ -158,7 +158,8 @@ class TrainParams(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the adapters, saved beside each checkpoint; null: none."""
     deterministic: bool = False
-    """Kernels that give the same bits on each run of the same hardware; slower on a GPU."""
+    """The plain step, with kernels that give the same bits on each run of the same hardware; false: on CUDA the fast
+    one, which differs from it by rounding (docs/training.md)."""
     check_base: bool = True
     """Before the first step, check that the base was loaded right: false for bases with random weights."""
     lora: LoraParams = Field(default_factory=LoraParams)
