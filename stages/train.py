@@ -39,7 +39,7 @@ def main() -> None:
         table, seconds = job.train(run, preview, local.state_every)
         written = job.put_out(table, Path("data/lora"), Path("data/loss.tsv"))
     backend = describe_backend(job.device, params.precision)
-    backend |= {"activation_checkpointing": run.kept.described()}
+    backend |= {"step": run.levers, "activation_checkpointing": run.kept.described()}
     record_run("train", seconds=seconds, state=job.state, **backend)
     say(f"train: {params.steps} steps, {len(written)} checkpoint files, {seconds:.1f} s")
 

@@ -65,7 +65,7 @@ class MetaResults:
         if known is not None and not known.forms:
             return Called(args[0], [], known.flops)
         if known is not None:
-            made = [form and form.make() for form in known.forms]
+            made = [None if form is None else form.make() for form in known.forms]
             result = made[0] if known.kind is Tensor else known.kind(made)
             return Called(result, [one for one in made if one is not None], known.flops)
         return self._first(key, func, args, kwargs)
@@ -101,7 +101,7 @@ def _describe(value: Any, parts: list[Hashable]) -> bool:
     if isinstance(value, list | tuple):
         parts += (type(value), len(value))
         return all(_describe(one, parts) for one in value)
-    parts += (type(value), value)  # the type, since 1 == 1.0 == True
+    parts += [str(type(value)), value]  # the type, since 1 == 1.0 == True
     return isinstance(value, Hashable)
 
 

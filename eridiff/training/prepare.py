@@ -40,7 +40,8 @@ def prepare(train_step: TrainStep, run: Run, optimizer: torch.optim.Optimizer, d
         return
     attention = choose_attention(attention_shapes(train_step, run, data), run.device, run.store)
     keep_compiled_attention()
-    say(f"train: {levers.described()}, {attention.note}")
+    run.levers = f"{levers.described()}, {attention.note}"
+    say(f"train: {run.levers}")
     with use_attention(attention.kernel):
         yield FastStep(train_step, run, optimizer, levers)
 

@@ -36,6 +36,7 @@ class Run:
     kept: Kept
     fixed: bool  # by local.yaml; otherwise the next level is used when memory runs out
     store: Path | None = None  # the store's folder, which remembers what was checked on this machine
+    levers: str = "plain"  # what the step is made of, in words: fast ones change it
     loss_scale: float = 1.0  # other than 1 in fp16 alone (eridiff/training/loss_scale.py)
 
     @property

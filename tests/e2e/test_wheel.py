@@ -130,7 +130,9 @@ def test_a_project_anywhere_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     stages = ["check", "captions", "buckets", "latents", "text", "train", "sample", "export"]
     assert parse(0, ran).stages == stages and (user.place / "data/export/cats.safetensors").exists()
     assert (user.home / ".cache/eridiff/store/latents").is_dir() and (user.home / ".cache/eridiff/dvc").is_dir()
-    assert f'"eridiff": "{__version__}"' in (user.place / "runs/train.json").read_text()
+    record = (user.place / "runs/train.json").read_text()
+    assert f'"eridiff": "{__version__}"' in record
+    assert '"step": "plain"' in record
     assert parse(0, user.run("repro").stdout).stages == []
     assert user.run("upgrade").stdout == "all is as this eridiff makes it already\n"
 
