@@ -20,7 +20,7 @@ class BucketParams(Section):
     """Sides are multiples of this."""
     rule: Literal["area", "equal_tokens"] = "area"
     """area: for each side the longest other side that the area allows. equal_tokens: all buckets of a resolution have
-    exactly the same area, so transformers see one number of image tokens; use `step: 16` with it (SDXL: 32)."""
+    exactly the same area, so transformers see one number of image tokens; use `step: 16` with it (docs/buckets.md)."""
     max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
     """The longest bucket's long side over its short side. Longer pictures are cropped to that shape."""
     upscale: bool = False
