@@ -15,14 +15,14 @@ from benchmarks.randombase import RandomBase
 from eridiff.acceleration.levels import Level
 from eridiff.core.config import validate
 from eridiff.core.progress import say
-from eridiff.memory.train import SPARE, train_levels
+from eridiff.memory.train import GIB, SPARE, train_levels
 from eridiff.models.quantise import Storage
 from eridiff.params.train import TrainParams
 from eridiff.training import run as training_run
 from eridiff.training.data import TrainingSet, plan_batches
-from eridiff.training.prepare import Reading, prepare
+from eridiff.training.prepare import prepare
 from eridiff.training.run import Machine, Run, prepare_run
-from eridiff.training.step import examples_of, train_step
+from eridiff.training.step import Reading, examples_of, train_step
 
 STEPS = 100_000  # of the plan: more than are run
 
@@ -51,7 +51,7 @@ def first_level(base: RandomBase, params: TrainParams, data: TrainingSet, device
     batch = data.batch([0] * params.batch_size, 1, 0)
     levels = train_levels(params, base.family, base.source, batch)
     level = levels.first(torch.cuda.mem_get_info(device)[0] - SPARE)
-    say(f"train: {level.described(levels.count)}, {levels.at(level).memory / 2**30:.1f} GiB foretold")
+    say(f"train: {level.described(levels.count)}, {levels.at(level).memory / GIB:.1f} GiB foretold")
     return level
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.randombase import RandomBase, Settle
-from benchmarks.scriptloss import Cached, Options, as_cached, make_draw, make_loss
+from benchmarks.scriptloss import Cached, Options, as_cached, is_packed, make_draw, make_loss
 from eridiff.models.lora import target_modules
+from eridiff.models.precision import avoid_cudnn_attention
 from eridiff.models.quantise import Storage, is_quantised
 from eridiff.params.train import LoraParams
 
@@ -61,10 +62,8 @@ def script_step(
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
 
-    if base.family.GUIDANCE and device.type == "cuda":
-        # The Flux script as it is does not train on torch 2.11 where cuDNN is the default: its two layouts of one shape
-        # give undefined gradients, or CUBLAS_STATUS_EXECUTION_FAILED.
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    if is_packed(base):
+        avoid_cudnn_attention()  # where it is the default, Flux's script as it is does not train (torch 2.11)
     accelerator = Accelerator(mixed_precision=MIXED[base.precision], cpu=device.type == "cpu")
     model: Any = base.denoiser(device, settle_in(quantise, device))
     parameters = adapt(base, model, LoraParams(rank=16, alpha=16.0, targets=targets))

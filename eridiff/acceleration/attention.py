@@ -64,20 +64,20 @@ def use_attention(kernel: Kernel | None) -> Iterator[None]:
     if kernel is None:
         yield
         return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    with in_place_of_attention(attention_by(kernel)):
+        yield
+
+
+@contextmanager
+def in_place_of_attention(function: Attention) -> Iterator[None]:
+    """Have all attention computed by a function that is called as torch's own, for this whole process."""
     before = functional.scaled_dot_product_attention
-    backends: Any = torch.backends.cuda
-    flags = backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()
-    functional.scaled_dot_product_attention = attention_by(kernel)
-    backends.enable_cudnn_sdp(False)
-    # Compiled code is traced without sdpa_kernel's choice: there these flags are what holds.
-    backends.enable_flash_sdp(kernel in ("cudnn", "flash"))
-    backends.enable_mem_efficient_sdp(kernel != "math")
+    functional.scaled_dot_product_attention = function
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = before
-        backends.enable_flash_sdp(flags[0])
-        backends.enable_mem_efficient_sdp(flags[1])
 
 
 def attention_by(kernel: Kernel) -> Attention:
@@ -152,11 +152,8 @@ def recorded_shapes(work: Callable[[], Any]) -> list[AttentionShape]:
         output: Tensor = plain(query, key, value, attn_mask, *a, **k)
         return output
 
-    functional.scaled_dot_product_attention = recording
-    try:
+    with in_place_of_attention(recording):
         work()
-    finally:
-        functional.scaled_dot_product_attention = plain
     return sorted(found)
 
 

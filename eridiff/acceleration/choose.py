@@ -1,4 +1,4 @@
-"""Which levers a stage takes: by card, memory, family and how much there is to do. Levers differ by rounding alone."""
+"""Which levers a training takes, by card and denoiser. Levers differ by rounding alone."""
 
 from dataclasses import dataclass
 

@@ -45,9 +45,9 @@ class Recorded:
 class RecordedByShape(Generic[Input]):
     """Work on inputs, recorded for each shape that comes: at most `limit`, beyond which the longest unused goes."""
 
-    def __init__(self, work: Callable[[Input], None], device: torch.device, limit: int) -> None:
-        self.work, self.device, self.limit = work, device, limit
-        self.pool = torch.cuda.graph_pool_handle()
+    def __init__(self, work: Callable[[Input], None], device: torch.device, limit: int, pool: Any) -> None:
+        """pool: as in Recorded."""
+        self.work, self.device, self.limit, self.pool = work, device, limit, pool
         self._recorded: OrderedDict[Hashable, tuple[list[Tensor], Recorded]] = OrderedDict()
 
     def __call__(self, given: Input) -> None:

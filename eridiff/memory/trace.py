@@ -8,17 +8,17 @@ Legend: B batch, H heads, L tokens, D features of a head.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from eridiff.acceleration.attention import in_place_of_attention
 from eridiff.memory.meta_results import MetaResults
 
 ROUND = 512  # CUDA's allocator gives multiples of this many bytes
@@ -127,20 +127,14 @@ def _measured(memory: _Memory, modules: Sequence[nn.Module]) -> Iterator[list[Pa
             hook.remove()
 
 
-@contextmanager
-def _fused_attention(memory: _Memory) -> Iterator[None]:
+def _fused_attention(memory: _Memory) -> AbstractContextManager[None]:
     """Put the shapes of a fused kernel in the place of torch's attention, in recomputed forward passes too."""
-    plain = functional.scaled_dot_product_attention
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         output: Tensor = _Attention.apply(query, key, value, memory)  # type: ignore[no-untyped-call]
         return output
 
-    functional.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = plain
+    return in_place_of_attention(fused)
 
 
 class _Attention(torch.autograd.Function):

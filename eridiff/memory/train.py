@@ -130,22 +130,21 @@ def train_levels(params: TrainParams, family: Family, source: ModelSource, batch
     average = FLOAT_BYTES if params.ema_decay is not None else 0
 
     if params.deterministic:
+        working, masters = None, 0
+    else:  # fp32 adapters beside the copies in the denoiser, which in fp32 are they themselves; and their gradients
+        working = WorkingAdapters(run.denoiser, run.adapters, DTYPES[params.precision])
+        masters = FLOAT_BYTES * (1 if params.precision == "fp32" else 2)
 
-        def work() -> None:
-            for tensor in run.adapters.values():
-                tensor.grad = None
-            add_gradients(run, train_step(run, here, draws))
+    def work() -> None:
+        if working:
+            working.add_gradients(train_step(run, here, draws), first=True)
+            return
+        for tensor in run.adapters.values():
+            tensor.grad = None
+        add_gradients(run, train_step(run, here, draws))
 
-        resident = held(run.denoiser, params.quantise) + adapters * (moments + average)
-        return trace_levels(run.kept, resident, work, params.quantise)
-    working = WorkingAdapters(run.denoiser, run.adapters, DTYPES[params.precision])
-    masters = adapters * 2 * FLOAT_BYTES if params.precision != "fp32" else adapters * FLOAT_BYTES  # with gradients
-
-    def fast_work() -> None:
-        working.add_gradients(train_step(run, here, draws), first=True)
-
-    resident = held(run.denoiser, params.quantise) + masters + adapters * (moments + average)
-    return trace_levels(run.kept, resident, fast_work, params.quantise, compiled=True)
+    resident = held(run.denoiser, params.quantise) + adapters * (moments + average + masters)
+    return trace_levels(run.kept, resident, work, params.quantise, compiled=working is not None)
 
 
 def trace_levels(

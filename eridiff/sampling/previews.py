@@ -44,7 +44,7 @@ class Previews:
         vae = load_vae(self.family, self.source, DTYPES[self.params.precision]).to(device)
         pipeline = make_pipeline(self.family, self.source, self.params.scheduler, vae=vae, denoiser=denoiser)
         pipeline.set_progress_bar_config(disable=True)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # pictures have other shapes
             for number, (prompt, embeds) in enumerate(self.embeds.items()):
                 path = Path("runs/previews") / f"step-{step:06d}-{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,21 +3,20 @@
 The same mathematics as the plain path, in the base's number format: it differs by rounding.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from eridiff.acceleration.adapters import WorkingAdapters
 from eridiff.acceleration.choose import Levers
 from eridiff.acceleration.graph import Recorded, RecordedByShape
-from eridiff.acceleration.levels import next_level
 from eridiff.models.precision import DTYPES, compile_fixed_shapes
-from eridiff.training.optim import learning_rate
-from eridiff.training.plain import halve_scale, keep_less, too_little_memory, unscaled
+from eridiff.training.optim import learning_rate, set_rate
+from eridiff.training.plain import halve_scale, keep_less, table_row, too_little_memory, unscaled
 from eridiff.training.run import Run
-from eridiff.training.step import Example, TrainStep
+from eridiff.training.step import Example, Reading, TrainStep
 
 MAX_GRAPHS = 16  # shapes of batches; beyond, the longest unused is recorded again
 
@@ -25,10 +24,10 @@ MAX_GRAPHS = 16  # shapes of batches; beyond, the longest unused is recorded aga
 class FastStep:
     """All micro-batches of one step and the optimizer's move, put into the device's queue."""
 
-    late = 1  # rows that may wait while the device works
-
     def __init__(self, train_step: TrainStep, run: Run, optimizer: torch.optim.Optimizer, levers: Levers) -> None:
         self.train_step, self.run, self.optimizer, self.levers = train_step, run, optimizer, levers
+        # Rows that may wait while the device works; in fp16 none, since the next scale is a function of all of them.
+        self.late = 0 if run.params.precision == "fp16" else 1
         self.adapters = WorkingAdapters(run.denoiser, run.adapters, DTYPES[run.params.precision])
         self.loss, self.norm, self.found_inf, self.scale = (torch.zeros((), device=run.device) for _ in range(4))
         with run.kept.unwrapped():
@@ -42,17 +41,13 @@ class FastStep:
             self._make_moments()
         self._move: Callable[[], None] | None = None
 
-    def __call__(self, examples: list[Example], step: int) -> Callable[[], dict[str, float]]:
+    def __call__(self, examples: list[Example], step: int) -> Reading:
         """Queue the step; returns what reads its row of the loss table, and waits for it."""
         params = self.run.params
         while not (self._accumulate(examples, step) and unscaled(self.run, self.loss)):
             halve_scale(self.run, step)
         rate = learning_rate(params.optimizer, step, params.steps)
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self._update()
         return self._reading(rate)
 
@@ -64,7 +59,7 @@ class FastStep:
             for number, example in enumerate(examples):
                 self._passes[min(number, 1)](example)
         except torch.OutOfMemoryError as error:
-            if run.fixed or not next_level(run.kept.level, len(run.kept.blocks)):
+            if not run.can_keep_less:
                 raise too_little_memory(run, step, error) from None
         else:
             return True
@@ -74,12 +69,16 @@ class FastStep:
         return self._accumulate(examples, step)
 
     def _make_passes(self) -> list[Callable[[Example], None]]:
-        """The passes of a step's first micro-batch, and of a later one. What is copied to RAM, or from it, is not in a
-        graph."""
+        """The passes of a step's first micro-batch, and of a later one, whose graphs share memory.
+
+        What is copied to RAM, or from it, is in no graph.
+        """
         level = self.run.kept.level
-        is_recorded = self.levers.graph and not level.swapped and not level.offload
         passes = [self._pass(first=True), self._pass(first=False)]
-        return [RecordedByShape(work, self.run.device, MAX_GRAPHS) for work in passes] if is_recorded else passes
+        if not self.levers.graph or level.swapped or level.offload:
+            return passes
+        pool = torch.cuda.graph_pool_handle()
+        return [RecordedByShape(work, self.run.device, MAX_GRAPHS, pool) for work in passes]
 
     def _pass(self, *, first: bool) -> Callable[[Example], None]:
         """Forward and backward pass of a step's first micro-batch, or of a later one."""
@@ -88,8 +87,7 @@ class FastStep:
             here = example.to(self.run.device)
             with self.run.kept.step():
                 loss = self.train_step(self.run, here.batch, here.draws)
-                scaled = loss * self.scale if self.run.params.precision == "fp16" else loss
-                self.adapters.add_gradients(scaled, first=first)
+                self.adapters.add_gradients(loss * self.scale, first=first)
             self.loss.copy_(loss.detach()) if first else self.loss.add_(loss.detach())
 
         return work
@@ -119,18 +117,18 @@ class FastStep:
         self.optimizer.step()
         self.found_inf.zero_()
 
-    def _reading(self, rate: float) -> Callable[[], dict[str, float]]:
+    def _reading(self, rate: float) -> Reading:
         """What waits for the numbers of this step, copied behind it."""
         numbers = torch.stack([self.loss, self.norm]).to("cpu", non_blocking=True)
         done = torch.cuda.Event() if self.run.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         if done:
             done.record()
-        scale = {"loss_scale": self.run.loss_scale} if self.run.params.precision == "fp16" else {}
+        row = table_row(self.run, math.nan, math.nan, rate)  # its scale is of now
 
         def read() -> dict[str, float]:
             if done:
                 done.synchronize()
-            loss, norm = numbers.tolist()
-            return {"loss": loss, "grad_norm": norm, "lr": rate, **scale}
+            row["loss"], row["grad_norm"] = numbers.tolist()
+            return row
 
         return read

@@ -41,6 +41,15 @@ def make_optimizer(
     return optimizer
 
 
+def set_rate(optimizer: "torch.optim.Optimizer", rate: float) -> None:
+    """The learning rate of the next step; one on the device is written to, since a CUDA graph reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], float):
+            group["lr"] = rate
+        else:
+            group["lr"].fill_(rate)
+
+
 class MovingAverage:
     """Exponential moving average of tensors, fp32: average <- decay average + (1 - decay) tensor."""
 

@@ -1,17 +1,14 @@
 """The plain path: forward and backward pass, clip and optimizer, one after the other, bit for bit as written."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from eridiff.acceleration.levels import next_level
 from eridiff.core.errors import TrainError
 from eridiff.core.progress import say
 from eridiff.training.loss_scale import unscale
-from eridiff.training.optim import learning_rate
+from eridiff.training.optim import learning_rate, set_rate
 from eridiff.training.run import Run
-from eridiff.training.step import Example, TrainStep, add_gradients
+from eridiff.training.step import Example, Reading, TrainStep, add_gradients
 
 
 class PlainStep:
@@ -22,7 +19,7 @@ class PlainStep:
     def __init__(self, train_step: TrainStep, run: Run, optimizer: torch.optim.Optimizer) -> None:
         self.train_step, self.run, self.optimizer = train_step, run, optimizer
 
-    def __call__(self, examples: list[Example], step: int) -> Callable[[], dict[str, float]]:
+    def __call__(self, examples: list[Example], step: int) -> Reading:
         """Move the adapters; returns what reads the step's row of the loss table."""
         run, optimizer = self.run, self.optimizer
         params = run.params
@@ -34,12 +31,10 @@ class PlainStep:
                 halve_scale(run, step)
         norm = nn.utils.clip_grad_norm_(list(run.adapters.values()), params.optimizer.max_grad_norm)
         rate = learning_rate(params.optimizer, step, params.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        scale = {"loss_scale": run.loss_scale} if params.precision == "fp16" else {}
-        row = {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate, **scale}
+        row = table_row(run, loss.item(), norm.item(), rate)
         return lambda: row
 
     def _accumulate(self, examples: list[Example], step: int) -> Tensor | None:
@@ -52,10 +47,16 @@ class PlainStep:
                 with run.kept.step():
                     loss += add_gradients(run, self.train_step(run, here.batch, here.draws))
         except torch.OutOfMemoryError as error:
-            if not run.fixed and next_level(run.kept.level, len(run.kept.blocks)):
+            if run.can_keep_less:
                 return None
             raise too_little_memory(run, step, error) from None
         return loss
+
+
+def table_row(run: Run, loss: float, norm: float, rate: float) -> dict[str, float]:
+    """A step's row of the table of losses."""
+    scale = {"loss_scale": run.loss_scale} if run.params.precision == "fp16" else {}
+    return {"loss": loss, "grad_norm": norm, "lr": rate, **scale}
 
 
 def too_little_memory(run: Run, step: int, error: Exception) -> TrainError:

@@ -1,6 +1,6 @@
 """The step as the loop calls it: plain, or fast where the card allows it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,9 +14,7 @@ from eridiff.training.data import TrainingSet
 from eridiff.training.fast import FastStep
 from eridiff.training.plain import PlainStep
 from eridiff.training.run import Run
-from eridiff.training.step import Example, TrainStep, examples_of
-
-Reading = Callable[[], dict[str, float]]  # waits for a step's row of the table of losses
+from eridiff.training.step import Example, Reading, TrainStep, examples_of
 
 
 class Step(Protocol):
@@ -34,10 +32,10 @@ def prepare(train_step: TrainStep, run: Run, optimizer: torch.optim.Optimizer, d
 
     The fast one checks the attention kernel first, on the shapes of the data's buckets.
     """
-    levers = choose_levers(run.denoiser, run.device) if run.is_fast and run.store else None
-    if levers is None or run.store is None:
+    if not run.is_fast or run.store is None:
         yield PlainStep(train_step, run, optimizer)
         return
+    levers = choose_levers(run.denoiser, run.device)
     attention = choose_attention(attention_shapes(train_step, run, data), run.device, run.store)
     keep_compiled_attention()
     run.levers = f"{levers.described()}, {attention.note}"
@@ -46,7 +44,7 @@ def prepare(train_step: TrainStep, run: Run, optimizer: torch.optim.Optimizer, d
         yield FastStep(train_step, run, optimizer, levers)
 
 
-def attention_shapes(train_step: TrainStep, run: Run, data: TrainingSet) -> list[AttentionShape]:
+def attention_shapes(train_step: TrainStep, run: Run, data: TrainingSet) -> set[AttentionShape]:
     """Shapes of attention in this training: of a forward pass for each bucket."""
     number_of = {sample.bucket: number for number, sample in enumerate(data.samples)}
     complete, found = examples_of(run), set[AttentionShape]()
@@ -58,4 +56,4 @@ def attention_shapes(train_step: TrainStep, run: Run, data: TrainingSet) -> list
                 train_step(run, example.batch, example.draws)
 
         found.update(recorded_shapes(work))
-    return sorted(found)
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eridiff.acceleration.levels import Kept, Level, level_of
+from eridiff.acceleration.levels import Kept, Level, level_of, next_level
 from eridiff.family import Family
 from eridiff.machine.local import Checkpointing
 from eridiff.models.load import load_denoiser
@@ -41,8 +41,13 @@ class Run:
 
     @property
     def is_fast(self) -> bool:
-        """Whether levers that differ by rounding may be taken (eridiff/acceleration)."""
-        return self.device.type == "cuda" and not self.params.deterministic
+        """Whether levers that differ by rounding are taken: their checks need the store (eridiff/acceleration)."""
+        return self.device.type == "cuda" and not self.params.deterministic and self.store is not None
+
+    @property
+    def can_keep_less(self) -> bool:
+        """Whether a level is left that keeps less on the device."""
+        return not self.fixed and next_level(self.kept.level, len(self.kept.blocks)) is not None
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the params over the adapters."""

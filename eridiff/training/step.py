@@ -52,6 +52,7 @@ class Example:
 
 
 TrainStep = Callable[[Run, Batch, Draws], Tensor]
+Reading = Callable[[], dict[str, float]]  # waits for a step's row of the table of losses
 
 
 def draw(run: Run, batch: Batch, step: int) -> Draws:

@@ -16,10 +16,10 @@ from eridiff.params.train import TrainParams, kept_steps
 from eridiff.training.data import TrainingSet, plan_batches
 from eridiff.training.loss_scale import next_scale
 from eridiff.training.optim import MovingAverage
-from eridiff.training.prepare import Reading, prepare
+from eridiff.training.prepare import prepare
 from eridiff.training.resume import load_adapters, load_state, save_adapters, save_state
 from eridiff.training.run import Run
-from eridiff.training.step import examples_of, train_step
+from eridiff.training.step import Reading, examples_of, train_step
 from eridiff.weights.nonfinite import blame, first_weight
 
 Table = dict[str, list[float]]  # column -> value of each step, from step 1
@@ -53,7 +53,7 @@ def train(
                 average.update(run.adapters)
             signum, is_saved = asked(), step % params.save_every == 0 or step == params.steps
             is_kept = signum or is_saved or step % state_every == 0
-            rows.read(0 if is_kept or preview is not None else step_once.late)
+            rows.read(0 if is_kept else step_once.late)
             if is_saved:
                 save_adapters(state, step, groups)
             if is_kept:
@@ -61,8 +61,7 @@ def train(
             if signum:
                 raise Stopped(signum, f"stopped after step {step} of {params.steps}: dvc repro goes on from there")
             if preview is not None:
-                with torch.compiler.set_stance("force_eager"):  # pictures have other shapes
-                    preview(step)
+                preview(step)
     return table, time.monotonic() - rows.meter.start
 
 

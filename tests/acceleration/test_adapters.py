@@ -6,17 +6,10 @@ import pytest
 import torch
 
 from eridiff.acceleration.adapters import LowRankLinear, WorkingAdapters
-from eridiff.training.run import Run
 from eridiff.training.step import Example, draw, train_step
 from tests.support import training
 from tests.support.bases import FAMILIES
-
-
-def shaken(run: Run) -> Run:
-    generator = torch.Generator().manual_seed(5)
-    for tensor in run.adapters.values():
-        tensor.data += 0.05 * torch.randn(tensor.shape, generator=generator)
-    return run
+from tests.support.training import shaken
 
 
 @pytest.mark.parametrize("family", FAMILIES)

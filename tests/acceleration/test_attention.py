@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -260,6 +262,27 @@ def test_compiled_blocks_of_every_family_have_it_whole(family: str, tmp_path: An
     for name, gradient in found[0].items():
         assert gradient is not None
         assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "operator"), [("flash", "flash_attention_for_cpu"), ("math", "softmax")])
+def test_compiled_code_takes_the_kernel_that_was_chosen(kernel: Kernel, operator: str) -> None:
+    """The choice is traced with the call: a compiled graph holds the kernel's operator."""
+    seen: list[str] = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda query: functional.scaled_dot_product_attention(query, query, query),
+        backend=aot_autograd(fw_compiler=kept),
+        dynamic=False,
+    )
+    with use_attention(kernel):
+        compiled(torch.randn(1, 2, 64, 64, dtype=torch.bfloat16))
+    assert any(operator in name for name in seen)
 
 
 @pytest.mark.slow

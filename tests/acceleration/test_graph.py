@@ -35,7 +35,7 @@ def test_replays_compute_with_what_they_are_given() -> None:
         seen.append(pair.one.shape)
         out.copy_((pair.one * 2 + pair.two).sum())
 
-    recorded = RecordedByShape(work, device, limit=2)
+    recorded = RecordedByShape(work, device, limit=2, pool=torch.cuda.graph_pool_handle())
     for size in (3, 5, 3, 7, 5, 3, 3):
         pair = Pair(torch.randn(size), torch.randn(size)).map(Tensor.pin_memory)
         recorded(pair)

@@ -11,7 +11,14 @@ from eridiff.acceleration import swap as swap_module
 from eridiff.acceleration.recompute import recompute
 from eridiff.acceleration.swap import SLOTS, Swap, swap_sizes, swapped_bytes, swapped_places
 from eridiff.training.data import TrainingSet
-from tests.acceleration.test_recompute import Attending, blocks_of, counting_backend, gradients, shaken_run
+from tests.acceleration.test_recompute import (
+    Attending,
+    assert_gradients_stay,
+    blocks_of,
+    counting_backend,
+    gradients,
+    shaken_run,
+)
 from tests.support import training
 from tests.support.bases import FAMILIES
 
@@ -126,10 +133,7 @@ def test_swapped_denoisers_of_all_families(family: str, sets: dict[str, Training
     blocks = blocks_of(run)
     expected = gradients(run, sets[family])
     Swap(blocks, training.CPU).swap(len(blocks))
-    for count in (0, len(blocks)):
-        recompute(blocks, count)
-        found = gradients(run, sets[family])
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), count
+    assert_gradients_stay(run, sets[family], expected, (0, len(blocks)))
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])

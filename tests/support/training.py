@@ -76,6 +76,14 @@ def start(
         )
 
 
+def shaken(run: Run) -> Run:
+    """The run with every adapter moved away from zero."""
+    generator = torch.Generator().manual_seed(5)
+    for tensor in run.adapters.values():
+        tensor.data += 0.05 * torch.randn(tensor.shape, generator=generator)
+    return run
+
+
 def do_step(run: Run, batch: Batch, step: int) -> Tensor:
     """One micro-batch's forward and backward pass; the loss."""
     example = Example(batch=batch, draws=draw(run, batch, step)).to(run.device)

@@ -8,6 +8,7 @@ import torch
 
 from eridiff.acceleration.choose import Levers
 from eridiff.core.errors import TrainError
+from eridiff.training import loss_scale
 from eridiff.training import train as training_loop
 from eridiff.training.fast import FastStep
 from eridiff.training.prepare import prepare
@@ -60,6 +61,19 @@ def test_losses_and_norms_are_those_of_the_plain_step(
     assert fast["lr"] == plain["lr"]
     for column in ("loss", "grad_norm"):
         assert fast[column] == pytest.approx(plain[column], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_fp16_goes_on_with_a_halved_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step begins with the scale that the one before it ended with: its row is read by then."""
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**40)
+    _, fast = both(FAMILIES[0], {"precision": "fp16", "optimizer": {"lr": 1e-3}}, tmp_path, monkeypatch)
+    assert fast["loss_scale"] == [fast["loss_scale"][0]] * 4
+    said = capsys.readouterr().out
+    assert "step 1: gradients overflow fp16" in said
+    assert "step 2: gradients overflow fp16" not in said
 
 
 @pytest.mark.slow

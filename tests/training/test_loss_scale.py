@@ -21,7 +21,7 @@ from eridiff.training.train import Table, train
 from eridiff.weights.pointers import ModelSource
 from tests.support import training
 from tests.support.bases import FAMILIES, source
-from tests.training.test_train import shaken
+from tests.support.training import shaken
 
 FAMILY = FAMILIES[0]
 

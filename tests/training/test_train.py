@@ -22,6 +22,7 @@ from eridiff.training.run import Run
 from eridiff.training.train import train
 from tests.support import training
 from tests.support.bases import FAMILIES, source
+from tests.support.training import shaken
 
 DDPM = [f for f in FAMILIES if load_family(f).OBJECTIVE == "ddpm"]
 OPTIONS = {
@@ -38,14 +39,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingSet]:
         family: training.random_set(family, tmp_path_factory.mktemp(family), training.params_of(), sizes)
         for family in FAMILIES
     }
-
-
-def shaken(run: Run) -> Run:
-    """The run with every adapter moved away from zero."""
-    generator = torch.Generator().manual_seed(5)
-    for tensor in run.adapters.values():
-        tensor.data += 0.05 * torch.randn(tensor.shape, generator=generator)
-    return run
 
 
 @pytest.mark.slow
